@@ -1,0 +1,1 @@
+"""Operations of the engine: each with a readable reference and fast implementations."""

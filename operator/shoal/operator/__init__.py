@@ -1,0 +1,1 @@
+"""InferenceService: manifest to spec to plan to running processes."""

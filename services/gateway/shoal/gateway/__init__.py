@@ -1,0 +1,1 @@
+"""The public API: gRPC and OpenAI HTTP in front of the mesh."""

@@ -1,0 +1,1 @@
+"""StepPlan to tensors to StepResult."""

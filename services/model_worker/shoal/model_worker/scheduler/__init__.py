@@ -1,0 +1,1 @@
+"""Policy: which tokens of which requests the next step computes."""

@@ -1,0 +1,124 @@
+"""What crosses the edge between the scheduler and a runner: `StepPlan` in, `StepResult` out, and nothing else.
+
+A runner keeps one *slot* per running sequence: its token history, block table and sampling state live there, so a plan
+names only what changed since the last step (the host does O(changed) work, never O(running)). There is no prefill
+phase and no decode phase: a step computes some tokens of some slots, and samples where a slot has caught up.
+
+Block ids index the runner's paged KV cache. No torch here: the scheduler and its property tests run anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.model_worker.sampling.params import SamplingParams
+
+IntArray = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Fills an empty slot with a sequence that starts, or comes back after preemption or from another worker."""
+
+    slot: int
+    token_ids: tuple[int, ...]
+    """Prompt, then output known so far."""
+    num_prompt_tokens: int
+    """How many of `token_ids` are prompt; the rest counts as output for penalties, seeds and min_tokens."""
+    num_computed_tokens: int
+    """Tokens whose KV already lies in `block_ids` (prefix hit). Always less than len(token_ids)."""
+    block_ids: tuple[int, ...]
+    """The block table so far, in order of position; covers at least the tokens of this step."""
+    sampling: SamplingParams
+    seed: int
+    """Resolved 64-bit seed."""
+    choice: int
+    """Which of the request's n completions this is; part of the random stream's key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Copies `source`'s slot (history, block table, sampling state) to the empty slot `target` as choice `choice`.
+
+    Applied after the step's forward pass and before sampling, when `source`'s prompt is complete: every fork samples
+    its first token from `source`'s logits.
+    """
+
+    source: int
+    target: int
+    choice: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockAssignment:
+    """Puts `block_id` at position `index` of a slot's block table (appending or, after copy-on-write, replacing)."""
+
+    slot: int
+    index: int
+    block_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step. Applied in the order of the fields."""
+
+    released: tuple[int, ...]
+    """Slots emptied."""
+    admitted: tuple[Admission, ...]
+    block_copies: tuple[tuple[int, int], ...]
+    """(source, target) block ids whose KV is copied before anything is computed (copy-on-write)."""
+    assigned: tuple[BlockAssignment, ...]
+    slots: IntArray
+    """[S] the scheduled slots, each once."""
+    num_tokens: IntArray
+    """[S] tokens to compute for each, >= 1, starting at the slot's number of computed tokens."""
+    samples: NDArray[np.bool_]
+    """[S] whether this step reaches the slot's last known token, so that the next one is sampled."""
+    forks: tuple[Fork, ...]
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens computed in this step."""
+        return int(self.num_tokens.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities at one position, from the model's own distribution (before temperature and filters)."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    """1 is the most likely."""
+    top: tuple[tuple[int, float], ...]
+    """(token id, logprob), most likely first; as many as asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step produced. The runner has already appended the tokens to the slots' histories."""
+
+    slots: IntArray
+    """[R] slots that sampled: those of the plan with `samples`, in the plan's order, then its forks' targets."""
+    token_ids: IntArray
+    """[R] the sampled tokens."""
+    logprobs: dict[int, TokenLogprobs]
+    """By slot, for those whose parameters ask for logprobs."""
+    prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]]
+    """By slot, for those that ask for them: entries for the prompt tokens whose predecessors were computed in this
+    step (the first prompt token has no entry)."""
+
+
+class Runner(Protocol):
+    """Executes plans. One per engine process, used by its loop only; not thread-safe."""
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks in the cache."""
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Runs one step to the end. An exception means the runner's state is lost and the process must restart."""
