@@ -1,0 +1,138 @@
+"""Runs a gRPC service from its first health check to its drained end.
+
+    registration = Registration(add_FooServicer_to_server, servicer, "shoal.api.foo.v1.FooService")
+    server = await start_server(options, [registration])
+    ...load whatever takes long...
+    await serve_until_stopped(server, stop_signal(), options)
+
+Health is NOT_SERVING until `serve_until_stopped` runs, SERVING while the service can serve, NOT_SERVING from the first
+SIGTERM or SIGINT on; then running calls may finish within `drain_timeout_s`, and the process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from shoal.rpc.interceptor import BoundaryInterceptor
+
+_log = structlog.get_logger("shoal.rpc")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Where and how a server listens."""
+
+    host: str
+    port: int
+    """0 picks a free one; `Server.port` tells which."""
+    drain_timeout_s: float = 60.0
+    max_message_bytes: int = 64 << 20
+    max_concurrent_streams: int = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """One service: its generated `add_XServicer_to_server`, the servicer, and its full name for health checks."""
+
+    add: Callable[[Any, grpc.aio.Server], None]
+    servicer: object
+    name: str
+
+
+class Server:
+    """A listening gRPC server with health and reflection. Made by `start_server`; ended by `stop`."""
+
+    def __init__(self, server: grpc.aio.Server, health: HealthServicer, names: Sequence[str], port: int) -> None:
+        self._server = server  # grpc.aio servers vanish when nobody holds them
+        self._health = health
+        self._names = names
+        self.port = port
+
+    async def set_serving(self, serving: bool) -> None:
+        """Tells health checkers whether to send calls here."""
+        state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *self._names):
+            await self._health.set(name, state)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuses new calls, lets running ones go on for `grace_s`, then cancels them."""
+        await self._server.stop(grace_s)
+
+
+async def start_server(
+    options: ServerOptions,
+    registrations: Sequence[Registration],
+    generic_handlers: Sequence[Any] = (),
+) -> Server:
+    """Starts listening, NOT_SERVING. Raises OSError naming the address when it cannot be bound."""
+    server = grpc.aio.server(
+        interceptors=[BoundaryInterceptor()],
+        options=[
+            ("grpc.max_receive_message_length", options.max_message_bytes),
+            ("grpc.max_send_message_length", options.max_message_bytes),
+            ("grpc.max_concurrent_streams", options.max_concurrent_streams),
+            ("grpc.so_reuseport", 0),  # a second process on the same port is a mistake that must show
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ],
+    )
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    names = [registration.name for registration in registrations]
+    for registration in registrations:
+        registration.add(registration.servicer, server)
+    server.add_generic_rpc_handlers(tuple(generic_handlers))
+    reflection.enable_server_reflection(
+        (*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
+    )
+    address = f"{options.host}:{options.port}"
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: is the port in use? Choose another, or 0 for a free one") from error
+    await server.start()
+    result = Server(server, health, names, port)
+    await result.set_serving(False)
+    return result
+
+
+def stop_signal() -> asyncio.Event:
+    """An event that SIGTERM or SIGINT sets. Call once, from the running loop of the main thread."""
+    event = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, event.set)
+    return event
+
+
+async def serve_until_stopped(
+    server: Server,
+    stop: asyncio.Event,
+    options: ServerOptions,
+    *,
+    drain: Callable[[float], Awaitable[None]] | None = None,
+) -> None:
+    """Serves until `stop` is set, then drains and stops.
+
+    `drain(timeout_s)` finishes what the service itself holds; calls still open after it get cancelled once
+    `drain_timeout_s` is over.
+    """
+    await server.set_serving(True)
+    _log.info("serving", address=f"{options.host}:{server.port}")
+    await stop.wait()
+    _log.info("draining", timeout_s=options.drain_timeout_s)
+    await server.set_serving(False)
+    if drain is not None:
+        await drain(options.drain_timeout_s)
+    await server.stop(options.drain_timeout_s)
+    _log.info("stopped")
