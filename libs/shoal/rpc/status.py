@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import grpc
+import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from shoal.rpc.errors import BY_CODE, BY_REASON, Internal, ShoalError
 
 DOMAIN = "shoal.dev"
+_DETAILS_KEY = "grpc-status-details-bin"
 
 
 def to_status(error: ShoalError, request_id: str = "") -> grpc.Status:
@@ -31,7 +34,7 @@ def to_status(error: ShoalError, request_id: str = "") -> grpc.Status:
 
 def from_rpc_error(error: grpc.RpcError) -> ShoalError:
     """The domain error behind a failed call, from our own services or from anything else that speaks gRPC (Envoy)."""
-    assert isinstance(error, grpc.Call)
+    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
     code, message = error.code(), error.details() or ""
     reason, field, retry_after_s, request_id = "", None, None, ""
     for detail in _details(error):
@@ -55,12 +58,14 @@ def from_rpc_error(error: grpc.RpcError) -> ShoalError:
     return result
 
 
-def _details(error: grpc.Call) -> list[any_pb2.Any]:
-    try:
-        status = rpc_status.from_call(error)
-    except ValueError:  # trailers that contradict the status line: a proxy rewrote one of them
-        return []
-    return list(status.details) if status is not None else []
+def _details(error: grpc.Call | grpc.aio.AioRpcError) -> list[any_pb2.Any]:
+    for key, value in error.trailing_metadata() or ():
+        if key == _DETAILS_KEY:
+            try:
+                return list(status_pb2.Status.FromString(value).details)
+            except DecodeError:  # a proxy's or a stranger's bytes: the status line still counts
+                return []
+    return []
 
 
 def _pack(
