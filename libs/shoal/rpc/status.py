@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
@@ -59,7 +61,8 @@ def from_rpc_error(error: grpc.RpcError) -> ShoalError:
 
 
 def _details(error: grpc.Call | grpc.aio.AioRpcError) -> list[any_pb2.Any]:
-    for key, value in error.trailing_metadata() or ():
+    trailers: Any = error.trailing_metadata() or ()  # pairs; the stubs miss that
+    for key, value in trailers:
         if key == _DETAILS_KEY:
             try:
                 return list(status_pb2.Status.FromString(value).details)
