@@ -38,6 +38,15 @@ class Raiser(tokenizer_pb2_grpc.TokenizerServiceServicer):
             raise self.error
         return tokenizer_pb2.GetInfoResponse(digest="d")
 
+    async def Encode(self, request: object, context: object) -> tokenizer_pb2.EncodeResponse:
+        return tokenizer_pb2.EncodeResponse()
+
+    async def Decode(self, request: object, context: object) -> tokenizer_pb2.DecodeResponse:
+        return tokenizer_pb2.DecodeResponse()
+
+    async def RenderChat(self, request: object, context: object) -> tokenizer_pb2.RenderChatResponse:
+        return tokenizer_pb2.RenderChatResponse()
+
     async def GetVocabulary(
         self, request: object, context: object
     ) -> AsyncIterator[tokenizer_pb2.GetVocabularyResponse]:
