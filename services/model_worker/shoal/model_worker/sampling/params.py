@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+MAX_LOGIT_BIASES = 1024
+MAX_STOP_TOKEN_IDS = 256
+MAX_LOGPROBS = 20
+MAX_CHOICES = 64
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
