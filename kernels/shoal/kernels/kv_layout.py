@@ -1,0 +1,102 @@
+"""How keys and values lie in the paged cache on a CPU, for every operation that reads or writes it.
+
+A block holds `block_size` tokens of all layers in one contiguous run of bytes, so that copying, storing or sending a
+block is one memory copy. Within a block: [num_layers, 2 (k, v), num_kv_heads, block_size * head_dim]. A head's part is
+packed in 32-bit lanes of p elements (p = 1 for float32, 2 for bfloat16):
+
+    k  [head_dim / p, block_size, p]    sixteen tokens side by side: scores need no horizontal sums
+    v  [block_size / p, head_dim, p]
+
+which is what the bfloat16 dot product instructions of x86 and Arm take.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LAYOUT_NAME = "cpu-lanes-1"
+"""Names the layout in the namespace of block keys: other bytes for the same tokens need another name."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """Sizes of a paged KV cache."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"KV cache dtype {self.dtype} is not supported; use float32 or bfloat16")
+        for name in ("num_layers", "num_kv_heads", "head_dim", "block_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.head_dim % self.pack or self.block_size % self.pack:
+            raise ValueError(
+                f"head_dim ({self.head_dim}) and block_size ({self.block_size}) must be even for {self.dtype}"
+            )
+
+    @property
+    def pack(self) -> int:
+        """Elements to a 32-bit lane."""
+        return 4 // self.dtype.itemsize
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block, all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.block_size * self.head_dim * self.dtype.itemsize
+
+    @property
+    def name(self) -> str:
+        """Layout, sizes and dtype in one string: part of the block keys' namespace."""
+        sizes = f"{self.num_layers}x{self.num_kv_heads}x{self.head_dim}x{self.block_size}"
+        return f"{LAYOUT_NAME}:{sizes}:{str(self.dtype).removeprefix('torch.')}"
+
+    def allocate(self, num_blocks: int) -> Tensor:
+        """A zeroed cache [num_blocks, num_layers, 2, num_kv_heads, block_size * head_dim].
+
+        Huge pages are asked for where the system has them: a step touches a few kilobytes of each of many blocks.
+        """
+        memory = mmap.mmap(-1, max(1, num_blocks * self.block_bytes))
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        flat = torch.frombuffer(memory, dtype=self.dtype)
+        per_head = self.block_size * self.head_dim
+        return flat[: num_blocks * self.block_bytes // self.dtype.itemsize].view(
+            num_blocks, self.num_layers, 2, self.num_kv_heads, per_head
+        )
+
+    def write(self, layer_cache: Tensor, slot_mapping: Tensor, k: Tensor, v: Tensor) -> None:
+        """Stores k and v [tokens, num_kv_heads, head_dim] at the slots (block * block_size + offset) of one layer."""
+        blocks, offsets = slot_mapping.long() // self.block_size, slot_mapping.long() % self.block_size
+        heads = torch.arange(self.num_kv_heads)
+        keys, values = self.views(layer_cache)
+        index = (blocks[:, None], heads[None, :])
+        lanes = k.unflatten(-1, (self.head_dim // self.pack, self.pack))
+        keys[index[0], index[1], :, offsets[:, None], :] = lanes
+        values[index[0], index[1], (offsets // self.pack)[:, None], :, (offsets % self.pack)[:, None]] = v
+
+    def read(self, layer_cache: Tensor, block_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v of some blocks [..., n] of one layer, each [..., n * block_size, num_kv_heads, head_dim] (copies)."""
+        keys, values = self.views(layer_cache)
+        shape = (*block_ids.shape[:-1], block_ids.shape[-1] * self.block_size, self.num_kv_heads, self.head_dim)
+        n = block_ids.dim()
+        k = keys[block_ids.long()]  # [..., n, heads, dim / p, size, p]
+        v = values[block_ids.long()]  # [..., n, heads, size / p, dim, p]
+        lead = tuple(range(n))
+        k = k.permute(*lead, n + 2, n, n + 1, n + 3).reshape(shape)
+        v = v.permute(*lead, n + 1, n + 3, n, n + 2).reshape(shape)
+        return k, v
+
+    def views(self, layer_cache: Tensor) -> tuple[Tensor, Tensor]:
+        """One layer's keys [blocks, heads, dim / p, size, p] and values [blocks, heads, size / p, dim, p]."""
+        shape_k = (self.head_dim // self.pack, self.block_size, self.pack)
+        shape_v = (self.block_size // self.pack, self.head_dim, self.pack)
+        return layer_cache[:, 0].unflatten(-1, shape_k), layer_cache[:, 1].unflatten(-1, shape_v)

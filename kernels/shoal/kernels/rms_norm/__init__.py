@@ -1,0 +1,64 @@
+"""Root mean square normalisation of rows (Zhang and Sennrich 2019), alone or after a residual addition."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from shoal.kernels.native import DTYPE_CODES, library
+from shoal.kernels.rms_norm import reference
+
+__all__ = ["add_rms_norm", "rms_norm"]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight, row by row, computed in float32.
+
+    x: [rows, hidden] contiguous, float32 or bfloat16; weight: [hidden] of the same dtype. Returns a new tensor.
+    """
+    _check(x, weight)
+    native = library()
+    code = DTYPE_CODES.get(x.dtype)
+    if native is None or code is None or x.device.type != "cpu":
+        return reference.rms_norm(x, weight, eps)
+    out = torch.empty_like(x)
+    rows, hidden = x.shape
+    native.rms_norm(
+        x.data_ptr(), None, weight.data_ptr(), out.data_ptr(), rows, hidden, eps, code, torch.get_num_threads()
+    )
+    return out
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Adds x to `residual` in place, then returns rms_norm(residual, weight, eps) as a new tensor.
+
+    x, residual: [rows, hidden] contiguous, of one dtype. The sum is rounded to that dtype before it is normalised.
+    """
+    _check(x, weight)
+    if residual.shape != x.shape or residual.dtype != x.dtype or not residual.is_contiguous():
+        raise ValueError(f"residual must be a contiguous {x.dtype} of shape {tuple(x.shape)}")
+    native = library()
+    code = DTYPE_CODES.get(x.dtype)
+    if native is None or code is None or x.device.type != "cpu":
+        return reference.add_rms_norm(x, residual, weight, eps)
+    out = torch.empty_like(x)
+    rows, hidden = x.shape
+    native.rms_norm(
+        x.data_ptr(),
+        residual.data_ptr(),
+        weight.data_ptr(),
+        out.data_ptr(),
+        rows,
+        hidden,
+        eps,
+        code,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _check(x: Tensor, weight: Tensor) -> None:
+    if x.dim() != 2 or not x.is_contiguous():
+        raise ValueError(f"x must be contiguous [rows, hidden], not {tuple(x.shape)}")
+    if weight.shape != x.shape[1:] or weight.dtype != x.dtype or not weight.is_contiguous():
+        raise ValueError(f"weight must be a contiguous {x.dtype} of shape ({x.shape[1]},)")

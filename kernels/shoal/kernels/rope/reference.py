@@ -1,0 +1,45 @@
+"""Rotary embedding and cache write in float32 torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from shoal.kernels.kv_layout import KVLayout
+
+
+def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
+    """x: [tokens, heads, head_dim]; cos_sin: [tokens, rotary_dim]. Dims past rotary_dim are left alone."""
+    half = cos_sin.shape[-1] // 2
+    cosine, sine = cos_sin[:, None, :half], cos_sin[:, None, half:]
+    a, b, rest = x.float().split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    return torch.cat((a * cosine - b * sine, b * cosine + a * sine, rest), dim=-1).to(x.dtype)
+
+
+def rope_and_cache(
+    qkv: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    layer_cache: Tensor,
+    layout: KVLayout,
+    num_heads: int,
+) -> None:
+    """See `shoal.kernels.rope.rope_and_cache`."""
+    heads = qkv.view(qkv.shape[0], -1, layout.head_dim)
+    rotated = heads[:, : num_heads + layout.num_kv_heads]
+    rotated.copy_(rotate(rotated, cos_sin[positions.long()]))
+    layout.write(
+        layer_cache, slot_mapping, heads[:, num_heads : -layout.num_kv_heads], heads[:, -layout.num_kv_heads :]
+    )
+
+
+def bytes_moved(num_tokens: int, num_heads: int, layout: KVLayout) -> int:
+    """q and k in and out, v in; k and v to the cache."""
+    per_token = 2 * num_heads + 5 * layout.num_kv_heads
+    return num_tokens * per_token * layout.head_dim * layout.dtype.itemsize
+
+
+def flops(num_tokens: int, num_heads: int, layout: KVLayout) -> int:
+    """Three per rotated element."""
+    return 3 * num_tokens * (num_heads + layout.num_kv_heads) * layout.head_dim
