@@ -1,0 +1,65 @@
+"""What enters and leaves the prefix cache, in order of happening."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Blocks that can be found from here on."""
+
+    keys: tuple[bytes, ...]
+    """16-byte block keys; each one's parent is the one before it."""
+    parent_key: bytes
+    """Parent of the first: another block's key or a namespace key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Blocks that can no longer be found."""
+
+    keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """Nothing can be found any more."""
+
+
+KvEvent = Stored | Removed | Cleared
+
+
+class EventLog:
+    """Collects events until the engine takes them, joining neighbours of one kind so that a step makes few."""
+
+    __slots__ = ("_events", "_removed")
+
+    def __init__(self) -> None:
+        self._events: list[KvEvent] = []
+        self._removed: list[bytes] = []
+
+    def stored(self, keys: tuple[bytes, ...], parent_key: bytes) -> None:
+        """Notes blocks that became findable."""
+        self._flush_removed()
+        self._events.append(Stored(keys, parent_key))
+
+    def removed(self, key: bytes) -> None:
+        """Notes a block that was evicted."""
+        self._removed.append(key)
+
+    def cleared(self) -> None:
+        """Notes that the index was emptied."""
+        self._flush_removed()
+        self._events.append(Cleared())
+
+    def take(self) -> list[KvEvent]:
+        """Hands over everything noted since the last call."""
+        self._flush_removed()
+        events, self._events = self._events, []
+        return events
+
+    def _flush_removed(self) -> None:
+        if self._removed:
+            self._events.append(Removed(tuple(self._removed)))
+            self._removed = []

@@ -1,0 +1,148 @@
+"""Brings the scheduler's state up to date with what a step computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.blocks import block_keys
+from shoal.model_worker.kv_cache import KVCacheManager
+from shoal.model_worker.request import FinishReason, RequestGroup, Sequence
+from shoal.model_worker.scheduler.draft import PlanDraft
+from shoal.model_worker.scheduler.output import Finished, SchedulerStats, StepOutput
+from shoal.model_worker.scheduler.slots import SlotTable
+from shoal.model_worker.step import IntArray, StepPlan, StepResult, TokenLogprobs
+
+
+class Outcome:
+    """The half of the scheduler that runs after a step: commit blocks, fork, append tokens, end completions."""
+
+    def __init__(
+        self, slots: SlotTable, cache: KVCacheManager, draft: PlanDraft, eos_token_ids: frozenset[int]
+    ) -> None:
+        self._slots = slots
+        self._cache = cache
+        self._draft = draft
+        self._eos_token_ids = sorted(eos_token_ids)
+        self.stats = SchedulerStats()
+        self.output = StepOutput()
+        self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+        """By stream_id, until the prompt is complete."""
+
+    def keys_of(self, parent_key: bytes, token_ids: list[int]) -> list[bytes]:
+        """Keys of the full blocks."""
+        return block_keys(parent_key, token_ids, self._cache.block_size)
+
+    def take(self) -> StepOutput:
+        """Hands over the output collected so far."""
+        output, self.output = self.output, StepOutput()
+        return output
+
+    def apply(self, plan: StepPlan, result: StepResult, completing: Iterable[Sequence]) -> list[RequestGroup]:
+        """Returns the groups whose last completion ended. `completing` caught up with their known tokens."""
+        slots = self._slots
+        self.stats.computed_tokens += plan.total_tokens
+        slots.num_computed[plan.slots] += plan.num_tokens
+        self._commit(plan.slots)
+        for slot, entries in result.prompt_logprobs.items():
+            self.prompt_logprobs.setdefault(int(slots.stream_id[slot]), []).extend(entries)
+        for sequence in completing:
+            self._start_decoding(sequence)
+        self._append(result)
+        return self._finish(result.slots, result.token_ids)
+
+    def release(self, sequence: Sequence) -> None:
+        """Takes slot and blocks away from a running sequence."""
+        assert sequence.table is not None
+        self._cache.free(sequence.table)
+        sequence.table = None
+        slot, sequence.slot = sequence.slot, -1
+        self._draft.release(slot)
+        self._slots.empty(slot)
+        for taken in (slot, *sequence.reserved_slots):
+            self._slots.give_back(taken)
+        sequence.reserved_slots = []
+
+    def _commit(self, step_slots: IntArray) -> None:
+        slots, block_size = self._slots, self._cache.block_size
+        num_full = slots.num_computed[step_slots] // block_size
+        crossed = num_full > slots.num_committed[step_slots]
+        for slot, end in zip(step_slots[crossed].tolist(), num_full[crossed].tolist(), strict=True):
+            sequence = slots.sequences[slot]
+            assert sequence is not None
+            assert sequence.table is not None
+            keys = sequence.block_keys
+            if len(keys) < end:
+                parent_key = keys[-1] if keys else sequence.request.namespace_key
+                tail = slots.token_ids[slot, len(keys) * block_size : end * block_size].tolist()
+                keys += self.keys_of(parent_key, tail)
+            start = int(slots.num_committed[slot])
+            for index, block_id in self._cache.commit(sequence.table, keys[start:end]):
+                self._draft.assign(slot, index, block_id)
+            slots.num_committed[slot] = end
+
+    def _start_decoding(self, sequence: Sequence) -> None:
+        slots, group = self._slots, sequence.group
+        slots.set_decoding(sequence.slot, True)
+        if (entries := self.prompt_logprobs.pop(sequence.stream_id, None)) is not None:
+            self.output.prompt_logprobs.append((group.request.stream_id, tuple(entries)))
+        sequence.prompt_logprobs_sent = True
+        if group.forked:
+            return
+        group.forked = True
+        assert sequence.table is not None
+        num_computed = int(slots.num_computed[sequence.slot])
+        if num_computed % self._cache.block_size:
+            slots.num_writable[sequence.slot] = num_computed  # the last block is shared: ask before writing to it
+        targets, sequence.reserved_slots = sequence.reserved_slots, []
+        for choice, target in enumerate(targets, 1):
+            fork = Sequence(group, choice, sequence.order, [], list(sequence.block_keys), prompt_logprobs_sent=True)
+            fork.table = self._cache.fork(sequence.table)
+            slots.copy(sequence.slot, target, fork)
+            slots.set_decoding(target, True)
+            self._draft.repeat(sequence.slot, target)
+            group.sequences.append(fork)
+
+    def _append(self, result: StepResult) -> None:
+        slots, output, sampled = self._slots, self.output, result.slots
+        known = slots.num_known[sampled]
+        slots.token_ids[sampled, known] = result.token_ids
+        slots.num_known[sampled] = known + 1
+        output.stream_ids = slots.stream_id[sampled]
+        output.token_ids = result.token_ids
+        self.stats.generated_tokens += len(result.token_ids)
+        for slot, entry in result.logprobs.items():
+            output.logprobs.append((int(slots.stream_id[slot]), entry))
+
+    def _finish(self, sampled: IntArray, token_ids: IntArray) -> list[RequestGroup]:
+        slots = self._slots
+        known = slots.num_known[sampled]
+        stopped = self._stopped(sampled, token_ids) & (known > slots.stop_after[sampled])
+        ended = stopped | (known >= slots.max_len[sampled])
+        done = []
+        for i in np.flatnonzero(ended).tolist():
+            sequence = slots.sequences[sampled[i]]
+            assert sequence is not None
+            stop_token_id = int(token_ids[i]) if stopped[i] else None
+            reason = FinishReason.STOP if stopped[i] else FinishReason.LENGTH
+            self.output.finished.append(Finished(sequence.stream_id, reason, stop_token_id))
+            self.release(sequence)
+            group = sequence.group
+            group.sequences.remove(sequence)
+            if not group.sequences:
+                done.append(group)
+        return done
+
+    def _stopped(self, sampled: IntArray, token_ids: IntArray) -> NDArray[np.bool_]:
+        slots = self._slots
+        stopped = np.zeros(len(sampled), np.bool_)
+        for eos_token_id in self._eos_token_ids:
+            stopped |= token_ids == eos_token_id
+        stopped &= slots.ends_at_eos[sampled]
+        for i in np.flatnonzero(slots.has_stop_ids[sampled]).tolist():
+            sequence = slots.sequences[sampled[i]]
+            assert sequence is not None
+            stopped[i] |= int(token_ids[i]) in sequence.request.sampling.stop_token_ids
+        return stopped

@@ -1,0 +1,282 @@
+"""Continuous batching: which tokens of which sequences the next step computes.
+
+There is no prefill phase and no decode phase (vLLM's insight): a sequence has known tokens and computed tokens, and a
+step computes some of the difference. Sequences one token behind ("decoding") always get that token; what is left of
+the step's token budget goes, in the policy's order, to those further behind, and then to the queue.
+
+Why everyone finishes: the order is total and never changes. The first in order among the running is preempted by
+nobody, so it finishes; the first in the queue is passed by nobody, so it is next when slots and blocks come free; and
+a request that would not fit an empty cache is refused on arrival.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import replace
+
+from shoal.model_worker.failure import Failure, RequestRefused
+from shoal.model_worker.kv_cache import KVCacheManager
+from shoal.model_worker.request import Request, RequestGroup, Sequence
+from shoal.model_worker.scheduler.draft import PlanDraft
+from shoal.model_worker.scheduler.limits import Rate, SchedulerConfig, check_queue, check_size, queue_full
+from shoal.model_worker.scheduler.outcome import Outcome
+from shoal.model_worker.scheduler.output import SchedulerStats, StepOutput
+from shoal.model_worker.scheduler.policy import Policy
+from shoal.model_worker.scheduler.slots import SlotTable
+from shoal.model_worker.scheduler.waiting_queue import WaitingQueue
+from shoal.model_worker.step import Admission, Fork, StepPlan, StepResult
+
+
+class Scheduler:
+    """Used by the engine loop only, which alternates `schedule` and `update`; not thread-safe.
+
+    `add` and `cancel` are called between an `update` and the next `schedule`.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        cache: KVCacheManager,
+        policy: Policy,
+        *,
+        eos_token_ids: frozenset[int] = frozenset(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._cache = cache
+        self._policy = policy
+        self._clock = clock
+        self._slots = SlotTable(config.max_num_seqs, config.max_model_len)
+        self._queue = WaitingQueue()
+        self._groups: dict[int, RequestGroup] = {}
+        self._prefilling: list[Sequence] = []  # in order
+        self._completing: list[Sequence] = []  # those that reach their last known token in the planned step
+        self._deadlines: list[tuple[float, int]] = []
+        self._draft = PlanDraft(config.max_num_seqs)
+        self._outcome = Outcome(self._slots, cache, self._draft, eos_token_ids)
+        self._queue_rate = Rate(clock())
+        self._num_arrivals = 0
+        self._short_of_blocks = False
+        self._stats = self._outcome.stats
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._groups)
+
+    @property
+    def stats(self) -> SchedulerStats:
+        """The counters, with the gauges brought up to date. Valid until the next call."""
+        stats, cache = self._stats, self._cache
+        stats.num_running = self._slots.num_filled
+        stats.num_waiting = len(self._queue)
+        stats.num_waiting_tokens = self._queue.num_tokens
+        stats.num_blocks = cache.num_blocks
+        stats.num_used_blocks = cache.num_blocks - cache.num_free_blocks
+        return stats
+
+    def add(self, request: Request) -> None:
+        """Queues a request. Raises RequestRefused when it could never run, or when the queue is full."""
+        check_size(request, self._config, self._cache.num_blocks, self._cache.block_size)
+        token_ids = [*request.prompt_token_ids, *request.resume_token_ids]
+        waiting, waiting_tokens = len(self._queue), self._queue.num_tokens
+        if excess := check_queue(len(token_ids), waiting, waiting_tokens, self._slots.num_free, self._config):
+            rate = self._queue_rate.per_second(self._clock())
+            raise RequestRefused(queue_full(excess, rate, waiting, waiting_tokens))
+        group = RequestGroup(request, forked=request.sampling.n == 1)
+        self._num_arrivals += 1
+        order = (self._policy.key(request), self._num_arrivals)
+        keys = self._outcome.keys_of(request.namespace_key, token_ids)
+        sequence = Sequence(group, 0, order, token_ids, keys)
+        group.sequences.append(sequence)
+        self._groups[request.stream_id] = group
+        self._queue.push(sequence)
+        if request.deadline_s is not None:
+            heapq.heappush(self._deadlines, (request.deadline_s, request.stream_id))
+
+    def cancel(self, stream_id: int) -> bool:
+        """Ends a request (by the stream_id of choice 0) and frees its blocks at once. False when it is gone already."""
+        group = self._groups.pop(stream_id, None)
+        if group is None:
+            return False
+        for sequence in group.sequences:
+            if sequence in self._queue:
+                self._queue.remove(sequence)
+            else:
+                self._release(sequence)
+        return True
+
+    def fail(self, stream_id: int, failure: Failure) -> None:
+        """Cancels and tells the client why."""
+        if self.cancel(stream_id):
+            self._outcome.output.failed.append((stream_id, failure))
+
+    def schedule(self) -> StepPlan | None:
+        """The next step, or None when there is nothing to compute."""
+        now_s = self._clock()
+        self._expire(now_s)
+        self._short_of_blocks = False
+        self._extend_decoding()
+        budget = self._config.max_num_batched_tokens - len(self._slots.decoding())
+        for sequence in self._prefilling:
+            if budget == 0:
+                break
+            budget -= self._plan_part(sequence, budget)
+        while budget > 0 and not self._short_of_blocks and (head := self._queue.peek()) is not None:
+            num_tokens = self._admit(head, budget, now_s)
+            if num_tokens == 0:
+                break
+            budget -= num_tokens
+        return self._build()
+
+    def update(self, plan: StepPlan, result: StepResult) -> None:
+        """Takes in what the runner made of the last plan."""
+        completing, self._completing = self._completing, []
+        for group in self._outcome.apply(plan, result, completing):
+            del self._groups[group.request.stream_id]
+
+    def take_output(self) -> StepOutput:
+        """Hands over what happened since the last call."""
+        return self._outcome.take()
+
+    def _expire(self, now_s: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            _, stream_id = heapq.heappop(self._deadlines)
+            group = self._groups.get(stream_id)
+            if group is not None:
+                waited = "in the queue" if not group.started else "while it was running"
+                self.fail(stream_id, Failure("DEADLINE_EXCEEDED", f"the request's deadline passed {waited}"))
+        if len(self._deadlines) > 2 * len(self._groups) + 64:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._groups]
+            heapq.heapify(self._deadlines)
+
+    def _extend_decoding(self) -> None:
+        """Gives blocks to the decoding slots that have filled theirs, taking them from the last in order if need be."""
+        slots, cache = self._slots, self._cache
+        decoding = slots.decoding()
+        full = decoding[slots.num_known[decoding] > slots.num_writable[decoding]]
+        if not full.size:
+            return
+        needy = [sequence for slot in full if (sequence := slots.sequences[slot]) is not None]
+        for sequence in sorted(needy, key=_place):
+            while (table := sequence.table) is not None:
+                slot = sequence.slot
+                extension = cache.extend(table, int(slots.num_computed[slot]), int(slots.num_known[slot]))
+                if extension is not None:
+                    for index, block_id in extension.assigned:
+                        self._draft.assign(slot, index, block_id)
+                    for blocks in extension.copies:
+                        self._draft.copy(slot, blocks)
+                    slots.num_writable[slot] = len(table.block_ids) * cache.block_size
+                    break
+                self._short_of_blocks = True
+                self._preempt(max(slots.filled(), key=_place))
+
+    def _plan_part(self, sequence: Sequence, budget: int) -> int:
+        slot = sequence.slot
+        num_tokens = min(budget, int(self._slots.num_known[slot] - self._slots.num_computed[slot]))
+        self._draft.parts[slot] = num_tokens
+        return num_tokens
+
+    def _admit(self, sequence: Sequence, budget: int, now_s: float) -> int:
+        """Starts the head of the queue if slots and blocks allow. Returns how many of its tokens this step computes."""
+        slots, cache, request = self._slots, self._cache, sequence.request
+        while slots.num_free < sequence.num_slots_needed:
+            if not self._preempt_for(request):
+                return 0
+        num_known = len(sequence.token_ids)
+        wants_prompt_logprobs = request.sampling.prompt_logprobs is not None and not sequence.prompt_logprobs_sent
+        num_hittable = 0 if wants_prompt_logprobs else (num_known - 1) // cache.block_size
+        keys = sequence.block_keys[:num_hittable]
+        while True:
+            spare = max(1, int(cache.num_blocks * self._config.watermark)) if slots.num_filled else 0
+            table = cache.allocate(request.namespace_key, keys, num_known, spare_blocks=spare)
+            if table is not None:
+                break
+            if not self._preempt_for(request):
+                return 0
+        self._queue.remove(sequence)
+        sequence.table = table
+        slot = slots.take()
+        slots.fill(slot, sequence, len(table.block_ids) * cache.block_size, table.num_committed)
+        num_hit = table.num_committed * cache.block_size
+        slots.num_computed[slot] = num_hit
+        sequence.reserved_slots = [slots.take() for _ in range(sequence.num_slots_needed - 1)]
+        self._note_start(sequence, num_hit, now_s)
+        sampling = (
+            replace(request.sampling, prompt_logprobs=None) if sequence.prompt_logprobs_sent else request.sampling
+        )
+        num_tokens = min(budget, num_known - num_hit)
+        self._draft.admit(
+            Admission(
+                slot=slot,
+                token_ids=tuple(sequence.token_ids),
+                num_prompt_tokens=request.num_prompt_tokens,
+                num_computed_tokens=num_hit,
+                block_ids=tuple(table.block_ids),
+                sampling=sampling,
+                seed=request.seed,
+                choice=sequence.choice,
+            ),
+            num_tokens,
+        )
+        insort(self._prefilling, sequence, key=_place)
+        return num_tokens
+
+    def _note_start(self, sequence: Sequence, num_hit: int, now_s: float) -> None:
+        self._queue_rate.add(len(sequence.token_ids), now_s)
+        group = sequence.group
+        if not group.started:
+            group.started = True
+            num_cached = min(num_hit, group.request.num_prompt_tokens)
+            self._outcome.output.started.append((group.request.stream_id, num_cached))
+            self._stats.prefix_query_tokens += group.request.num_prompt_tokens
+            self._stats.prefix_hit_tokens += num_cached
+
+    def _preempt_for(self, request: Request) -> bool:
+        """Preempts the last in order if the policy lets `request` take its place."""
+        running = self._slots.filled()
+        if not running:
+            return False
+        victim = max(running, key=_place)
+        if not self._policy.may_preempt(request, victim.request):
+            return False
+        self._preempt(victim)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Sends a running sequence back to the queue, to be recomputed (from the prefix cache where that still can)."""
+        sequence.token_ids = self._slots.known_token_ids(sequence.slot)
+        self._release(sequence)
+        self._outcome.prompt_logprobs.pop(sequence.stream_id, None)
+        self._queue.push(sequence)
+        self._stats.num_preemptions += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        if sequence in self._prefilling:
+            self._prefilling.remove(sequence)
+        self._outcome.release(sequence)
+
+    def _build(self) -> StepPlan | None:
+        slots, parts = self._slots, self._draft.parts
+        decoding = slots.decoding()
+        if not parts and not len(decoding):
+            return None
+        forks: list[Fork] = []
+        completes = [int(slots.num_computed[slot]) + n == slots.num_known[slot] for slot, n in parts.items()]
+        for slot, complete in zip(parts, completes, strict=True):
+            sequence = slots.sequences[slot]
+            assert sequence is not None
+            if complete:
+                self._completing.append(sequence)
+                self._prefilling.remove(sequence)
+                forks += [Fork(slot, target, choice) for choice, target in enumerate(sequence.reserved_slots, 1)]
+        return self._draft.build(decoding, completes, tuple(forks))
+
+
+def _place(sequence: Sequence) -> tuple[tuple[float, int], int]:
+    """Its place among all sequences; smaller goes first."""
+    return sequence.order, sequence.choice
