@@ -1,0 +1,26 @@
+"""The manifest: YAML to a frozen, checked `InferenceService`, or a `ManifestError` that lists every problem.
+
+    service = load_manifest(Path("isvc.yaml"))
+
+Called by `shoal validate -f` and `shoal up -f`. `spec.py` holds the fields, `reading.py` turns text into plain data,
+`checking.py` plain data into the spec, and `rules.py` refuses what each field allows but the whole does not.
+"""
+
+from shoal.operator.api.loading import load_manifest, parse_manifest
+from shoal.operator.api.problems import ManifestError, Problem
+from shoal.operator.api.quantity import format_bytes, parse_quantity
+from shoal.operator.api.rules import Machine, ModelFacts, find_contradictions
+from shoal.operator.api.spec import InferenceService
+
+__all__ = [
+    "InferenceService",
+    "Machine",
+    "ManifestError",
+    "ModelFacts",
+    "Problem",
+    "find_contradictions",
+    "format_bytes",
+    "load_manifest",
+    "parse_manifest",
+    "parse_quantity",
+]

@@ -1,0 +1,56 @@
+"""File to `InferenceService`: reading, checking and the rules, with the problems of each stage listed at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from shoal.operator.api.checking import check
+from shoal.operator.api.problems import ManifestError, Problem
+from shoal.operator.api.reading import Document, read_document, read_text
+from shoal.operator.api.rules import Machine, find_contradictions
+from shoal.operator.api.spec import API_VERSION, KIND, InferenceService
+
+
+def load_manifest(path: Path | str, machine: Machine | None = None) -> InferenceService:
+    """Reads and checks a manifest file. Raises ManifestError with every problem found.
+
+    Without `machine` only what is wrong everywhere is refused, so that a manifest meant for a large machine can be
+    checked on a small one.
+    """
+    path = Path(path)
+    return parse_manifest(read_text(path), str(path), machine)
+
+
+def parse_manifest(text: str, source: str, machine: Machine | None = None) -> InferenceService:
+    """`load_manifest` for text; `source` stands before the problems."""
+    document = read_document(text, source)
+    other = _recognise(document.value)
+    if other is not None:
+        raise ManifestError(source, _located(document, [other]))
+    service, problems = check(InferenceService, document.value)
+    if service is not None:
+        problems = find_contradictions(service, machine)
+    if service is None or problems:
+        raise ManifestError(source, _located(document, problems))
+    return service
+
+
+def _recognise(value: Any) -> Problem | None:
+    """Tells a manifest of something else apart from a faulty one, whose fields are worth listing."""
+    if not isinstance(value, dict):
+        return Problem(
+            "", f"holds {type(value).__name__} instead of an {KIND} with apiVersion, kind, metadata and spec"
+        )
+    kind, version = value.get("kind"), value.get("apiVersion")
+    if isinstance(kind, str) and kind != KIND:
+        return Problem("kind", f"{kind!r} is not served here; give {KIND}")
+    if isinstance(version, str) and version != API_VERSION:
+        return Problem("apiVersion", f"{version!r} is not known; give {API_VERSION}")
+    return None
+
+
+def _located(document: Document, problems: list[Problem]) -> list[Problem]:
+    located = [dataclasses.replace(problem, line=document.line_of(problem.path)) for problem in problems]
+    return sorted(located, key=lambda problem: problem.line or 0)

@@ -1,0 +1,42 @@
+"""Kubernetes quantities (`512Mi`, `2G`, `1.5Gi`, `1e9`) as whole bytes."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T|e[0-9]{1,2})?$"
+QUANTITY_ALLOWED = "a quantity such as 512Mi, 2Gi or 1.5G"
+
+_FACTORS = {
+    "": 1,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "Ki": 1 << 10,
+    "Mi": 1 << 20,
+    "Gi": 1 << 30,
+    "Ti": 1 << 40,
+}
+
+
+def parse_quantity(quantity: str | int) -> int:
+    """Bytes, rounded down. Raises ValueError naming the text for anything that `QUANTITY_PATTERN` does not match."""
+    if isinstance(quantity, int):
+        return quantity
+    match = re.match(QUANTITY_PATTERN, quantity)
+    if match is None:
+        raise ValueError(f"{quantity!r} is not {QUANTITY_ALLOWED}")
+    suffix = match.group(2) or ""
+    if suffix.startswith("e"):
+        return int(Decimal(quantity))
+    return int(Decimal(quantity.removesuffix(suffix)) * _FACTORS[suffix])
+
+
+def format_bytes(num_bytes: int) -> str:
+    """For people: `512.0Mi`, with one decimal."""
+    for suffix in ("Ti", "Gi", "Mi", "Ki"):
+        if num_bytes >= _FACTORS[suffix]:
+            return f"{num_bytes / _FACTORS[suffix]:.1f}{suffix}"
+    return f"{num_bytes} bytes"

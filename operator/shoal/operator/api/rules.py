@@ -1,0 +1,107 @@
+"""Rules over several fields, the machine and the model: arithmetic that cannot work is refused with its numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoal.operator.api.problems import Problem
+from shoal.operator.api.quantity import format_bytes, parse_quantity
+from shoal.operator.api.spec import InferenceService, InferenceServiceSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where it is to run."""
+
+    num_cores: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the weights say about themselves, as far as it bears on sizes."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_size: int
+    max_position: int
+    """Longest sequence the model was made for, in tokens."""
+
+    def kv_bytes_per_token(self, dtype: str) -> int:
+        """K and V of all layers. `auto` counts as two bytes an element, the least a worker uses."""
+        element_bytes = 4 if dtype == "float32" else 2
+        return 2 * self.num_layers * self.num_kv_heads * self.head_size * element_bytes
+
+
+def find_contradictions(
+    service: InferenceService, machine: Machine | None = None, model: ModelFacts | None = None
+) -> list[Problem]:
+    """Every impossible combination. Rules that need a machine or a model are left out when it is not given."""
+    spec = service.spec
+    problems = _check_batch(spec) + _check_model_source(spec)
+    if machine is not None:
+        problems += _check_machine(spec, machine)
+    if model is not None:
+        problems += _check_model(spec, model)
+    return problems
+
+
+def _check_batch(spec: InferenceServiceSpec) -> list[Problem]:
+    workers = spec.workers
+    problems = []
+    if workers.max_num_seqs > workers.max_num_batched_tokens:
+        message = (
+            f"{workers.max_num_seqs} is more than spec.workers.maxNumBatchedTokens = {workers.max_num_batched_tokens}, "
+            f"but every running sequence needs one token a step; give at most {workers.max_num_batched_tokens}"
+        )
+        problems.append(Problem("spec.workers.maxNumSeqs", message))
+    if parse_quantity(spec.kv_cache.memory) == 0:
+        problems.append(Problem("spec.kvCache.memory", f"{spec.kv_cache.memory!r} is nothing; give 64Mi or more"))
+    return problems
+
+
+def _check_model_source(spec: InferenceServiceSpec) -> list[Problem]:
+    model = spec.model
+    if model.revision is not None and not model.uri.startswith("hf://"):
+        message = f"{model.revision!r} has no meaning for {model.uri!r}; only hf:// models have revisions"
+        return [Problem("spec.model.revision", message)]
+    return []
+
+
+def _check_machine(spec: InferenceServiceSpec, machine: Machine) -> list[Problem]:
+    problems = []
+    memory_bytes = parse_quantity(spec.kv_cache.memory)
+    total_bytes = memory_bytes * spec.workers.replicas
+    if total_bytes > machine.memory_bytes:
+        message = (
+            f"{spec.kv_cache.memory} for each of {spec.workers.replicas} workers is {format_bytes(total_bytes)}, but "
+            f"this machine has {format_bytes(machine.memory_bytes)}; give less"
+        )
+        problems.append(Problem("spec.kvCache.memory", message))
+    threads = spec.workers.threads
+    if threads is not None and threads > machine.num_cores:
+        message = f"{threads} is more than this machine's {machine.num_cores} cores; leave it out, or give at most that"
+        problems.append(Problem("spec.workers.threads", message))
+    return problems
+
+
+def _check_model(spec: InferenceServiceSpec, model: ModelFacts) -> list[Problem]:
+    problems = []
+    wanted = spec.model.max_model_len
+    if wanted is not None and wanted > model.max_position:
+        message = f"{wanted} is more than the {model.max_position} tokens that the model was made for"
+        problems.append(Problem("spec.model.maxModelLen", message))
+    block_bytes = model.kv_bytes_per_token(spec.model.dtype) * spec.kv_cache.block_size
+    num_blocks = parse_quantity(spec.kv_cache.memory) // block_bytes
+    num_tokens = num_blocks * spec.kv_cache.block_size
+    if num_blocks < 2:
+        message = f"{spec.kv_cache.memory} holds {num_blocks} blocks of {format_bytes(block_bytes)}; give at least 2"
+        problems.append(Problem("spec.kvCache.memory", message))
+    elif wanted is not None and wanted > num_tokens:
+        needed = format_bytes(-(-wanted // spec.kv_cache.block_size) * block_bytes)
+        message = (
+            f"{wanted} tokens do not fit spec.kvCache.memory = {spec.kv_cache.memory}, which holds {num_tokens}; give "
+            f"at most {num_tokens}, or {needed} of memory"
+        )
+        problems.append(Problem("spec.model.maxModelLen", message))
+    return problems

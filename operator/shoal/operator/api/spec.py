@@ -1,0 +1,184 @@
+"""The fields of an `InferenceService`, as `shoal.dev/v1alpha1` spells them (camelCase in the file, snake_case here).
+
+A value of these types has passed every rule that concerns one field alone; `rules.py` has those that concern several.
+Adding a field means adding it here, with its range and a description: checking, error messages and did-you-mean follow.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from shoal.operator.api.quantity import QUANTITY_ALLOWED, QUANTITY_PATTERN
+
+API_VERSION = "shoal.dev/v1alpha1"
+KIND = "InferenceService"
+
+DnsLabel = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        max_length=63,
+        extra={
+            "allowed": "a DNS label: at most 63 of a-z, 0-9 and '-', starting and ending with a letter or digit",
+        },
+    ),
+]
+ModelName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
+        max_length=128,
+        extra={
+            "allowed": "at most 128 of A-Z, a-z, 0-9 and . _ : / -, starting with a letter or digit",
+        },
+    ),
+]
+Uri = Annotated[
+    str,
+    Meta(
+        pattern=r"^([a-z][a-z0-9+.-]*://.+|[./~].*)$",
+        max_length=4096,
+        extra={
+            "allowed": "a URI (file://, hf://, https://, pypi://) or a path that starts with / or ./",
+        },
+    ),
+]
+Sha256 = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9a-f]{64}$",
+        extra={"allowed": "64 lowercase hexadecimal digits"},
+    ),
+]
+ByteQuantity = (
+    Annotated[str, Meta(pattern=QUANTITY_PATTERN, max_length=32, extra={"allowed": QUANTITY_ALLOWED})]
+    | Annotated[int, Meta(ge=1)]
+)
+HttpUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^https?://[^\s/]+(/\S*)?$",
+        max_length=1024,
+        extra={"allowed": "an http:// or https:// address"},
+    ),
+]
+FilePath = Annotated[
+    str,
+    Meta(min_length=1, max_length=4096, extra={"allowed": "the path of a file"}),
+]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """What all parts of the manifest share."""
+
+
+class Metadata(Section, frozen=True, kw_only=True):
+    """Names the service, as on any Kubernetes object."""
+
+    name: DnsLabel
+    namespace: DnsLabel | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+class Model(Section, frozen=True, kw_only=True):
+    """Which weights to serve, and as what."""
+
+    name: Annotated[ModelName, Meta(description="What clients call the model.")]
+    uri: Annotated[Uri, Meta(description="Where the weights are.")]
+    sha256: Annotated[Sha256 | None, Meta(description="Digest that the file must have.")] = None
+    revision: Annotated[str | None, Meta(description="Commit, tag or branch, for hf:// only.")] = None
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Meta(description="Type of weights in memory.")] = "auto"
+    max_model_len: Annotated[
+        Annotated[int, Meta(ge=1, le=1 << 24)] | None,
+        Meta(description="Longest prompt plus output, in tokens. Default: what the model allows."),
+    ] = None
+    load_format: Annotated[
+        Literal["auto", "safetensors", "gguf", "dummy"], Meta(description="How to read the weights.")
+    ] = "auto"
+    chat_template: Annotated[
+        FilePath | None, Meta(description="File of a Jinja template that replaces the model's own.")
+    ] = None
+
+
+class Workers(Section, frozen=True, kw_only=True):
+    """The engines."""
+
+    replicas: Annotated[int, Meta(ge=1, le=64, description="Engines, each with its own copy of the weights.")] = 1
+    device: Annotated[Literal["cpu"], Meta(description="What they compute on.")] = "cpu"
+    threads: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)] | None,
+        Meta(description="Compute threads of each worker. Default: cores / replicas."),
+    ] = None
+    max_num_seqs: Annotated[int, Meta(ge=1, le=4096, description="Most sequences in one step.")] = 16
+    max_num_batched_tokens: Annotated[int, Meta(ge=1, le=1 << 20, description="Most tokens in one step.")] = 512
+    max_queued_requests: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Waiting requests beyond which a worker answers RESOURCE_EXHAUSTED.")
+    ] = 256
+
+
+class KvCache(Section, frozen=True, kw_only=True):
+    """The paged KV cache of each worker."""
+
+    block_size: Annotated[Literal[8, 16, 32, 64, 128], Meta(description="Tokens in a block.")] = 16
+    memory: Annotated[ByteQuantity, Meta(description="Memory for blocks, each worker.")] = "512Mi"
+
+
+class Auth(Section, frozen=True, kw_only=True):
+    """Who may call."""
+
+    api_keys_file: Annotated[FilePath, Meta(description="File of accepted API keys.")]
+
+
+class Gateway(Section, frozen=True, kw_only=True):
+    """The public API."""
+
+    replicas: Annotated[int, Meta(ge=1, le=16, description="Gateway processes.")] = 1
+    port: Annotated[int, Meta(ge=0, le=65535, description="Where clients connect; 0 picks a free port.")] = 0
+    auth: Auth | None = None
+
+
+class Tokenizer(Section, frozen=True, kw_only=True):
+    """Text to token ids and back."""
+
+    replicas: Annotated[int, Meta(ge=1, le=16, description="Tokenizer processes.")] = 1
+
+
+class Routing(Section, frozen=True, kw_only=True):
+    """How the gateway chooses a worker."""
+
+    policy: Annotated[
+        Literal["prefix-cache", "least-loaded", "round-robin", "random"], Meta(description="How to score workers.")
+    ] = "prefix-cache"
+
+
+class Observability(Section, frozen=True, kw_only=True):
+    """What can be seen from outside."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    otlp_endpoint: Annotated[HttpUrl | None, Meta(description="OTLP/gRPC collector for traces.")] = None
+    access_log: Annotated[bool, Meta(description="Envoy writes one JSON line a request.")] = False
+
+
+class InferenceServiceSpec(Section, frozen=True, kw_only=True):
+    """What to run."""
+
+    model: Model
+    workers: Workers = Workers()
+    kv_cache: KvCache = KvCache()
+    gateway: Gateway = Gateway()
+    tokenizer: Tokenizer = Tokenizer()
+    routing: Routing = Routing()
+    observability: Observability = Observability()
+
+
+class InferenceService(Section, frozen=True, kw_only=True):
+    """One model, served."""
+
+    api_version: Literal["shoal.dev/v1alpha1"]
+    kind: Literal["InferenceService"]
+    metadata: Metadata
+    spec: InferenceServiceSpec

@@ -1,0 +1,19 @@
+"""Envoy's configuration as plain data, and where its binary is.
+
+One Envoy has two listeners: EDGE, where clients come in, and MESH (loopback only), through which the gateway reaches
+tokenizers and workers. `render_files` gives everything Envoy reads; each function behind it returns the JSON form of
+one Envoy resource. Nothing here touches a file or a process.
+"""
+
+from shoal.operator.envoy.binary import EnvoyMissing, find_envoy
+from shoal.operator.envoy.config import EnvoyOptions, render_files
+from shoal.operator.envoy.endpoints import Endpoint, cluster_load_assignment
+
+__all__ = [
+    "Endpoint",
+    "EnvoyMissing",
+    "EnvoyOptions",
+    "cluster_load_assignment",
+    "find_envoy",
+    "render_files",
+]

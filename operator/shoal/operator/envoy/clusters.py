@@ -1,0 +1,136 @@
+"""Clusters: whom Envoy sends calls to, how it tells the healthy from the others, and how it chooses among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ENDPOINT_HEADER = "x-shoal-endpoint"
+"""The gateway's choice of worker, best first: `127.0.0.1:7001,127.0.0.1:7002`."""
+WORKER = "worker"
+TOKENIZER = "tokenizer"
+GATEWAY_GRPC = "gateway-grpc"
+GATEWAY_HTTP = "gateway-http"
+NAMES = (WORKER, TOKENIZER, GATEWAY_GRPC, GATEWAY_HTTP)
+
+_LB = "type.googleapis.com/envoy.extensions.load_balancing_policies"
+# Envoy's defaults (1024 requests, 3 retries at a time) make the 1025th stream fail while workers are idle. Admission is
+# the worker's: it answers RESOURCE_EXHAUSTED when its queue is full.
+_UNLIMITED = 1 << 20
+
+
+def worker(xds_dir: str, health_interval_s: float, *, outlier_detection: bool) -> dict[str, Any]:
+    """The engines: the gateway's choice if it has one, else weighted by the load that workers report (ORCA)."""
+    cluster = _grpc_cluster(WORKER, xds_dir, health_interval_s)
+    cluster["load_balancing_policy"] = _one_policy("override_host", _override_host())
+    if outlier_detection:
+        cluster["outlier_detection"] = {
+            "consecutive_5xx": 5,
+            "interval": "1s",
+            "base_ejection_time": "5s",
+            "max_ejection_time": "60s",
+            "max_ejection_percent": 50,
+        }
+    return cluster
+
+
+def tokenizer(xds_dir: str, health_interval_s: float) -> dict[str, Any]:
+    """The tokenizers, alike and stateless."""
+    return _grpc_cluster(TOKENIZER, xds_dir, health_interval_s)
+
+
+def gateway_grpc(xds_dir: str, health_interval_s: float) -> dict[str, Any]:
+    """The gateways' gRPC side."""
+    return _grpc_cluster(GATEWAY_GRPC, xds_dir, health_interval_s)
+
+
+def gateway_http(xds_dir: str) -> dict[str, Any]:
+    """The gateways' OpenAI side, HTTP/1.1. Its endpoints come and go with those of `gateway_grpc`."""
+    return _cluster(GATEWAY_HTTP, xds_dir, {"explicit_http_config": {"http_protocol_options": {}}})
+
+
+def config_source(xds_dir: str, file: str) -> dict[str, Any]:
+    """A file in a watched folder: renaming a file onto it is seen within milliseconds."""
+    return {
+        "resource_api_version": "V3",
+        "path_config_source": {"path": f"{xds_dir}/{file}", "watched_directory": {"path": xds_dir}},
+    }
+
+
+def _override_host() -> dict[str, Any]:
+    """Takes hosts from the header in turn, one an attempt; after them, or without them, weights decide."""
+    return {
+        "@type": f"{_LB}.override_host.v3.OverrideHost",
+        "override_host_sources": [{"header": ENDPOINT_HEADER}],
+        "fallback_policy": _one_policy("client_side_weighted_round_robin", _weighted_round_robin()),
+    }
+
+
+def _weighted_round_robin() -> dict[str, Any]:
+    """Weight = tokens per second / utilization, reported out of band: in-band reports go stale during long streams."""
+    return {
+        "@type": f"{_LB}.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin",
+        "enable_oob_load_report": True,
+        "oob_reporting_period": "0.5s",
+        "blackout_period": "1s",
+        "weight_update_period": "0.2s",
+        "weight_expiration_period": "10s",
+        "metric_names_for_computing_utilization": ["named_metrics.kv_cache", "named_metrics.queue"],
+        "error_utilization_penalty": 1.0,  # unset counts as 0, against its documentation
+    }
+
+
+def _one_policy(name: str, typed_config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "policies": [
+            {"typed_extension_config": {"name": f"envoy.load_balancing_policies.{name}", "typed_config": typed_config}}
+        ]
+    }
+
+
+def _grpc_cluster(name: str, xds_dir: str, health_interval_s: float) -> dict[str, Any]:
+    http2 = {
+        "max_concurrent_streams": 8192,
+        # A peer that vanished without closing (a stopped process) is noticed although no stream has a deadline.
+        "connection_keepalive": {"interval": "30s", "timeout": "20s"},
+    }
+    cluster = _cluster(name, xds_dir, {"explicit_http_config": {"http2_protocol_options": http2}})
+    interval = f"{health_interval_s}s"
+    cluster["health_checks"] = [
+        {
+            "timeout": "5s",
+            "interval": interval,
+            "no_traffic_interval": interval,  # 60 s by default: a worker would wait that long for its first call
+            "unhealthy_interval": f"{health_interval_s / 2}s",
+            "unhealthy_threshold": 2,
+            "healthy_threshold": 1,
+            "grpc_health_check": {},
+        }
+    ]
+    # Otherwise a removed host stays, and stays pinnable, until its health check fails.
+    cluster["ignore_health_on_host_removal"] = True
+    return cluster
+
+
+def _cluster(name: str, xds_dir: str, protocol: dict[str, Any]) -> dict[str, Any]:
+    limits = {
+        "max_connections": _UNLIMITED,
+        "max_pending_requests": _UNLIMITED,
+        "max_requests": _UNLIMITED,
+        "max_retries": _UNLIMITED,
+    }
+    return {
+        "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+        "name": name,
+        "type": "EDS",
+        "eds_cluster_config": {"eds_config": config_source(xds_dir, f"eds-{name}.json")},
+        "connect_timeout": "2s",
+        "circuit_breakers": {"thresholds": [{"priority": "DEFAULT", **limits}]},
+        # Panic mode sends calls to hosts known to be dead as soon as half of them are.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                **protocol,
+            }
+        },
+    }

@@ -1,0 +1,200 @@
+"""Listeners: EDGE for clients, MESH for the gateway."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoal.operator.envoy import clusters
+from shoal.operator.envoy.endpoints import Endpoint
+
+_HTTP = "type.googleapis.com/envoy.extensions.filters.http"
+_NETWORK = "type.googleapis.com/envoy.extensions.filters.network"
+SERVED_BY_HEADER = "x-shoal-served-by"
+_PINS = (clusters.ENDPOINT_HEADER, "x-gateway-destination-endpoint")
+_ORCA_FIELDS = ("endpoint-load-metrics", "endpoint-load-metrics-bin")
+
+# Plain `override_host` uses a pinned host even when it fails its health checks. setUpstreamOverrideHost does not, so
+# the first choice goes there; the rest stay in the header, where override_host takes one for each retry.
+PIN_SCRIPT = f"""
+function envoy_on_request(handle)
+  local choices = handle:headers():get("{clusters.ENDPOINT_HEADER}")
+  if choices == nil then return end
+  local first, rest = choices:match("^%s*([^,%s]+)%s*,?%s*(.*)$")
+  if first == nil then
+    handle:headers():remove("{clusters.ENDPOINT_HEADER}")
+    return
+  end
+  handle:setUpstreamOverrideHost(first, false)
+  if rest ~= "" then
+    handle:headers():replace("{clusters.ENDPOINT_HEADER}", rest)
+  else
+    handle:headers():remove("{clusters.ENDPOINT_HEADER}")
+  end
+end
+"""
+
+
+def edge(address: Endpoint, access_log: str | None, max_http_request_bytes: int) -> dict[str, Any]:
+    """Where clients connect: gRPC and HTTP on one port, told apart by the content type."""
+    too_large = {"@type": f"{_HTTP}.buffer.v3.Buffer", "max_request_bytes": max_http_request_bytes}
+    not_buffered = {"@type": f"{_HTTP}.buffer.v3.BufferPerRoute", "disabled": True}
+    routes = [
+        {
+            "match": {"prefix": "/", "grpc": {}},
+            "route": _route(clusters.GATEWAY_GRPC, retry_on="connect-failure,refused-stream", num_retries=2),
+            # Buffering would hold back a bidirectional stream, such as reflection, for ever.
+            "typed_per_filter_config": {"envoy.filters.http.buffer": not_buffered},
+        },
+        {
+            "match": {"prefix": "/"},
+            "route": _route(clusters.GATEWAY_HTTP, retry_on="connect-failure", num_retries=2),
+        },
+    ]
+    filters = [
+        _filter("header_mutation", {"@type": f"{_HTTP}.header_mutation.v3.HeaderMutation", "mutations": _mutations()}),
+        _filter("buffer", too_large),
+    ]
+    manager = _connection_manager("edge", routes, filters) | {
+        "local_reply_config": _json_errors(),
+        "request_headers_timeout": "10s",
+        "max_request_headers_kb": 64,
+        "use_remote_address": True,
+        "normalize_path": True,
+        "merge_slashes": True,
+    }
+    if access_log is not None:
+        manager["access_log"] = [_access_log(access_log)]
+    return _listener("edge", address, manager)
+
+
+def mesh(address: Endpoint, num_retries: int) -> dict[str, Any]:
+    """Where the gateway finds tokenizers and workers, told apart by the gRPC service they are called for."""
+    retry_on = "resource-exhausted,unavailable,connect-failure,refused-stream"
+    routes = [
+        {
+            "match": {"prefix": "/shoal.api.tokenizer.v1.TokenizerService/", "grpc": {}},
+            "route": _route(clusters.TOKENIZER, retry_on="unavailable,connect-failure,refused-stream", num_retries=2),
+        },
+        {
+            "match": {"prefix": "/shoal.api.worker.v1.ModelWorkerService/", "grpc": {}},
+            "route": _route(clusters.WORKER, retry_on=retry_on, num_retries=num_retries),
+        },
+    ]
+    script = {"@type": f"{_HTTP}.lua.v3.Lua", "default_source_code": {"inline_string": PIN_SCRIPT}}
+    manager = _connection_manager("mesh", routes, [_filter("lua", script)])
+    manager["route_config"]["response_headers_to_add"] = [
+        {
+            "header": {"key": SERVED_BY_HEADER, "value": "%UPSTREAM_REMOTE_ADDRESS%"},
+            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+        }
+    ]
+    return _listener("mesh", address, manager)
+
+
+def _route(cluster: str, *, retry_on: str, num_retries: int) -> dict[str, Any]:
+    """A route without a time limit (the default of 15 s cuts token streams), retried before the first byte only."""
+    return {
+        "cluster": cluster,
+        "timeout": "0s",
+        "retry_policy": {
+            "retry_on": retry_on,
+            "num_retries": num_retries,
+            "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.1s"},
+            "retry_host_predicate": [
+                {
+                    "name": "envoy.retry_host_predicates.previous_hosts",
+                    "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3"
+                        ".PreviousHostsPredicate"
+                    },
+                }
+            ],
+            "host_selection_retry_max_attempts": 3,
+        },
+    }
+
+
+def _connection_manager(name: str, routes: list[dict[str, Any]], filters: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "@type": f"{_NETWORK}.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": name,
+        "codec_type": "AUTO",
+        "generate_request_id": True,
+        "preserve_external_request_id": True,
+        # Five minutes by default: a request that waits in a queue longer than that would be cut.
+        "stream_idle_timeout": "0s",
+        "http2_protocol_options": {
+            "max_concurrent_streams": 8192,
+            "connection_keepalive": {"interval": "30s", "timeout": "20s"},
+        },
+        "route_config": {"name": name, "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}]},
+        "http_filters": [*filters, _filter("router", {"@type": f"{_HTTP}.router.v3.Router"})],
+    }
+
+
+def _listener(name: str, address: Endpoint, manager: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "@type": "type.googleapis.com/envoy.config.listener.v3.Listener",
+        "name": name,
+        "address": {"socket_address": {"address": address.host, "port_value": address.port}},
+        "per_connection_buffer_limit_bytes": 1 << 20,
+        "filter_chains": [
+            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+        ],
+    }
+
+
+def _filter(name: str, typed_config: dict[str, Any]) -> dict[str, Any]:
+    return {"name": f"envoy.filters.http.{name}", "typed_config": typed_config}
+
+
+def _mutations() -> dict[str, Any]:
+    """Removes what only the inside may say (pins, identities, Envoy's controls) and what only it may see (load)."""
+    outside: list[dict[str, Any]] = [{"remove": name} for name in _PINS if not name.startswith("x-shoal-")]
+    outside += [{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in ("x-shoal-", "x-envoy-")]
+    inside = [{"remove": name} for name in _ORCA_FIELDS]
+    return {"request_mutations": outside, "response_mutations": inside, "response_trailers_mutations": inside}
+
+
+def _json_errors() -> dict[str, Any]:
+    """Envoy's own refusals to HTTP clients look like the gateway's: an OpenAI error object."""
+    not_grpc = {
+        "name": "content-type",
+        "string_match": {"prefix": "application/grpc"},
+        "invert_match": True,
+        "treat_missing_header_as_empty": True,
+    }
+    error = {"message": "%LOCAL_REPLY_BODY%", "type": "proxy_error", "param": None, "code": "%RESPONSE_CODE%"}
+    return {
+        "mappers": [
+            {
+                "filter": {"header_filter": {"header": not_grpc}},
+                "body_format_override": {"json_format": {"error": error}},
+            }
+        ]
+    }
+
+
+def _access_log(path: str) -> dict[str, Any]:
+    fields = {
+        "time": "%START_TIME%",
+        "method": "%REQ(:METHOD)%",
+        "path": "%REQ(:PATH)%",
+        "status": "%RESPONSE_CODE%",
+        "grpc_status": "%GRPC_STATUS%",
+        "flags": "%RESPONSE_FLAGS%",
+        "received_bytes": "%BYTES_RECEIVED%",
+        "sent_bytes": "%BYTES_SENT%",
+        "first_byte_us": "%COMMON_DURATION(DS_RX_BEG:US_RX_BEG:us)%",
+        "duration_ms": "%DURATION%",
+        "upstream": "%UPSTREAM_HOST%",
+        "request_id": "%REQ(X-REQUEST-ID)%",
+    }
+    return {
+        "name": "envoy.access_loggers.file",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": path,
+            "log_format": {"json_format": fields},
+        },
+    }
