@@ -1,0 +1,235 @@
+"""The synchronous client. `async_client` is the same over `grpc.aio`; everything they share is in `calls`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+
+from shoal.api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
+from shoal.client.calls import DEFAULT_TIMEOUT_S, StreamCourse, make_settings
+from shoal.client.decoding import decode_model
+from shoal.client.options import Options
+from shoal.client.requests import MessageLike, build_generate, build_tokenize, checked_ids
+from shoal.client.results import Chunk, Completion, Model
+from shoal.client.retry import RetryPolicy
+
+_R = TypeVar("_R")
+_Open = Callable[[gateway_pb2.GenerateRequest, float], Any]
+
+
+class Stream(Iterator[Chunk]):
+    """Chunks of one answer as they arrive. Made by `Client.stream` and `Client.chat_stream`.
+
+    Leaving the `with` block, `close`, or dropping the last reference cancels the request on the server. Iterate from
+    one thread at a time; `close` may come from another.
+    """
+
+    def __init__(self, course: StreamCourse, open_call: _Open, sleep: Callable[[float], None]) -> None:
+        self._course = course
+        self._open = open_call
+        self._sleep = sleep
+        self._call = open_call(course.request, course.course.remaining_s)
+        self._ended = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Chunk:
+        """The next chunk. Raises a `ShoalError` when the request failed."""
+        while not (self._ended or self._course.closed):
+            try:
+                message: gateway_pb2.GenerateResponse = next(self._call)
+            except StopIteration:
+                self._ended = True
+                self._course.on_end()
+            except grpc.RpcError as error:
+                self._recover(error)
+            else:
+                return self._take(message)
+        raise StopIteration
+
+    def completion(self) -> Completion:
+        """Reads the stream to its end and returns the whole answer; after `close`, what had arrived by then."""
+        for _ in self:
+            pass
+        return self._course.collector.completion()
+
+    def close(self) -> None:
+        """Cancels what is left of the request. Safe to repeat."""
+        self._course.closed = True
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _take(self, message: gateway_pb2.GenerateResponse) -> Chunk:
+        try:
+            return self._course.on_message(message)
+        except BaseException:
+            self.close()
+            raise
+
+    def _recover(self, error: grpc.RpcError) -> None:
+        if self._course.closed:
+            return
+        try:
+            wait_s = self._course.on_error(error)
+        except BaseException:
+            self._ended = True
+            raise
+        self._sleep(wait_s)
+        if not self._course.closed:
+            self._call = self._open(self._course.request, self._course.course.remaining_s)
+
+
+class Client:
+    """Talks to one gateway. Safe to share between threads; a context manager that closes its channel.
+
+    with Client("http://127.0.0.1:8080") as client:
+        print(client.generate("The capital of France is", max_tokens=8).text)
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+        root_certificates: bytes | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Connects lazily.
+
+        `endpoint`: "host:port", "http://host:port" (both plaintext) or "https://host[:port]" (TLS).
+        `api_key`: sent as a Bearer token; use TLS beyond this machine.
+        `timeout_s`: deadline of a call that names none, in seconds.
+        `retry`: how to repeat calls that failed before their first answer; `RetryPolicy(max_attempts=1)` for never.
+        `root_certificates`: PEM of the authorities to trust instead of the system's.
+        `clock`, `sleep`: monotonic seconds and a wait, for tests.
+        Raises InvalidArgument for an endpoint that is none.
+        """
+        self._settings = make_settings(endpoint, api_key, timeout_s, retry, root_certificates, clock)
+        self._sleep = sleep
+        target, options = self._settings.endpoint.target, self._settings.channel_options
+        credentials = self._settings.credentials
+        self._channel = (
+            grpc.secure_channel(target, credentials, options=options)
+            if credentials is not None
+            else grpc.insecure_channel(target, options=options)
+        )
+        self._stub = gateway_pb2_grpc.GatewayServiceStub(self._channel)
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint as a URL."""
+        return self._settings.endpoint.url
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        token_ids: Sequence[int] | None = None,
+        messages: Iterable[MessageLike] | None = None,
+        **options: Unpack[Options],
+    ) -> Completion:
+        """Generates a whole completion of exactly one of a text, token ids or a conversation.
+
+        `options` are those of `Options`. Raises a `ShoalError`: `InvalidArgument` names the field, `NotFound` the
+        models there are, `ResourceExhausted` and `Unavailable` come after the retries, `DeadlineExceeded` after
+        `timeout_s`.
+        """
+        with self.stream(prompt, token_ids=token_ids, messages=messages, **options) as stream:
+            return stream.completion()
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        token_ids: Sequence[int] | None = None,
+        messages: Iterable[MessageLike] | None = None,
+        **options: Unpack[Options],
+    ) -> Stream:
+        """Like `generate`, but returns at once; iterate over the `Stream` for the chunks. Use it in a `with` block."""
+        request = build_generate(prompt, token_ids, messages, options)
+        course = StreamCourse(self._settings, request, options.get("timeout_s"))
+        return Stream(course, self._open, self._sleep)
+
+    def chat(self, messages: Iterable[MessageLike], **options: Unpack[Options]) -> Completion:
+        """The next turn of a conversation. See `generate`; `Completion.message` is ready to be appended."""
+        return self.generate(messages=messages, **options)
+
+    def chat_stream(self, messages: Iterable[MessageLike], **options: Unpack[Options]) -> Stream:
+        """The next turn of a conversation, as it comes. See `stream`."""
+        return self.stream(messages=messages, **options)
+
+    def tokenize(
+        self,
+        text: str | None = None,
+        *,
+        messages: Iterable[MessageLike] | None = None,
+        model: str = "",
+        add_special_tokens: bool = True,
+        timeout_s: float | None = None,
+    ) -> tuple[int, ...]:
+        """The token ids that `generate` would use for a text or a conversation."""
+        request = build_tokenize(text, messages, model, add_special_tokens)
+        return tuple(self._unary(self._stub.Tokenize, request, timeout_s).token_ids)
+
+    def detokenize(
+        self,
+        token_ids: Sequence[int],
+        *,
+        model: str = "",
+        include_special_tokens: bool = False,
+        timeout_s: float | None = None,
+    ) -> str:
+        """The text of token ids."""
+        request = gateway_pb2.DetokenizeRequest(
+            model=model, token_ids=checked_ids(token_ids), include_special_tokens=include_special_tokens
+        )
+        return self._unary(self._stub.Detokenize, request, timeout_s).text
+
+    def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
+        """The models that can be asked for."""
+        response = self._unary(self._stub.ListModels, gateway_pb2.ListModelsRequest(), timeout_s)
+        return tuple(decode_model(model) for model in response.models)
+
+    def model(self, name: str, *, timeout_s: float | None = None) -> Model:
+        """One model. Raises NotFound naming those there are."""
+        response = self._unary(self._stub.GetModel, gateway_pb2.GetModelRequest(name=name), timeout_s)
+        return decode_model(response.model)
+
+    def close(self) -> None:
+        """Closes the channel; calls still open are cancelled. Safe to repeat."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self, request: gateway_pb2.GenerateRequest, timeout_s: float) -> Any:
+        return self._stub.Generate(request, timeout=timeout_s, metadata=self._settings.metadata)
+
+    def _unary(self, method: Callable[..., _R], request: object, timeout_s: float | None) -> _R:
+        course = self._settings.start(timeout_s)
+        while True:
+            try:
+                response = method(request, timeout=course.remaining_s, metadata=self._settings.metadata)
+            except grpc.RpcError as error:
+                self._sleep(course.wait_after(error))
+            else:
+                course.succeeded()
+                return response
