@@ -74,8 +74,9 @@ class SamplingSlots:
         self.greedy[slot] = params.greedy or params.top_k == 1
         self.filtered[slot] = params.min_p > 0 or params.top_k > 0 or params.top_p < 1 or params.typical_p < 1
         self.logprobs[slot] = -1 if params.logprobs is None else params.logprobs
-        for name in ("temperature", "min_p", "top_k", "top_p", "typical_p"):
+        for name in ("temperature", "min_p", "top_p", "typical_p"):
             getattr(self, name)[slot] = getattr(params, name)
+        self.top_k[slot] = params.top_k if params.top_k < self.vocab_size else 0
         self._admit_edits(slot, params, token_ids, num_prompt_tokens, stop_ids)
 
     def _admit_edits(
