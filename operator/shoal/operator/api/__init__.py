@@ -10,12 +10,13 @@ from shoal.operator.api.loading import load_manifest, parse_manifest
 from shoal.operator.api.problems import ManifestError, Problem
 from shoal.operator.api.quantity import format_bytes, parse_quantity
 from shoal.operator.api.rules import Machine, ModelFacts, find_contradictions
-from shoal.operator.api.spec import InferenceService
+from shoal.operator.api.spec import InferenceService, Model
 
 __all__ = [
     "InferenceService",
     "Machine",
     "ManifestError",
+    "Model",
     "ModelFacts",
     "Problem",
     "find_contradictions",

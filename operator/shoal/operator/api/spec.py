@@ -39,10 +39,10 @@ ModelName = Annotated[
 Uri = Annotated[
     str,
     Meta(
-        pattern=r"^([a-z][a-z0-9+.-]*://.+|[./~].*)$",
+        pattern=r"^((file|hf|pypi)://.+|[./~].*)$",
         max_length=4096,
         extra={
-            "allowed": "a URI (file://, hf://, https://, pypi://) or a path that starts with / or ./",
+            "allowed": "a URI (file://, hf://, pypi://) or a path that starts with / or ./",
         },
     ),
 ]
@@ -108,7 +108,10 @@ class Workers(Section, frozen=True, kw_only=True):
     """The engines."""
 
     replicas: Annotated[int, Meta(ge=1, le=64, description="Engines, each with its own copy of the weights.")] = 1
-    device: Annotated[Literal["cpu"], Meta(description="What they compute on.")] = "cpu"
+    device: Annotated[
+        Literal["cpu", "simulated"],
+        Meta(description="What they compute on. simulated: made-up tokens, to try everything around the engine."),
+    ] = "cpu"
     threads: Annotated[
         Annotated[int, Meta(ge=1, le=1024)] | None,
         Meta(description="Compute threads of each worker. Default: cores / replicas."),

@@ -5,6 +5,7 @@ tokenizers and workers. `render_files` gives everything Envoy reads; each functi
 one Envoy resource. Nothing here touches a file or a process.
 """
 
+from shoal.operator.envoy import clusters
 from shoal.operator.envoy.binary import EnvoyMissing, find_envoy
 from shoal.operator.envoy.config import EnvoyOptions, render_files
 from shoal.operator.envoy.endpoints import Endpoint, cluster_load_assignment
@@ -14,6 +15,7 @@ __all__ = [
     "EnvoyMissing",
     "EnvoyOptions",
     "cluster_load_assignment",
+    "clusters",
     "find_envoy",
     "render_files",
 ]

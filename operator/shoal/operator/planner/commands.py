@@ -1,0 +1,103 @@
+"""Command lines. Flags mirror each service's `config.py`; every setting that the spec has is given, so no environment
+variable or settings file can change what the manifest says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shoal.operator.api import InferenceService, parse_quantity
+from shoal.operator.envoy import Endpoint
+from shoal.operator.planner.plan import Observed
+
+Flags = dict[str, str | int | float | None]
+_ENVOY_LOG_LEVELS = {"debug": "info", "info": "warning", "warning": "warning", "error": "error"}
+
+
+def worker(
+    service: InferenceService, observed: Observed, host: str, ports: Mapping[str, int], threads: int
+) -> tuple[str, ...]:
+    """`shoal-worker`."""
+    spec = service.spec
+    flags: Flags = {
+        "model": observed.model_path,
+        "served-model-name": spec.model.name,
+        "load-format": spec.model.load_format,
+        "dtype": spec.model.dtype,
+        "max-model-len": spec.model.max_model_len,
+        "device": spec.workers.device,
+        "threads": threads,
+        "block-size": spec.kv_cache.block_size,
+        "kv-cache-memory-bytes": parse_quantity(spec.kv_cache.memory),
+        "max-num-seqs": spec.workers.max_num_seqs,
+        "max-num-batched-tokens": spec.workers.max_num_batched_tokens,
+        "max-queued-requests": spec.workers.max_queued_requests,
+    }
+    return _service(observed.python, "shoal.model_worker.main", flags | _listening(service, host, ports))
+
+
+def tokenizer(service: InferenceService, observed: Observed, host: str, ports: Mapping[str, int]) -> tuple[str, ...]:
+    """`shoal-tokenizer`."""
+    flags: Flags = {"model": observed.model_path, "chat-template": service.spec.model.chat_template}
+    return _service(observed.python, "shoal.tokenizer.main", flags | _listening(service, host, ports))
+
+
+def gateway(
+    service: InferenceService,
+    observed: Observed,
+    host: str,
+    ports: Mapping[str, int],
+    *,
+    mesh: Endpoint,
+    workers_file: str,
+    drain_timeout_s: float,
+) -> tuple[str, ...]:
+    """`shoal-gateway`."""
+    spec = service.spec
+    flags: Flags = {
+        "http-port": ports["http"],
+        "mesh-address": str(mesh),
+        "workers-file": workers_file,
+        "routing-policy": spec.routing.policy,
+        "api-keys-file": spec.gateway.auth.api_keys_file if spec.gateway.auth is not None else None,
+        "drain-timeout-s": drain_timeout_s,
+    }
+    return _service(observed.python, "shoal.gateway.main", flags | _listening(service, host, ports))
+
+
+def envoy(binary: str, bootstrap: str, *, concurrency: int, log_level: str) -> tuple[str, ...]:
+    """Envoy. Without hot restart it leaves no shared memory, and any number of Envoys run side by side."""
+    return (
+        binary,
+        "-c",
+        bootstrap,
+        "--disable-hot-restart",
+        "--concurrency",
+        str(concurrency),
+        "--log-level",
+        _ENVOY_LOG_LEVELS[log_level],
+        # How long streams live on when a listener changes; endpoints and clusters change without closing any.
+        "--drain-time-s",
+        "60",
+    )
+
+
+def environment(*, num_threads: int) -> dict[str, str]:
+    """What every Python service gets. SAFEPATH keeps the current folder's `operator/` and `kernels/` from shadowing
+    packages; OMP_NUM_THREADS holds from the first import on, before a flag can be read."""
+    return {"OMP_NUM_THREADS": str(num_threads), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def _listening(service: InferenceService, host: str, ports: Mapping[str, int]) -> Flags:
+    observability = service.spec.observability
+    return {
+        "host": host,
+        "port": ports["grpc"],
+        "metrics-port": ports["metrics"],
+        "log-level": observability.log_level,
+        "otlp-endpoint": observability.otlp_endpoint,
+    }
+
+
+def _service(python: str, module: str, flags: Flags) -> tuple[str, ...]:
+    given = [(name, value) for name, value in flags.items() if value is not None]
+    return (python, "-m", module, *(f"--{name}={value}" for name, value in given))

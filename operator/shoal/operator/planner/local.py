@@ -1,0 +1,165 @@
+"""Plans one InferenceService for one machine."""
+
+from __future__ import annotations
+
+from shoal.operator.api import InferenceService
+from shoal.operator.envoy import Endpoint, EnvoyOptions, clusters, render_files
+from shoal.operator.envoy.config import BOOTSTRAP_FILE, render
+from shoal.operator.planner import commands
+from shoal.operator.planner.plan import LocalPlan, Observed, ProcessPlan, Readiness, ReadinessKind
+
+HOST = "127.0.0.1"
+WORKERS_FILE = "workers.json"
+ADMIN_SOCKET = "admin.sock"
+LOG_FOLDER = "logs"
+
+_WORKER_DEADLINE_S = 600.0  # reads the weights: a large model from a slow disk
+_TOKENIZER_DEADLINE_S = 120.0
+_GATEWAY_DEADLINE_S = 60.0
+_ENVOY_DEADLINE_S = 30.0
+_GATEWAY_DRAIN_S = 30.0
+
+
+def required_ports(service: InferenceService) -> tuple[str, ...]:
+    """Names of the ports that `plan` needs, in a fixed order. `edge` is where clients connect."""
+    spec = service.spec
+    names = ["edge", "mesh"]
+    names += [f"tokenizer-{i}/{port}" for i in range(spec.tokenizer.replicas) for port in ("grpc", "metrics")]
+    names += [f"worker-{i}/{port}" for i in range(spec.workers.replicas) for port in ("grpc", "metrics")]
+    names += [f"gateway-{i}/{port}" for i in range(spec.gateway.replicas) for port in ("grpc", "http", "metrics")]
+    return tuple(names)
+
+
+def plan(service: InferenceService, observed: Observed) -> LocalPlan:
+    """The plan. Raises KeyError when `observed.ports` lacks a required port."""
+    spec = service.spec
+    tokenizers = [_tokenizer(service, observed, i) for i in range(spec.tokenizer.replicas)]
+    workers = [_worker(service, observed, i) for i in range(spec.workers.replicas)]
+    envoy = _envoy(service, observed)
+    behind = tuple(process.name for process in (envoy, *tokenizers, *workers))
+    gateways = [_gateway(service, observed, i, behind) for i in range(spec.gateway.replicas)]
+    edge = Endpoint(HOST, observed.ports["edge"])
+    return LocalPlan(
+        name=service.metadata.name,
+        processes=(envoy, *tokenizers, *workers, *gateways),
+        files=_files(service, observed, workers, edge),
+        edge=edge,
+        notes=_notes(service, observed),
+    )
+
+
+def _tokenizer(service: InferenceService, observed: Observed, index: int) -> ProcessPlan:
+    name = f"tokenizer-{index}"
+    ports = _ports(observed, name, ("grpc", "metrics"))
+    return ProcessPlan(
+        name=name,
+        component="tokenizer",
+        argv=commands.tokenizer(service, observed, HOST, ports),
+        env=commands.environment(num_threads=1),
+        ports=ports,
+        readiness=_grpc_readiness(ports["grpc"], _TOKENIZER_DEADLINE_S),
+        serves={clusters.TOKENIZER: Endpoint(HOST, ports["grpc"])},
+    )
+
+
+def _worker(service: InferenceService, observed: Observed, index: int) -> ProcessPlan:
+    name = f"worker-{index}"
+    ports = _ports(observed, name, ("grpc", "metrics"))
+    threads = worker_threads(service, observed)
+    return ProcessPlan(
+        name=name,
+        component="worker",
+        argv=commands.worker(service, observed, HOST, ports, threads),
+        env=commands.environment(num_threads=threads),
+        ports=ports,
+        readiness=_grpc_readiness(ports["grpc"], _WORKER_DEADLINE_S),
+        serves={clusters.WORKER: Endpoint(HOST, ports["grpc"])},
+    )
+
+
+def _gateway(service: InferenceService, observed: Observed, index: int, behind: tuple[str, ...]) -> ProcessPlan:
+    name = f"gateway-{index}"
+    ports = _ports(observed, name, ("grpc", "http", "metrics"))
+    return ProcessPlan(
+        name=name,
+        component="gateway",
+        argv=commands.gateway(
+            service,
+            observed,
+            HOST,
+            ports,
+            mesh=Endpoint(HOST, observed.ports["mesh"]),
+            workers_file=f"{observed.run_dir}/{WORKERS_FILE}",
+            drain_timeout_s=_GATEWAY_DRAIN_S,
+        ),
+        env=commands.environment(num_threads=1),
+        ports=ports,
+        readiness=_grpc_readiness(ports["grpc"], _GATEWAY_DEADLINE_S),
+        depends_on=behind,
+        serves={
+            clusters.GATEWAY_GRPC: Endpoint(HOST, ports["grpc"]),
+            clusters.GATEWAY_HTTP: Endpoint(HOST, ports["http"]),
+        },
+        drain_timeout_s=_GATEWAY_DRAIN_S + 5.0,
+    )
+
+
+def _envoy(service: InferenceService, observed: Observed) -> ProcessPlan:
+    return ProcessPlan(
+        name="envoy",
+        component="envoy",
+        argv=commands.envoy(
+            observed.envoy,
+            f"{observed.run_dir}/{BOOTSTRAP_FILE}",
+            concurrency=envoy_concurrency(observed.machine.num_cores),
+            log_level=service.spec.observability.log_level,
+        ),
+        ports={"edge": observed.ports["edge"], "mesh": observed.ports["mesh"]},
+        readiness=Readiness(
+            kind=ReadinessKind.ENVOY_ADMIN,
+            target=f"{observed.run_dir}/{ADMIN_SOCKET}",
+            path="/ready",
+            deadline_s=_ENVOY_DEADLINE_S,
+        ),
+    )
+
+
+def _files(service: InferenceService, observed: Observed, workers: list[ProcessPlan], edge: Endpoint) -> dict[str, str]:
+    options = EnvoyOptions(
+        node_id=service.metadata.name,
+        run_dir=observed.run_dir,
+        admin_socket=f"{observed.run_dir}/{ADMIN_SOCKET}",
+        edge=edge,
+        mesh=Endpoint(HOST, observed.ports["mesh"]),
+        num_workers=len(workers),
+        access_log=f"{observed.run_dir}/{LOG_FOLDER}/access.log" if service.spec.observability.access_log else None,
+    )
+    listed = [{"name": worker.name, "address": str(worker.serves[clusters.WORKER])} for worker in workers]
+    return {**render_files(options, {}), WORKERS_FILE: render({"workers": listed})}
+
+
+def worker_threads(service: InferenceService, observed: Observed) -> int:
+    """Compute threads of each worker: as asked, or an equal share of the cores."""
+    workers = service.spec.workers
+    return workers.threads or max(1, observed.machine.num_cores // workers.replicas)
+
+
+def envoy_concurrency(num_cores: int) -> int:
+    """Envoy's threads. One carries 45,000 calls a second, far more than CPU workers on the same machine can take."""
+    return max(1, min(4, num_cores // 4))
+
+
+def _notes(service: InferenceService, observed: Observed) -> tuple[str, ...]:
+    total = worker_threads(service, observed) * service.spec.workers.replicas
+    cores = observed.machine.num_cores
+    if total <= cores:
+        return ()
+    return (f"workers have {total} compute threads on {cores} cores and will slow each other down",)
+
+
+def _ports(observed: Observed, name: str, kinds: tuple[str, ...]) -> dict[str, int]:
+    return {kind: observed.ports[f"{name}/{kind}"] for kind in kinds}
+
+
+def _grpc_readiness(port: int, deadline_s: float) -> Readiness:
+    return Readiness(kind=ReadinessKind.GRPC_HEALTH, target=f"{HOST}:{port}", deadline_s=deadline_s)
