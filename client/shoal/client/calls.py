@@ -60,6 +60,7 @@ class ClientSettings:
             ("grpc.initial_reconnect_backoff_ms", 100),  # else the first retries meet a channel that does not try
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 5_000),
+            ("grpc.enable_http_proxy", 0 if self.endpoint.is_loopback else 1),
             ("grpc.service_config_disable_resolution", 1),  # retries are ours, never a DNS record's
         ]
 
