@@ -1,12 +1,11 @@
-"""What enters and leaves the prefix cache, in order of happening."""
+"""What enters and leaves the prefix cache, in order of happening. Plain structs that cross to the front as they are."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """Blocks that can be found from here on."""
 
     keys: tuple[bytes, ...]
@@ -15,15 +14,13 @@ class Stored:
     """Parent of the first: another block's key or a namespace key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Removed:
+class Removed(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Blocks that can no longer be found."""
 
     keys: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Cleared:
+class Cleared(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """Nothing can be found any more."""
 
 

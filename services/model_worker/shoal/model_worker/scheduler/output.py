@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,8 +13,7 @@ from shoal.model_worker.request import FinishReason
 from shoal.model_worker.step import IntArray, TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True, array_like=True):
     """A completion ended."""
 
     stream_id: int
@@ -45,8 +45,7 @@ class StepOutput:
         return not (self.token_ids.size or self.started or self.finished or self.failed)
 
 
-@dataclass(slots=True)
-class SchedulerStats:
+class SchedulerStats(msgspec.Struct, array_like=True):
     """Counters since the start, and gauges of this moment. For metrics and load reports."""
 
     num_running: int = 0
@@ -54,6 +53,8 @@ class SchedulerStats:
     num_waiting: int = 0
     """Sequences in the queue."""
     num_waiting_tokens: int = 0
+    queue_tokens_per_s: float = 0.0
+    """How fast the queue has been draining."""
     num_blocks: int = 0
     num_used_blocks: int = 0
     num_preemptions: int = 0

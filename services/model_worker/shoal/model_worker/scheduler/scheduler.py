@@ -74,6 +74,7 @@ class Scheduler:
         stats.num_running = self._slots.num_filled
         stats.num_waiting = len(self._queue)
         stats.num_waiting_tokens = self._queue.num_tokens
+        stats.queue_tokens_per_s = self._queue_rate.per_second(self._clock())
         stats.num_blocks = cache.num_blocks
         stats.num_used_blocks = cache.num_blocks - cache.num_free_blocks
         return stats
@@ -113,6 +114,10 @@ class Scheduler:
         """Cancels and tells the client why."""
         if self.cancel(stream_id):
             self._outcome.output.failed.append((stream_id, failure))
+
+    def refuse(self, stream_id: int, failure: Failure) -> None:
+        """Puts the refusal of a request that `add` did not take into the next output."""
+        self._outcome.output.failed.append((stream_id, failure))
 
     def schedule(self) -> StepPlan | None:
         """The next step, or None when there is nothing to compute."""

@@ -1,0 +1,70 @@
+"""Every setting of a model worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from shoal.config import option
+from shoal.model_worker.scheduler import PolicyName
+
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """Serves one model: token ids in, token ids out."""
+
+    model: str = option("", "Folder, GGUF file or URI of the model. Required unless device is simulated.")
+    served_model_name: str = option("", "Name that GetInfo reports; empty: the last part of --model.")
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: Port = option(50061, "gRPC port; 0 picks a free one.")
+    metrics_port: Port = option(9461, "Port of Prometheus /metrics; 0 picks a free one.")
+    device: Literal["cpu", "simulated"] = option(
+        "cpu", "What computes. simulated: no model; tokens are hashes, for tests of everything around the engine."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Type of the weights in memory; auto: the file's.")
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = option(
+        "auto", "How to read the weights. dummy: random ones, for tests."
+    )
+    max_model_len: NotNegative = option(0, "Longest prompt plus output, in tokens; 0: what model and cache allow.")
+    block_size: Positive = option(16, "Tokens in a KV block.")
+    num_blocks: NotNegative = option(0, "KV blocks; 0: as many as --kv-cache-memory-bytes holds.")
+    kv_cache_memory_bytes: Positive = option(1 << 30, "Memory for KV blocks.")
+    max_num_seqs: Positive = option(64, "Most sequences in one step.")
+    max_num_batched_tokens: Positive = option(512, "Most tokens in one step; at least --max-num-seqs.")
+    max_queued_requests: Positive = option(256, "Requests that may wait; more are refused with a retry hint.")
+    max_queued_tokens: Positive = option(1 << 20, "Tokens that waiting requests may have to compute.")
+    scheduling_policy: PolicyName = option("priority", "priority: smaller values first, with aging. fcfs: by arrival.")
+    priority_aging_s: Annotated[float, Meta(gt=0)] = option(
+        30.0, "Seconds of waiting that outweigh one step of priority, so that nothing starves."
+    )
+    threads: NotNegative = option(0, "Threads that compute; 0: one a core.")
+    seed: NotNegative = option(0, "Seeds dummy weights. Requests without a seed draw their own.")
+    coalesce_above_streams: NotNegative = option(
+        32, "Up to this many streams each token is sent at once; with more, several share a message."
+    )
+    coalesce_max_tokens: Positive = option(8, "Most tokens that wait for one message.")
+    coalesce_max_delay_ms: Positive = option(30, "Longest time that a token waits for others.")
+    client_stall_timeout_s: Annotated[float, Meta(gt=0)] = option(
+        60.0, "A client that reads nothing for this long is cut off."
+    )
+    kv_event_buffer: Positive = option(8192, "KV events kept for subscribers that are behind; older: a snapshot.")
+    drain_timeout_s: Seconds = option(60.0, "How long running requests may go on after SIGTERM.")
+    load_timeout_s: Annotated[float, Meta(gt=0)] = option(1800.0, "Longest time that loading the model may take.")
+    simulated_step_ms: Seconds = option(0.0, "Time of a simulated step.")
+    simulated_token_us: Seconds = option(0.0, "Time added for each of its tokens.")
+    simulated_vocab_size: Positive = option(32000, "Vocabulary of the simulated model; its last id ends the output.")
+    otlp_endpoint: str = option("", "Where traces go, such as http://127.0.0.1:4317; empty: nowhere.")
+    log_level: Literal["debug", "info", "warning", "error"] = option("info", "Least severe lines logged.")
+    log_format: Literal["auto", "json", "console"] = option("auto", "auto: readable on a terminal, JSON elsewhere.")
+
+    @property
+    def model_name(self) -> str:
+        """The public name."""
+        return self.served_model_name or self.model.rstrip("/").rpartition("/")[2] or self.device

@@ -1,0 +1,92 @@
+"""The engine process: `python -P -m shoal.model_worker.engine_process FD`, started by the front and by nobody else.
+
+It has one channel, the socket FD, whose first frame is the configuration. It ends when told to, when the front is gone,
+or when the runner fails (whose state is then unknown); it never restarts anything itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import msgspec
+import structlog
+
+from shoal.model_worker.channel import ChannelClosed, EngineChannel
+from shoal.model_worker.config import WorkerConfig
+from shoal.model_worker.engine import Engine
+from shoal.model_worker.engine_setup import set_up
+from shoal.model_worker.messages import Broken, Command, Loading, Ready, decode_command, encode
+from shoal.telemetry import setup_logs
+
+_PR_SET_PDEATHSIG = 1
+_log = structlog.get_logger("shoal.model_worker.engine")
+
+
+class ChannelInbox:
+    """The commands that arrive over the channel."""
+
+    def __init__(self, channel: EngineChannel) -> None:
+        self._channel = channel
+
+    def receive(self, *, wait: bool) -> Iterator[Command]:
+        """See `engine.Inbox`."""
+        return map(decode_command, self._channel.receive(wait=wait))
+
+
+def main() -> int:
+    """Runs the engine to its end; 0 when it was told to end or its front went away, 1 when it failed."""
+    end_with_parent()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)  # they reach the whole process group; the front decides when to end
+    channel = EngineChannel(socket.socket(fileno=int(sys.argv[1])))
+    try:
+        first, *early = channel.receive(wait=True)
+        assert not early, "commands before the engine was ready"
+        config = msgspec.msgpack.decode(first, type=WorkerConfig)
+        setup_logs("model_worker.engine", level=config.log_level, log_format=config.log_format)
+        return serve(channel, config)
+    except ChannelClosed:
+        return 0
+
+
+def serve(channel: EngineChannel, config: WorkerConfig) -> int:
+    """Loads, says so, and runs the loop."""
+    try:
+        parts = set_up(config, lambda stage, fraction: channel.send(encode(Loading(stage, fraction))))
+    except (OSError, ValueError) as error:
+        channel.send(encode(Broken(f"cannot serve {config.model or config.device}: {error}")))
+        return 1
+    channel.send(encode(Ready(parts.info)))
+    # The model and its modules live as long as the process: no collection needs to look at them again.
+    gc.collect()
+    gc.freeze()
+    inbox = ChannelInbox(channel)
+    engine = Engine(parts.scheduler, parts.cache, parts.runner, inbox, lambda frame: channel.send(encode(frame)))
+    try:
+        engine.run()
+    except ChannelClosed:
+        raise
+    except Exception as error:
+        _log.error("the engine failed", exc_info=error)
+        channel.send(encode(Broken(f"the engine failed: {type(error).__name__}")))
+        return 1
+    return 0
+
+
+def end_with_parent() -> None:
+    """Has the kernel kill this process when the front dies, even in the middle of a long step. Linux only."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call took effect
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
