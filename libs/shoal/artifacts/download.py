@@ -18,7 +18,6 @@ import httpx
 from shoal.artifacts.cache import disk_full_named, hash_file, require_space
 from shoal.artifacts.errors import ArtifactError, ArtifactNotFound, DigestMismatch
 
-CHUNK_BYTES: Final = 1 << 20
 _RETRIED_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
@@ -182,7 +181,7 @@ def _write_body(
     received = offset
     with disk_full_named(target, remote.name), target.open("r+b" if offset else "wb") as file:
         file.seek(offset)
-        for chunk in response.iter_raw(CHUNK_BYTES):
+        for chunk in response.iter_raw():  # as it comes: what a larger buffer holds is lost with the connection
             received += len(chunk)
             if total is not None and received > total:
                 raise ArtifactError(f"{remote.name}: the server sends more than the {total} bytes it announced")

