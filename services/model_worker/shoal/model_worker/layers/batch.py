@@ -1,0 +1,23 @@
+"""One step's tokens, as the layers see them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from shoal.kernels.paged_attention import AttentionPlan
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """The tokens of all sequences of a step, one after another, with what attention needs to tell them apart."""
+
+    token_ids: Tensor
+    """[T] int32."""
+    positions: Tensor
+    """[T] int32: index in the sequence."""
+    slot_mapping: Tensor
+    """[T] int32: where the token's KV goes, block id * block_size + offset."""
+    attention: AttentionPlan
+    """Query starts, KV lengths and block tables of the sequences."""

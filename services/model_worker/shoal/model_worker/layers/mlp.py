@@ -1,0 +1,20 @@
+"""The gated feed-forward."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from shoal.kernels.silu_and_mul import silu_and_mul
+from shoal.model_worker.layers.linear import Linear
+
+
+class GatedMLP:
+    """down(silu(gate(x)) * up(x)), with gate and up as one product."""
+
+    def __init__(self, gate_up_proj: Linear, down_proj: Linear) -> None:
+        """gate_up_proj yields gate and up side by side."""
+        self._gate_up_proj, self._down_proj = gate_up_proj, down_proj
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [T, hidden]; returns the same shape."""
+        return self._down_proj(silu_and_mul(self._gate_up_proj(x)))

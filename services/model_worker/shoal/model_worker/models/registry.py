@@ -1,0 +1,50 @@
+"""Which class runs which architecture."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from shoal.model_worker.layers.batch import ForwardBatch
+from shoal.model_worker.layers.weights import Weights
+from shoal.model_worker.models.config import ModelConfig, ModelConfigError
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": "shoal.model_worker.models.llama:LlamaForCausalLM",
+    "MistralForCausalLM": "shoal.model_worker.models.llama:LlamaForCausalLM",
+}
+"""Architecture, as config.json names it, to "module:class"."""
+
+
+class Model(Protocol):
+    """A model ready to run. Stateless between steps: the KV cache belongs to the runner."""
+
+    def forward(self, batch: ForwardBatch, kv_cache: Tensor) -> Tensor:
+        """The final hidden states [tokens, hidden_size], normalised, of the batch's tokens; writes their KV."""
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """float32 [rows, vocab_size] from rows of `forward`'s result."""
+
+
+class ModelClass(Protocol):
+    """How a model is built."""
+
+    def __call__(self, config: ModelConfig, weights: Weights, dtype: torch.dtype) -> Model:
+        """Takes every tensor of `tensor_shapes(config)` from `weights` once."""
+
+    def tensor_shapes(self, config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+        """Names, as in Hugging Face checkpoints, and shapes of the tensors that the model is built from."""
+
+
+def find_model_class(architecture: str) -> ModelClass:
+    """Raises ModelConfigError, naming the known ones, if the architecture is unknown."""
+    target = ARCHITECTURES.get(architecture)
+    if target is None:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise ModelConfigError(f"architecture {architecture} is not supported; known architectures: {known}")
+    module, name = target.split(":")
+    return cast(ModelClass, getattr(importlib.import_module(module), name))

@@ -1,0 +1,183 @@
+"""Runs steps on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal.kernels.block_copy import block_copy
+from shoal.kernels.kv_layout import KVLayout
+from shoal.kernels.native import library
+from shoal.kernels.paged_attention import AttentionShape
+from shoal.model_worker.models.config import ModelConfig
+from shoal.model_worker.models.registry import Model
+from shoal.model_worker.runner.flat_batch import FlatBatch, build_batch
+from shoal.model_worker.runner.slots import SlotArrays
+from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.sampling.sampler import Sampler, prompt_logprobs
+from shoal.model_worker.step import Admission, IntArray, StepPlan, StepResult, TokenLogprobs
+
+_LOGPROB_ROWS = 64
+"""Rows of prompt logits made at once: 64 of 128k tokens are 34 MB in float32."""
+
+
+def layout_for(config: ModelConfig, block_size: int, dtype: torch.dtype) -> KVLayout:
+    """The KV cache's layout for a model; its `name` belongs into the namespace of block keys."""
+    return KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, block_size, dtype)
+
+
+def num_blocks_for(memory_bytes: int, config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+    """How many blocks of all layers fit in `memory_bytes`."""
+    return memory_bytes // layout_for(config, block_size, dtype).block_bytes
+
+
+class CpuRunner:
+    """`step.Runner` on the CPU: a paged KV cache, the slots' state and the sampler.
+
+    Must be used from one thread only: torch's OpenMP pool belongs to the thread that starts it, and a second pool
+    would spin against it. An exception from `execute` leaves the state undefined.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: ModelConfig,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        max_model_len: int,
+        sampler: Sampler,
+        dtype: torch.dtype = torch.bfloat16,
+        num_threads: int | None = None,
+    ) -> None:
+        """dtype: of the model and its KV cache. num_threads: None leaves torch's setting. Allocates the cache."""
+        if max_model_len > config.max_position_embeddings:
+            raise ValueError(
+                f"max_model_len ({max_model_len}) is more than the model's {config.max_position_embeddings} positions"
+            )
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        self._model, self._config, self._sampler = model, config, sampler
+        layout = layout_for(config, block_size, dtype)
+        self._shape = AttentionShape(layout, config.num_heads, config.head_dim**-0.5, config.sliding_window)
+        self._kv_cache = layout.allocate(num_blocks)
+        self._num_blocks = num_blocks
+        self._slots = SlotArrays(max_num_seqs, max_model_len, block_size)
+        self._prompt_logprobs: dict[int, int] = {}
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks in the cache."""
+        return self._num_blocks
+
+    @property
+    def layout(self) -> KVLayout:
+        """How the KV cache is laid out."""
+        return self._shape.layout
+
+    @property
+    def kv_cache(self) -> Tensor:
+        """[num_blocks, ...]: row i is block i, contiguous. For moving blocks between steps, never during one."""
+        return self._kv_cache
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """See `step.Runner.execute`."""
+        with torch.inference_mode():
+            self._apply_changes(plan)
+            if not len(plan.slots):
+                return StepResult(np.empty(0, np.int32), np.empty(0, np.int32), {}, {})
+            batch = build_batch(plan, self._slots, self._shape)
+            hidden = self._model.forward(batch.forward, self._kv_cache)
+            self._slots.num_computed[plan.slots] += plan.num_tokens
+            reported = self._report_prompts(plan, batch, hidden)
+            slots, token_ids, logprobs = self._sample(plan, batch, hidden)
+            return StepResult(slots, token_ids, logprobs, reported)
+
+    def warm_up(self) -> None:
+        """Builds the native operations and touches what the first steps need. Call it before anything is admitted."""
+        library()
+        capacity = min(self._slots.token_ids.shape[1] - 1, self._num_blocks * self.layout.block_size)
+        for count in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+            if count <= capacity:
+                self._warm_up_step(count)
+
+    def _warm_up_step(self, num_tokens: int) -> None:
+        blocks = tuple(range(-(-num_tokens // self.layout.block_size)))
+        params = SamplingParams(temperature=0.0)
+        admission = Admission(0, (0,) * num_tokens, num_tokens, 0, blocks, params, seed=0, choice=0)
+        slots, counts = np.zeros(1, np.int32), np.full(1, num_tokens, np.int32)
+        self.execute(StepPlan((), (admission,), (), (), slots, counts, np.ones(1, np.bool_), ()))
+        nothing = np.empty(0, np.int32)
+        self.execute(StepPlan((0,), (), (), (), nothing, nothing, np.empty(0, np.bool_), ()))
+
+    def _apply_changes(self, plan: StepPlan) -> None:
+        for slot in plan.released:
+            self._slots.release(slot)
+            self._sampler.release(slot)
+            self._prompt_logprobs.pop(slot, None)
+        for admission in plan.admitted:
+            self._admit(admission)
+        block_copy(self._kv_cache, plan.block_copies)
+        self._slots.assign(plan.assigned)
+
+    def _admit(self, admission: Admission) -> None:
+        self._slots.admit(admission)
+        params = admission.sampling
+        eos = () if params.ignore_eos else self._config.eos_token_ids
+        self._sampler.admit(
+            admission.slot,
+            params,
+            admission.seed,
+            admission.choice,
+            admission.token_ids,
+            admission.num_prompt_tokens,
+            (*eos, *params.stop_token_ids),
+        )
+        if params.prompt_logprobs is not None:
+            self._prompt_logprobs[admission.slot] = params.prompt_logprobs
+
+    def _sample(
+        self, plan: StepPlan, batch: FlatBatch, hidden: Tensor
+    ) -> tuple[IntArray, IntArray, dict[int, TokenLogprobs]]:
+        """Samples for the slots that ask for it, then for forks, which share their source's logits."""
+        sampling = np.flatnonzero(plan.samples)
+        if not len(sampling):
+            return np.empty(0, np.int32), np.empty(0, np.int32), {}
+        slots: IntArray = plan.slots[sampling].astype(np.int32, copy=False)
+        last_rows = batch.query_starts[1:][sampling] - 1
+        if len(last_rows) < hidden.shape[0]:
+            hidden = hidden[torch.from_numpy(last_rows)]
+        logits = self._model.compute_logits(hidden)
+        if plan.forks:
+            row_of = {int(slot): row for row, slot in enumerate(slots)}
+            for fork in plan.forks:
+                self._slots.fork(fork.source, fork.target)
+                self._sampler.fork(fork.source, fork.target, fork.choice)
+                if fork.source in self._prompt_logprobs:
+                    self._prompt_logprobs[fork.target] = self._prompt_logprobs[fork.source]
+            logits = torch.cat((logits, logits[[row_of[fork.source] for fork in plan.forks]]))
+            slots = np.concatenate((slots, np.array([fork.target for fork in plan.forks], np.int32)))
+        output = self._sampler.sample(logits, slots)
+        self._slots.append(slots, output.token_ids)
+        return slots, output.token_ids, output.logprobs
+
+    def _report_prompts(self, plan: StepPlan, batch: FlatBatch, hidden: Tensor) -> dict[int, tuple[TokenLogprobs, ...]]:
+        """Log-probabilities of the prompt tokens that follow tokens computed in this step."""
+        if not self._prompt_logprobs:
+            return {}
+        reported: dict[int, tuple[TokenLogprobs, ...]] = {}
+        for index, slot in enumerate(plan.slots.tolist()):
+            first, row = int(batch.first_positions[index]), int(batch.query_starts[index])
+            count = min(int(plan.num_tokens[index]), int(self._slots.num_prompt[slot]) - 1 - first)
+            if slot not in self._prompt_logprobs or count <= 0:
+                continue
+            entries: list[TokenLogprobs] = []
+            for begin in range(0, count, _LOGPROB_ROWS):
+                end = min(begin + _LOGPROB_ROWS, count)
+                next_ids = self._slots.token_ids[slot, first + begin + 1 : first + end + 1]
+                logits = self._model.compute_logits(hidden[row + begin : row + end])
+                entries.extend(prompt_logprobs(logits, torch.from_numpy(next_ids), self._prompt_logprobs[slot]))
+            reported[slot] = tuple(entries)
+        return reported

@@ -1,0 +1,54 @@
+"""A plan's tokens laid flat, computed from the slots' arrays without a loop over sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from shoal.kernels.paged_attention import AttentionShape, plan_attention
+from shoal.model_worker.layers.batch import ForwardBatch
+from shoal.model_worker.runner.slots import SlotArrays
+from shoal.model_worker.step import IntArray, StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class FlatBatch:
+    """The forward batch, and what is needed to find a sequence's rows in it."""
+
+    forward: ForwardBatch
+    query_starts: IntArray
+    """[S + 1] the first row of each scheduled slot, in the plan's order."""
+    first_positions: IntArray
+    """[S] the position of that row's token."""
+
+
+def build_batch(plan: StepPlan, slots: SlotArrays, shape: AttentionShape) -> FlatBatch:
+    """Lays out a plan with at least one slot. Reads `slots`; its block tables are shared, not copied."""
+    scheduled, counts = plan.slots, plan.num_tokens
+    block_size = shape.layout.block_size
+    first = slots.num_computed[scheduled]
+    starts = np.zeros(len(scheduled) + 1, dtype=np.int32)
+    np.cumsum(counts, out=starts[1:])
+    if starts[-1] == len(scheduled):
+        rows, positions = scheduled, first
+    else:
+        rows = np.repeat(scheduled, counts)
+        positions = np.arange(starts[-1], dtype=np.int32) + np.repeat(first - starts[:-1], counts)
+    blocks = slots.block_tables[rows, positions // block_size]
+    slot_mapping = blocks * np.int32(block_size) + positions % np.int32(block_size)
+    attention = plan_attention(
+        shape,
+        torch.from_numpy(starts),
+        torch.from_numpy(first + counts),
+        torch.from_numpy(slots.block_tables),
+        torch.from_numpy(scheduled),
+    )
+    forward = ForwardBatch(
+        token_ids=torch.from_numpy(slots.token_ids[rows, positions]),
+        positions=torch.from_numpy(positions),
+        slot_mapping=torch.from_numpy(slot_mapping),
+        attention=attention,
+    )
+    return FlatBatch(forward, starts, first)
