@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import io
 from dataclasses import dataclass
 
 import grpc
@@ -63,8 +65,7 @@ async def http_get(target: str, path: str, timeout_s: float) -> tuple[int, bytes
             host, _, port = target.rpartition(":")
             reader, writer = await asyncio.open_connection(host, int(port))
         try:
-            # HTTP/1.0, so that the answer comes unchunked and ends with the connection.
-            writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             answer = bytearray()
             while part := await reader.read(1 << 16):
                 answer += part
@@ -72,8 +73,23 @@ async def http_get(target: str, path: str, timeout_s: float) -> tuple[int, bytes
                     raise ValueError(f"the answer to GET {path} is larger than {_MAX_BODY_BYTES} bytes")
         finally:
             writer.close()
-    head, _, body = bytes(answer).partition(b"\r\n\r\n")
-    status_line = head.split(b"\r\n", 1)[0].split(b" ", 2)
-    if len(status_line) < 2 or not status_line[0].startswith(b"HTTP/"):
-        raise ValueError(f"not an HTTP answer: {head[:80]!r}")
-    return int(status_line[1]), body
+    return _parse_answer(bytes(answer))
+
+
+def _parse_answer(answer: bytes) -> tuple[int, bytes]:
+    response = http.client.HTTPResponse(_Received(answer))  # type: ignore[arg-type]  # it only calls makefile
+    try:
+        response.begin()
+        return response.status, response.read()
+    except http.client.HTTPException as error:
+        raise ValueError(f"not a whole HTTP answer: {error!r}") from error
+
+
+class _Received:
+    """Bytes that are here already, as http.client reads them."""
+
+    def __init__(self, received: bytes) -> None:
+        self._received = received
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        return io.BytesIO(self._received)

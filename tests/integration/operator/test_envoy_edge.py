@@ -1,0 +1,118 @@
+"""The EDGE listener of a real Envoy: one port for gRPC and HTTP, and nothing forged in or leaked out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+from support.envoy_running import RunningEnvoy, running_envoy
+from support.eventually import eventually
+from support.fake_endpoints import GATEWAY_ECHO, GATEWAY_GENERATE, FakeEndpoint, serving, serving_http
+
+from shoal.operator.envoy import Endpoint
+
+FORGED = [
+    ("x-shoal-endpoint", "10.0.0.1:1"),
+    ("x-shoal-tenant", "admin"),
+    ("x-gateway-destination-endpoint", "10.0.0.1:1"),
+    ("x-envoy-retry-on", "5xx"),
+    ("x-envoy-upstream-rq-timeout-ms", "1"),
+]
+
+
+@dataclass
+class Front:
+    """An Envoy with one gateway behind it."""
+
+    envoy: RunningEnvoy
+    gateway: FakeEndpoint
+    http_endpoint: Endpoint
+    heads: list[str]
+    """Of the HTTP requests that arrived."""
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.envoy.options.edge}"
+
+
+@pytest.fixture
+async def front(tmp_path: Path) -> AsyncIterator[Front]:
+    async with AsyncExitStack() as stack:
+        gateway = await stack.enter_async_context(serving("g0"))
+        http_endpoint, heads = await stack.enter_async_context(serving_http())
+        envoy = await stack.enter_async_context(running_envoy(tmp_path))
+        await envoy.join({"gateway-grpc": [gateway.endpoint], "gateway-http": [http_endpoint]})
+        yield Front(envoy, gateway, http_endpoint, heads)
+
+
+async def test_grpc_and_http_share_a_port(front: Front) -> None:
+    call = front.envoy.edge.unary_stream(GATEWAY_GENERATE)(b"", timeout=10)
+    assert [message async for message in call] == [b"g0", b"end"]
+    async with httpx.AsyncClient(base_url=front.url) as client:
+        response = await client.get("/v1/models")
+    assert (response.status_code, response.text) == (200, "ok")
+
+
+async def test_forged_headers_never_arrive(front: Front) -> None:
+    metadata = [*FORGED, ("authorization", "Bearer k"), ("x-request-id", "abc")]
+    call = front.envoy.edge.unary_stream(GATEWAY_GENERATE)(b"", metadata=metadata, timeout=10)
+    assert [message async for message in call] == [b"g0", b"end"]
+    seen = front.gateway.metadata[-1]
+    assert not {name for name, _ in FORGED} & set(seen)
+    assert (seen["authorization"], seen["x-request-id"]) == ("Bearer k", "abc")
+    async with httpx.AsyncClient(base_url=front.url, headers=dict(FORGED)) as client:
+        await client.get("/v1/models")
+    head = front.heads[-1]
+    assert not [name for name, _ in FORGED if f"{name}:" in head]
+    assert "x-request-id:" in head
+
+
+async def test_load_reports_stay_inside(front: Front) -> None:
+    call = front.envoy.edge.unary_stream(GATEWAY_GENERATE)(b"", timeout=10)
+    assert [message async for message in call] == [b"g0", b"end"]
+    trailers = dict(await call.trailing_metadata())
+    assert trailers["kept"] == "yes"
+    assert not [name for name in trailers if name.startswith("endpoint-load-metrics")]
+    async with httpx.AsyncClient(base_url=front.url) as client:
+        response = await client.get("/")
+    assert "endpoint-load-metrics" not in response.headers
+
+
+async def test_large_http_request_is_refused_as_the_gateway_would(front: Front) -> None:
+    async with httpx.AsyncClient(base_url=front.url) as client:
+        response = await client.post("/v1/completions", content=b"x" * 2000)
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == 413
+    assert front.heads == []
+
+
+async def test_no_gateway_is_unavailable_in_both_languages(front: Front) -> None:
+    front.envoy.membership.leave({"gateway-grpc": front.gateway.endpoint, "gateway-http": front.http_endpoint})
+
+    async def no_host() -> bool:
+        return not await front.envoy.healthy_hosts()
+
+    await eventually(no_host, "Envoy knows no gateway")
+    with pytest.raises(grpc.aio.AioRpcError, match="no healthy upstream") as caught:
+        await front.envoy.edge.unary_stream(GATEWAY_GENERATE)(b"", timeout=10).read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    async with httpx.AsyncClient(base_url=front.url) as client:
+        response = await client.get("/v1/models")
+    assert response.status_code == 503
+    assert response.json()["error"]["type"] == "proxy_error"
+
+
+async def test_bidirectional_streams_pass(front: Front) -> None:
+    """The limit on HTTP request bodies works by buffering whole requests, which must not touch gRPC."""
+    call = front.envoy.edge.stream_stream(GATEWAY_ECHO)(timeout=10)
+    for message in (b"one", b"two"):
+        await call.write(message)
+        assert await call.read() == message
+    await call.done_writing()
+    assert await call.code() is grpc.StatusCode.OK
