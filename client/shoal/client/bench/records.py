@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 
@@ -42,7 +43,7 @@ class Record:
     @property
     def gaps_s(self) -> tuple[float, ...]:
         """Times between successive chunks with output."""
-        return tuple(b - a for a, b in zip(self.output_times_s, self.output_times_s[1:], strict=False))
+        return tuple(b - a for a, b in itertools.pairwise(self.output_times_s))
 
     @property
     def itl_s(self) -> float | None:

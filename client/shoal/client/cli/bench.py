@@ -158,7 +158,8 @@ async def _connected(session: Session, settings: Settings) -> AsyncIterator[tupl
         models = {model.name: model for model in await client.models()}
         if settings.model is None and len(models) != 1:
             raise CommandFailed(f"choose a model with --model; there are {', '.join(sorted(models)) or 'none'}")
-        model = models[settings.model] if settings.model in models else await client.model(settings.model or "")
+        name = settings.model or next(iter(models))
+        model = models[name] if name in models else await client.model(name)  # an unknown one: the gateway's words
         options = RequestOptions(
             model=model.name,
             temperature=settings.temperature,
