@@ -61,8 +61,15 @@ class LocalMesh:
         self._planner = planner
         self._stop = asyncio.Event()
         self._exit = contextlib.AsyncExitStack()
+        self._run_dir: Path | None = None
         self._plan: LocalPlan | None = None
         self._supervisor: Supervisor | None = None
+
+    @property
+    def run_dir(self) -> Path:
+        """Files of the run; gone when the mesh is. Only once entered."""
+        assert self._run_dir is not None, "enter the mesh first"
+        return self._run_dir
 
     @property
     def plan(self) -> LocalPlan:
@@ -136,7 +143,7 @@ class LocalMesh:
         for name in required_ports(self._service):
             ports.reserve(name, wanted.get(name, 0))
         model_path = await fetch_model(self._service.spec.model, self._on_event)
-        run_dir = create_run_dir()
+        run_dir = self._run_dir = create_run_dir()
         self._exit.callback(shutil.rmtree, run_dir, ignore_errors=True)
         guard = await Guard.start(run_dir)
         self._exit.push_async_callback(guard.close)
