@@ -54,7 +54,7 @@ class LazyGroup(click.Group):
         except Exception as error:  # the boundary: everything else is shown to a person
             session = get_session(ctx)
             if session.debug:
-                session.err.print(traceback.format_exc(), markup=False, highlight=False, style="dim")
+                session.err.print(traceback.format_exc(), markup=False, highlight=False, style="dim", soft_wrap=True)
             session.err.print(explain(error), markup=False, highlight=False, style="bold red", soft_wrap=True)
             ctx.exit(EXIT_FAILURE)
 
