@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc.aio
 import msgspec
-from support.eventually import eventually
 
 from shoal.operator.envoy import Endpoint, EnvoyOptions, find_envoy, render_files
 from shoal.operator.substrate.membership import Membership
@@ -19,6 +18,7 @@ from shoal.operator.substrate.ports import PortReservations
 from shoal.operator.substrate.probes import http_get
 from shoal.operator.substrate.run_dir import write_files
 from shoal.operator.substrate.supervisor import read_healthy_hosts
+from support.eventually import eventually
 
 
 @dataclass
@@ -27,8 +27,8 @@ class RunningEnvoy:
 
     options: EnvoyOptions
     membership: Membership
-    mesh: grpc.aio.Channel
-    edge: grpc.aio.Channel
+    mesh: Any  # grpc.aio.Channel; its stubs ask for serializers, which raw bytes do without
+    edge: Any
 
     async def join(self, members: Mapping[str, Sequence[Endpoint]]) -> None:
         """Adds endpoints and waits until Envoy's health checks have passed for them."""

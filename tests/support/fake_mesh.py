@@ -16,6 +16,7 @@ import psutil
 from shoal.operator.api import InferenceService, parse_manifest
 from shoal.operator.planner import LocalPlan, Observed, ProcessPlan, Readiness, ReadinessKind, plan
 from shoal.operator.substrate import LocalMesh, SupervisorOptions
+from shoal.operator.substrate.local import Planner
 
 PROGRAM = Path(__file__).with_name("fake_process.py")
 FAST = SupervisorOptions(
@@ -51,7 +52,7 @@ def fake_process(name: str, port: int, record: Path, *options: str, **changes: o
     return dataclasses.replace(process, **changes)  # type: ignore[arg-type]
 
 
-def plan_fakes(record: Path, *worker_options: str):
+def plan_fakes(record: Path, *worker_options: str) -> Planner:
     """A planner that puts fake programs in the place of the Python services; Envoy stays real."""
 
     def plan_fake(service: InferenceService, observed: Observed) -> LocalPlan:

@@ -11,11 +11,11 @@ import grpc
 import grpc.aio
 import httpx
 import pytest
+
+from shoal.operator.envoy import Endpoint
 from support.envoy_running import RunningEnvoy, running_envoy
 from support.eventually import eventually
 from support.fake_endpoints import GATEWAY_ECHO, GATEWAY_GENERATE, FakeEndpoint, serving, serving_http
-
-from shoal.operator.envoy import Endpoint
 
 FORGED = [
     ("x-shoal-endpoint", "10.0.0.1:1"),

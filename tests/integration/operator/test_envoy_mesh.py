@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
 import pytest
+
 from support.envoy_running import RunningEnvoy, running_envoy
 from support.eventually import eventually
 from support.fake_endpoints import ENCODE, GENERATE, FakeEndpoint, serving
@@ -44,7 +46,7 @@ class Fleet:
 
 
 @pytest.fixture
-async def fleet(tmp_path: Path):
+async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
     async with AsyncExitStack() as stack:
         workers = [await stack.enter_async_context(serving(f"w{index}")) for index in range(3)]
         envoy = await stack.enter_async_context(running_envoy(tmp_path))

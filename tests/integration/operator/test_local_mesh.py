@@ -16,20 +16,24 @@ from typing import Any
 import psutil
 import pytest
 from msgspec.structs import replace
+
+from shoal.operator.api import ManifestError
+from shoal.operator.substrate import Event, LocalMesh, MeshError, MeshInterrupted, PortInUse, ProcessFailed, State
 from support import fake_mesh
 from support.eventually import eventually
 from support.fake_mesh import FAST, is_running, make_service, plan_fakes
 
-from shoal.operator.api import ManifestError
-from shoal.operator.substrate import Event, LocalMesh, MeshError, MeshInterrupted, PortInUse, ProcessFailed, State
-
 SHARED_MEMORY = Path("/dev/shm")
+
+
+def list_shared_memory() -> set[Path]:
+    return set(SHARED_MEMORY.iterdir())
 
 
 class Program:
     """`fake_mesh.py` running as a program of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process, up: dict[str, Any], shared_before: set[str]) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, up: dict[str, Any], shared_before: set[Path]) -> None:
         self.process = process
         self.run_dir = Path(up["run_dir"])
         self.edge_port: int = up["edge"]
@@ -40,7 +44,7 @@ class Program:
         """Processes, files and shared memory that should be gone."""
         found = [f"process {process.name()}" for process in self.tree if is_running(process)]
         found += [str(self.run_dir)] if self.run_dir.exists() else []
-        return found + [name for name in os.listdir(SHARED_MEMORY) if name not in self._shared_before]
+        return found + [str(path) for path in list_shared_memory() - self._shared_before]
 
     async def assert_nothing_left(self) -> None:
         await eventually(lambda: not self.leftovers(), "nothing is left")
@@ -52,7 +56,7 @@ class Program:
 
 @asynccontextmanager
 async def running_program(folder: Path, *worker_options: str) -> AsyncIterator[Program]:
-    shared_before = set(os.listdir(SHARED_MEMORY))
+    shared_before = list_shared_memory()
     process = await asyncio.create_subprocess_exec(
         sys.executable, fake_mesh.__file__, str(folder), *worker_options, stdout=asyncio.subprocess.PIPE
     )

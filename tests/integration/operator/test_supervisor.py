@@ -7,14 +7,12 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from support.eventually import eventually
-from support.fake_mesh import FAST, fake_process, is_running
 
 from shoal.operator.envoy import Endpoint
 from shoal.operator.planner import LocalPlan, ProcessPlan, Readiness, ReadinessKind
@@ -24,6 +22,8 @@ from shoal.operator.substrate.guardian import find_marked
 from shoal.operator.substrate.ports import PortReservations
 from shoal.operator.substrate.run_dir import create_run_dir
 from shoal.operator.substrate.supervisor import Supervisor
+from support.eventually import eventually
+from support.fake_mesh import FAST, fake_process, is_running
 
 
 class Stage:
@@ -67,7 +67,7 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path):
+def stage(tmp_path: Path) -> Iterator[Stage]:
     with PortReservations() as ports:
         yield Stage(tmp_path, ports)
 
@@ -184,6 +184,7 @@ async def test_grandchildren_end_with_the_mesh(stage: Stage) -> None:
     async with stage.supervising(stage.process("w", "grandchild")) as supervisor:
         await supervisor.start()
         pid = supervisor.keepers["w"].pid
+        assert pid is not None
         (grandchild,) = psutil.Process(pid).children()
         assert os.getsid(grandchild.pid) != os.getsid(pid)  # out of reach of a signal to the group
     assert not is_running(grandchild)

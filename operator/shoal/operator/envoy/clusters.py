@@ -128,8 +128,8 @@ def _cluster(name: str, xds_dir: str, protocol: dict[str, Any]) -> dict[str, Any
         "common_lb_config": {
             # Panic mode sends calls to hosts known to be dead as soon as half of them are.
             "healthy_panic_threshold": {"value": 0},
-            # Envoy gathers health changes for a second by default: measured, calls to workers that had just passed their
-            # checks failed with "no healthy upstream" for 0.8 to 1.2 s.
+            # Envoy gathers health changes for a second by default: measured, calls to workers that had just passed
+            # their checks failed with "no healthy upstream" for 0.8 to 1.2 s.
             "update_merge_window": "0s",
         },
         "typed_extension_protocol_options": {

@@ -14,7 +14,13 @@ _ENVOY_LOG_LEVELS = {"debug": "info", "info": "warning", "warning": "warning", "
 
 
 def worker(
-    service: InferenceService, observed: Observed, host: str, ports: Mapping[str, int], threads: int
+    service: InferenceService,
+    observed: Observed,
+    host: str,
+    ports: Mapping[str, int],
+    *,
+    threads: int,
+    drain_timeout_s: float,
 ) -> tuple[str, ...]:
     """`shoal-worker`."""
     spec = service.spec
@@ -31,6 +37,7 @@ def worker(
         "max-num-seqs": spec.workers.max_num_seqs,
         "max-num-batched-tokens": spec.workers.max_num_batched_tokens,
         "max-queued-requests": spec.workers.max_queued_requests,
+        "drain-timeout-s": drain_timeout_s,
     }
     return _service(observed.python, "shoal.model_worker.main", flags | _listening(service, host, ports))
 

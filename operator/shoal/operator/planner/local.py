@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from shoal.operator.api import InferenceService
 from shoal.operator.envoy import Endpoint, EnvoyOptions, clusters, render_files
-from shoal.operator.envoy.config import BOOTSTRAP_FILE, render
+from shoal.operator.envoy.config import BOOTSTRAP_FILE, eds_file
 from shoal.operator.planner import commands
 from shoal.operator.planner.plan import LocalPlan, Observed, ProcessPlan, Readiness, ReadinessKind
 
 HOST = "127.0.0.1"
-WORKERS_FILE = "workers.json"
 ADMIN_SOCKET = "admin.sock"
 LOG_FOLDER = "logs"
 
@@ -17,7 +16,8 @@ _WORKER_DEADLINE_S = 600.0  # reads the weights: a large model from a slow disk
 _TOKENIZER_DEADLINE_S = 120.0
 _GATEWAY_DEADLINE_S = 60.0
 _ENVOY_DEADLINE_S = 30.0
-_GATEWAY_DRAIN_S = 30.0
+_GATEWAY_DRAIN_S = 30.0  # running streams may finish
+_WORKER_DRAIN_S = 5.0  # its streams ended with the gateway
 
 
 def required_ports(service: InferenceService) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ def plan(service: InferenceService, observed: Observed) -> LocalPlan:
     return LocalPlan(
         name=service.metadata.name,
         processes=(envoy, *tokenizers, *workers, *gateways),
-        files=_files(service, observed, workers, edge),
+        files=render_files(_envoy_options(service, observed, edge), {}),
         edge=edge,
         notes=_notes(service, observed),
     )
@@ -69,11 +69,12 @@ def _worker(service: InferenceService, observed: Observed, index: int) -> Proces
     return ProcessPlan(
         name=name,
         component="worker",
-        argv=commands.worker(service, observed, HOST, ports, threads),
+        argv=commands.worker(service, observed, HOST, ports, threads=threads, drain_timeout_s=_WORKER_DRAIN_S),
         env=commands.environment(num_threads=threads),
         ports=ports,
         readiness=_grpc_readiness(ports["grpc"], _WORKER_DEADLINE_S),
         serves={clusters.WORKER: Endpoint(HOST, ports["grpc"])},
+        drain_timeout_s=_WORKER_DRAIN_S + 5.0,
     )
 
 
@@ -89,7 +90,7 @@ def _gateway(service: InferenceService, observed: Observed, index: int, behind: 
             HOST,
             ports,
             mesh=Endpoint(HOST, observed.ports["mesh"]),
-            workers_file=f"{observed.run_dir}/{WORKERS_FILE}",
+            workers_file=f"{observed.run_dir}/{eds_file(clusters.WORKER)}",
             drain_timeout_s=_GATEWAY_DRAIN_S,
         ),
         env=commands.environment(num_threads=1),
@@ -124,18 +125,16 @@ def _envoy(service: InferenceService, observed: Observed) -> ProcessPlan:
     )
 
 
-def _files(service: InferenceService, observed: Observed, workers: list[ProcessPlan], edge: Endpoint) -> dict[str, str]:
-    options = EnvoyOptions(
+def _envoy_options(service: InferenceService, observed: Observed, edge: Endpoint) -> EnvoyOptions:
+    return EnvoyOptions(
         node_id=service.metadata.name,
         run_dir=observed.run_dir,
         admin_socket=f"{observed.run_dir}/{ADMIN_SOCKET}",
         edge=edge,
         mesh=Endpoint(HOST, observed.ports["mesh"]),
-        num_workers=len(workers),
+        num_workers=service.spec.workers.replicas,
         access_log=f"{observed.run_dir}/{LOG_FOLDER}/access.log" if service.spec.observability.access_log else None,
     )
-    listed = [{"name": worker.name, "address": str(worker.serves[clusters.WORKER])} for worker in workers]
-    return {**render_files(options, {}), WORKERS_FILE: render({"workers": listed})}
 
 
 def worker_threads(service: InferenceService, observed: Observed) -> int:

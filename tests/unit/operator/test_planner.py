@@ -1,0 +1,120 @@
+"""Plans against golden files: `golden/<name>/plan.json` and every file that the plan writes.
+
+After a wanted change, write them anew with SHOAL_UPDATE_GOLDEN=1 and read the diff.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from shoal.operator.api import InferenceService, Machine, load_manifest, parse_manifest
+from shoal.operator.planner import LocalPlan, Observed, plan, required_ports
+from shoal.operator.planner.local import envoy_concurrency
+
+ROOT = Path(__file__).parents[3]
+GOLDEN = Path(__file__).parent / "golden"
+EVERYTHING = """
+apiVersion: shoal.dev/v1alpha1
+kind: InferenceService
+metadata: {name: everything, namespace: models, labels: {team: a}}
+spec:
+  model:
+    name: org/model
+    uri: hf://org/model
+    revision: v1
+    dtype: float32
+    maxModelLen: 4096
+    loadFormat: safetensors
+    chatTemplate: /templates/chat.jinja
+  workers: {replicas: 3, threads: 2, maxNumSeqs: 8, maxNumBatchedTokens: 256, maxQueuedRequests: 10}
+  kvCache: {blockSize: 32, memory: 1Gi}
+  gateway: {replicas: 2, port: 8080, auth: {apiKeysFile: /keys}}
+  tokenizer: {replicas: 2}
+  routing: {policy: least-loaded}
+  observability: {logLevel: debug, otlpEndpoint: "http://127.0.0.1:4317", accessLog: true}
+"""
+
+
+def services() -> dict[str, InferenceService]:
+    named = {path.stem: load_manifest(path) for path in sorted((ROOT / "examples").glob("*.yaml"))}
+    return {**named, "everything": parse_manifest(EVERYTHING, "everything")}
+
+
+def observe(service: InferenceService, num_cores: int = 4) -> Observed:
+    ports = {name: 20_000 + index for index, name in enumerate(required_ports(service))}
+    return Observed(
+        machine=Machine(num_cores=num_cores, memory_bytes=16 << 30),
+        run_dir="/run/shoal-1",
+        model_path="/cache/model",
+        python="/usr/bin/python3",
+        envoy="/usr/bin/envoy",
+        ports=ports,
+    )
+
+
+def render_plan(local: LocalPlan) -> dict[str, str]:
+    """File name -> text: the plan itself, and what it writes."""
+    shown = msgspec.to_builtins(local)
+    files = shown.pop("files")
+    return {"plan.json": msgspec.json.format(msgspec.json.encode(shown), indent=2).decode() + "\n", **files}
+
+
+@pytest.mark.parametrize(("name", "service"), services().items())
+def test_plan_is_the_golden_one(name: str, service: InferenceService) -> None:
+    rendered = render_plan(plan(service, observe(service)))
+    folder = GOLDEN / name
+    if os.environ.get("SHOAL_UPDATE_GOLDEN"):
+        for file, text in rendered.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(text)
+    golden = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.json")}
+    assert rendered == golden
+
+
+@pytest.mark.parametrize(("name", "service"), services().items())
+def test_plan_is_sound(name: str, service: InferenceService) -> None:
+    local = plan(service, observe(service))
+    assert local == plan(service, observe(service))
+    seen: set[str] = set()
+    for process in local.processes:
+        assert set(process.depends_on) <= seen, "each process comes after those it depends on"
+        assert process.name not in seen
+        seen.add(process.name)
+        for port in process.ports.values():
+            assert port in observe(service).ports.values()
+    used = [port for process in local.processes for port in process.ports.values()]
+    assert sorted(used) == sorted(observe(service).ports.values()), "each port has one owner"
+
+
+def test_missing_port_is_an_error() -> None:
+    service = services()["everything"]
+    observed = observe(service)
+    ports = {name: port for name, port in observed.ports.items() if name != "worker-2/grpc"}
+    with pytest.raises(KeyError, match="worker-2/grpc"):
+        plan(service, dataclasses.replace(observed, ports=ports))
+
+
+def test_threads_default_to_a_share_of_the_cores() -> None:
+    service = parse_manifest(EVERYTHING.replace("threads: 2, ", ""), "x")
+    for num_cores, threads in ((1, 1), (2, 1), (6, 2), (32, 10)):
+        local = plan(service, observe(service, num_cores))
+        worker = next(process for process in local.processes if process.name == "worker-0")
+        assert f"--threads={threads}" in worker.argv
+        assert worker.env["OMP_NUM_THREADS"] == str(threads)
+
+
+def test_too_many_threads_are_noted_not_refused() -> None:
+    service = services()["everything"]
+    assert plan(service, observe(service, 6)).notes == ()
+    assert plan(service, observe(service, 4)).notes == (
+        "workers have 6 compute threads on 4 cores and will slow each other down",
+    )
+
+
+def test_envoy_threads() -> None:
+    assert [envoy_concurrency(cores) for cores in (1, 2, 4, 8, 16, 128)] == [1, 1, 1, 2, 4, 4]

@@ -1,0 +1,171 @@
+"""Parts of the local substrate that need no mesh: ports, run directory, probes, the machine's limits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from shoal.operator.api import parse_manifest
+from shoal.operator.envoy import Endpoint
+from shoal.operator.planner import Readiness, ReadinessKind
+from shoal.operator.substrate import MeshError, PortInUse
+from shoal.operator.substrate.machine import observe_machine
+from shoal.operator.substrate.membership import Membership
+from shoal.operator.substrate.model import source_uri
+from shoal.operator.substrate.ports import PortReservations
+from shoal.operator.substrate.probes import http_get, probe
+from shoal.operator.substrate.process import describe_exit, read_tail
+from shoal.operator.substrate.run_dir import create_run_dir, write_files
+
+
+def bind(port: int, *, reuse: bool) -> None:
+    with socket.socket() as probing:
+        if reuse:
+            probing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probing.bind(("127.0.0.1", port))
+        probing.listen()
+
+
+def test_reserved_port_is_kept_from_others_but_not_from_ours() -> None:
+    with PortReservations() as ports:
+        port = ports.reserve("a")
+        assert ports.by_name == {"a": port}
+        with pytest.raises(OSError, match="in use"):
+            bind(port, reuse=False)
+        bind(port, reuse=True)
+        with PortReservations() as others, pytest.raises(PortInUse):
+            others.reserve("a", port)
+    bind(port, reuse=False)
+
+
+def test_ports_differ_and_lie_outside_the_kernels_own_range() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    with PortReservations() as ports:
+        numbers = [ports.reserve(str(index)) for index in range(50)]
+    assert len(set(numbers)) == 50
+    assert max(numbers) < max(lowest, 32_768)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may bind every port")
+def test_privileged_port_says_what_to_do() -> None:
+    with PortReservations() as ports, pytest.raises(MeshError, match=r"spec\.gateway\.port above 1023"):
+        ports.reserve("edge", 80)
+
+
+def test_run_dir_is_private_and_short_enough_for_a_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    folder = create_run_dir()
+    assert folder.parent == tmp_path
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
+    other = create_run_dir()
+    assert len(f"{other}/admin.sock") < 108
+    other.rmdir()
+
+
+def test_membership_writes_only_changes(tmp_path: Path) -> None:
+    write_files(tmp_path, {"xds/eds-worker.json": ""})
+    file = tmp_path / "xds" / "eds-worker.json"
+    membership = Membership(tmp_path)
+    serves = {"worker": Endpoint("127.0.0.1", 7)}
+    membership.leave(serves)
+    assert file.read_text() == ""
+    membership.join(serves)
+    before = file.stat().st_ino
+    assert '"port_value": 7' in file.read_text()
+    membership.join(serves)
+    assert file.stat().st_ino == before
+    membership.leave(serves)
+    assert '"lb_endpoints": []' in file.read_text()
+
+
+async def answering(answer: bytes) -> tuple[asyncio.Server, str]:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    return server, f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", (200, b"ok")),
+        (b"HTTP/1.1 503 No\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", (503, b"abc")),
+    ],
+)
+async def test_http_get(answer: bytes, expected: tuple[int, bytes]) -> None:
+    server, target = await answering(answer)
+    async with server:
+        assert await http_get(target, "/", 5.0) == expected
+
+
+@pytest.mark.parametrize("answer", [b"", b"hello", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nshort"])
+async def test_probe_survives_any_answer(answer: bytes) -> None:
+    server, target = await answering(answer)
+    async with server:
+        result = await probe(Readiness(kind=ReadinessKind.HTTP, target=target), 5.0)
+    assert not result.ready
+    assert result.detail
+
+
+@pytest.mark.parametrize("kind", [ReadinessKind.HTTP, ReadinessKind.GRPC_HEALTH])
+async def test_probe_of_nobody(kind: ReadinessKind) -> None:
+    with PortReservations() as ports:
+        result = await probe(Readiness(kind=kind, target=f"127.0.0.1:{ports.reserve('a')}"), 5.0)
+    assert (result.ready, result.answered) == (False, False)
+
+
+def test_machine_respects_the_containers_limits(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    (tmp_path / "memory.max").write_text("1048576\n")
+    machine = observe_machine(tmp_path)
+    assert (machine.num_cores, machine.memory_bytes) == (1, 1 << 20)
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert observe_machine(tmp_path).memory_bytes > 1 << 20
+
+
+def test_exit_is_described() -> None:
+    assert [describe_exit(code) for code in (0, 3, -9, -999)] == [
+        "exit code 0",
+        "exit code 3",
+        "killed by SIGKILL",
+        "killed by signal 999",
+    ]
+
+
+def test_tail_is_bounded(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert read_tail(log) == ""
+    log.write_bytes(b"".join(b"line %d \xff\n" % index for index in range(10_000)))
+    lines = read_tail(log).splitlines()
+    assert len(lines) == 20
+    assert lines[-1].startswith("line 9999")
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("hf://org/model", "hf://org/model@v1"),
+        ("hf://org/model/a.gguf", "hf://org/model@v1/a.gguf"),
+        ("hf://m", "hf://m@v1"),
+    ],
+)
+def test_revision_goes_into_the_uri(uri: str, expected: str) -> None:
+    text = f"""
+apiVersion: shoal.dev/v1alpha1
+kind: InferenceService
+metadata: {{name: a}}
+spec: {{model: {{name: a, uri: "{uri}", revision: v1}}}}
+"""
+    assert source_uri(parse_manifest(text, "a").spec.model) == expected
