@@ -188,5 +188,16 @@ async def test_more_memory_than_the_machine_is_refused(tmp_path: Path) -> None:
         await LocalMesh(service, handle_signals=False).__aenter__()
 
 
+async def test_length_beyond_the_models_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    config = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "max_position_embeddings": 512}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    service = make_service(tmp_path)
+    model = replace(service.spec.model, uri=str(tmp_path / "model"), max_model_len=1024)
+    service = replace(service, spec=replace(service.spec, model=model))
+    with pytest.raises(ManifestError, match=r"spec\.model\.maxModelLen: 1024 is more than the 512 tokens"):
+        await LocalMesh(service, handle_signals=False).__aenter__()
+
+
 def _count(events: list[Event], component: str, state: State) -> int:
     return sum(event.component == component and event.state is state for event in events)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import stat
+import struct
 from pathlib import Path
 
 import pytest
 
-from shoal.operator.api import parse_manifest
+from shoal.operator.api import ModelFacts, parse_manifest
 from shoal.operator.envoy import Endpoint
 from shoal.operator.planner import Readiness, ReadinessKind
 from shoal.operator.substrate import MeshError, PortInUse
 from shoal.operator.substrate.machine import observe_machine
 from shoal.operator.substrate.membership import Membership
 from shoal.operator.substrate.model import source_uri
+from shoal.operator.substrate.model_facts import read_model_facts
 from shoal.operator.substrate.ports import PortReservations
 from shoal.operator.substrate.probes import http_get, probe
 from shoal.operator.substrate.process import describe_exit, read_tail
@@ -133,6 +136,60 @@ def test_machine_respects_the_containers_limits(tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text("max 100000\n")
     (tmp_path / "memory.max").write_text("max\n")
     assert observe_machine(tmp_path).memory_bytes > 1 << 20
+
+
+def gguf(entries: list[tuple[str, int, bytes]], version: int = 3) -> bytes:
+    body = b"".join(
+        struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind) + v for key, kind, v in entries
+    )
+    return b"GGUF" + struct.pack("<IQQ", version, 0, len(entries)) + body
+
+
+ARCHITECTURE = [
+    ("general.architecture", 8, struct.pack("<Q", 5) + b"llama"),
+    ("llama.block_count", 4, struct.pack("<I", 30)),
+    ("llama.context_length", 4, struct.pack("<I", 2048)),
+    ("llama.embedding_length", 4, struct.pack("<I", 576)),
+    ("llama.attention.head_count", 4, struct.pack("<I", 9)),
+    ("llama.attention.head_count_kv", 4, struct.pack("<I", 3)),
+]
+FACTS = ModelFacts(num_layers=30, num_kv_heads=3, head_size=64, max_position=2048)
+
+
+def test_facts_of_gguf(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    tags = struct.pack("<IQQ", 8, 1, 4) + b"chat"
+    path.write_bytes(gguf([("general.tags", 9, tags), *ARCHITECTURE, ("tokenizer.ggml.tokens", 9, b"never read")]))
+    assert read_model_facts(path) == FACTS
+
+
+def test_facts_of_a_folder(tmp_path: Path) -> None:
+    config = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+    assert read_model_facts(tmp_path) == FACTS
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"GGUF",
+        b"PK" * 50,
+        gguf(ARCHITECTURE, version=1),
+        gguf(ARCHITECTURE[:3]),
+        gguf([("general.architecture", 8, struct.pack("<Q", 1 << 60))]),
+        gguf([("general.tags", 9, struct.pack("<IQ", 8, 1 << 60)), *ARCHITECTURE]),
+        gguf([("general.tags", 99, b""), *ARCHITECTURE]),
+        gguf([*ARCHITECTURE[1:], ("general.architecture", 4, struct.pack("<I", 7))]),
+        gguf([ARCHITECTURE[0], ("llama.block_count", 4, struct.pack("<I", 0)), *ARCHITECTURE[2:]]),
+    ],
+)
+def test_odd_files_have_no_facts(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    assert read_model_facts(path) is None
+    assert read_model_facts(tmp_path) is None
+    assert read_model_facts(tmp_path / "none") is None
 
 
 def test_exit_is_described() -> None:

@@ -7,11 +7,11 @@ import contextlib
 import shutil
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from shoal.operator.api import InferenceService, Machine, ManifestError, find_contradictions
+from shoal.operator.api import InferenceService, Machine, ManifestError, Problem, find_contradictions
 from shoal.operator.envoy import EnvoyMissing, find_envoy
 from shoal.operator.planner import LocalPlan, Observed, plan, required_ports
 from shoal.operator.planner.local import LOG_FOLDER
@@ -20,6 +20,7 @@ from shoal.operator.substrate.failures import MeshError, MeshInterrupted
 from shoal.operator.substrate.guard import Guard
 from shoal.operator.substrate.machine import observe_machine
 from shoal.operator.substrate.model import fetch_model
+from shoal.operator.substrate.model_facts import read_model_facts
 from shoal.operator.substrate.options import SupervisorOptions
 from shoal.operator.substrate.ports import PortReservations
 from shoal.operator.substrate.run_dir import create_run_dir, write_files
@@ -33,8 +34,8 @@ Planner = Callable[[InferenceService, Observed], LocalPlan]
 class LocalMesh:
     """A running mesh, as an asynchronous context manager.
 
-    Entering returns once clients can be served, or raises ManifestError (the machine is too small), PortInUse,
-    ProcessFailed (with the last lines of the log), MeshInterrupted or another MeshError, and leaves nothing behind.
+    Entering returns once clients can be served, or raises and leaves nothing behind: ManifestError (machine or model
+    make it impossible), PortInUse, ProcessFailed (with the last lines of the log), MeshInterrupted, another MeshError.
     Leaving drains and ends everything: gateways first, then Envoy and what is behind it. Processes that end in between
     are started again.
 
@@ -135,14 +136,14 @@ class LocalMesh:
     async def _start(self) -> None:
         self._on_event(Event(COMPONENT, State.STARTING, self._service.metadata.name))
         machine = observe_machine()
-        if problems := find_contradictions(self._service, machine):
-            raise ManifestError(self._service.metadata.name, problems)
+        self._refuse(find_contradictions(self._service, machine))
         envoy = _require_envoy()
         ports = self._exit.enter_context(PortReservations())
         wanted = {"edge": self._service.spec.gateway.port}
         for name in required_ports(self._service):
             ports.reserve(name, wanted.get(name, 0))
         model_path = await fetch_model(self._service.spec.model, self._on_event)
+        self._refuse(find_contradictions(self._service, machine, read_model_facts(model_path)))
         run_dir = self._run_dir = create_run_dir()
         self._exit.callback(shutil.rmtree, run_dir, ignore_errors=True)
         guard = await Guard.start(run_dir)
@@ -166,6 +167,10 @@ class LocalMesh:
         )
         self._exit.push_async_callback(self._supervisor.stop)
         await self._supervisor.start()
+
+    def _refuse(self, problems: Sequence[Problem]) -> None:
+        if problems:
+            raise ManifestError(self._service.metadata.name, problems)
 
     def _observe(
         self, machine: Machine, run_dir: Path, model_path: Path, envoy: Path, ports: dict[str, int]
