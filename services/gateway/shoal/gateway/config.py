@@ -1,0 +1,53 @@
+"""The gateway's settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from shoal.config import option
+from shoal.gateway.routing.policy import PolicyName
+from shoal.telemetry.logs import LogFormat
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+PositiveSeconds = Annotated[float, Meta(gt=0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Shoal's public API: gRPC and OpenAI HTTP in front of the mesh."""
+
+    mesh_address: str = option(
+        help="host:port of Envoy's mesh listener, which leads to the tokenizer and the workers. A worker's own address "
+        "also works, for one worker without Envoy."
+    )
+    tokenizer_address: str = option("", "host:port of the tokenizer, when not behind mesh_address.")
+    workers_file: str = option(
+        "", "Envoy's EDS file (JSON) listing the workers; watched. Empty: mesh_address is the only worker."
+    )
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: Port = option(50050, "Port for gRPC; 0 picks a free one.")
+    http_port: Port = option(8000, "Port for the OpenAI HTTP API; 0 picks a free one.")
+    metrics_port: Port = option(9464, "Port for Prometheus metrics; 0 picks a free one.")
+    api_keys_file: str = option("", "Lines of tenant:sha256-of-key in hex. Empty: anybody may call, as one tenant.")
+    max_request_bytes: Annotated[int, Meta(ge=1024, le=64 << 20)] = option(
+        8 << 20, "Largest request accepted, in bytes; larger ones are refused with PAYLOAD_TOO_LARGE."
+    )
+    max_request_s: PositiveSeconds = option(3600.0, "Longest that a request may take, in seconds.")
+    mesh_connections: Annotated[int, Meta(ge=1, le=64)] = option(
+        2, "HTTP/2 connections to the mesh, so that several Envoy threads share the work."
+    )
+    routing_policy: PolicyName = option("prefix-cache", "How workers are chosen.")
+    prefix_index_keys: Annotated[int, Meta(ge=1)] = option(
+        1 << 20, "KV blocks remembered for routing, over all workers (about 250 bytes each)."
+    )
+    balance_slack_tokens: Annotated[int, Meta(ge=0)] = option(
+        4096, "How much busier, in tokens, a worker may be than the idlest and still be chosen for its cache."
+    )
+    balance_slack_ratio: Annotated[float, Meta(ge=1)] = option(1.5, "The same as a ratio; the larger bound holds.")
+    drain_timeout_s: PositiveSeconds = option(60.0, "How long running streams may go on after SIGTERM, in seconds.")
+    log_level: Literal["debug", "info", "warning", "error"] = option("info", "Least severe log lines shown.")
+    log_format: LogFormat = option("auto", "auto is readable on a terminal, JSON elsewhere.")
+    otlp_endpoint: str = option("", "http://host:4317 of an OpenTelemetry collector; empty: no traces.")

@@ -1,0 +1,129 @@
+"""The gateway's parts put together, from the first connection to the drained end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import structlog
+
+from shoal.gateway.config import Config
+from shoal.gateway.http.app import StatusHandlers, make_app
+from shoal.gateway.http.completions import CompletionHandlers
+from shoal.gateway.http.server import HttpServer, start_http
+from shoal.gateway.pipeline import Pipeline
+from shoal.gateway.routing.load import LoadTracker
+from shoal.gateway.routing.policy import policy_of
+from shoal.gateway.routing.prefix_index import PrefixIndex
+from shoal.gateway.routing.router import Router
+from shoal.gateway.servicer import GatewayServicer
+from shoal.gateway.tenants import load_authenticator
+from shoal.gateway.tokenizing import Tokenizer
+from shoal.gateway.upstream import Mesh, open_channel
+from shoal.gateway.workers.endpoints import EdsFile, Endpoint, EndpointSource, FixedEndpoints
+from shoal.gateway.workers.fleet import Fleet
+from shoal.rpc.server import Server, ServerOptions, start_server
+
+TRANSPORT_MAX_BYTES: Final = 80 << 20
+"""Above every max_request_bytes, so that a large request gets our answer, with the numbers, and not the transport's."""
+_log = structlog.get_logger("shoal.gateway")
+
+
+class Gateway:
+    """Use as an async context manager: inside, both servers listen; leaving cuts what still runs."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._channels: list[Any] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._draining = False
+        self.options = ServerOptions(config.host, config.port, config.drain_timeout_s, TRANSPORT_MAX_BYTES)
+        self._completions: CompletionHandlers
+        self.fleet: Fleet
+        self.tokenizer: Tokenizer
+        self.index: PrefixIndex
+        self.grpc: Server
+        self.http: HttpServer
+
+    async def __aenter__(self) -> Gateway:
+        config = self._config
+        authenticator = load_authenticator(config.api_keys_file)
+        self._channels = [open_channel(config.mesh_address) for _ in range(config.mesh_connections)]
+        to_tokenizer = self._channels[0]
+        if config.tokenizer_address:
+            to_tokenizer = open_channel(config.tokenizer_address)
+            self._channels.append(to_tokenizer)
+        mesh = Mesh(self._channels[: config.mesh_connections])
+        self.index = PrefixIndex(config.prefix_index_keys)
+        self.tokenizer = Tokenizer(to_tokenizer)
+        self.fleet = Fleet(_source(config), self.index)
+        policy = policy_of(
+            config.routing_policy, slack_tokens=config.balance_slack_tokens, slack_ratio=config.balance_slack_ratio
+        )
+        loads = LoadTracker()
+        pipeline = Pipeline(self.fleet, self.tokenizer, Router(self.index, loads, policy), loads, mesh)
+        limits = {"max_request_bytes": config.max_request_bytes, "max_request_s": config.max_request_s}
+        servicer = GatewayServicer(pipeline, authenticator, **limits)  # type: ignore[arg-type]
+        self._completions = CompletionHandlers(pipeline, authenticator, **limits)  # type: ignore[arg-type]
+        app = make_app(self._completions, StatusHandlers(pipeline, authenticator, self.not_ready))
+        self.grpc = await start_server(self.options, [servicer.registration()])
+        self.http = await start_http(app, config.host, config.http_port)
+        self._tasks = [asyncio.create_task(self.fleet.run()), asyncio.create_task(self.tokenizer.learn())]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.http.stop(0)
+        await self.grpc.stop(0)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for channel in self._channels:
+            await channel.close()
+
+    def not_ready(self) -> str:
+        """Why requests cannot be served; "" when they can."""
+        if self._draining:
+            return "draining: no new requests are taken"
+        if not self.tokenizer.ready:
+            return "the tokenizer has not answered yet"
+        return "" if self.fleet.any_ready else "no worker is ready"
+
+    async def until_ready(self) -> None:
+        """Waits until requests can be served."""
+        await self._tasks[1]
+        while self.not_ready():
+            self.fleet.changed.clear()
+            if self.not_ready():
+                await self.fleet.changed.wait()
+
+    async def follow_health(self) -> None:
+        """Keeps gRPC health true as workers come and go. Runs until cancelled, or until the drain begins."""
+        was_ready = True
+        while not self._draining:
+            self.fleet.changed.clear()
+            ready = not self.not_ready()
+            if ready != was_ready and not self._draining:
+                was_ready = ready
+                _log.info("ready" if ready else "not ready", problem=self.not_ready())
+                await self.grpc.set_serving(ready)
+            await self.fleet.changed.wait()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Says that it goes away and takes nothing new; returns when every stream has ended or the time is up."""
+        self._draining = True
+        self.fleet.changed.set()
+        await self.grpc.set_serving(False)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(self._completions.drain(), self.grpc.stop(timeout_s))
+
+
+def _source(config: Config) -> EndpointSource:
+    if config.workers_file:
+        return EdsFile(Path(config.workers_file))
+    return FixedEndpoints(frozenset({Endpoint(config.mesh_address)}))

@@ -1,0 +1,69 @@
+"""The one decision a request costs: which workers, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from shoal.gateway.routing.load import LoadTracker
+from shoal.gateway.routing.policy import Candidate, Policy
+from shoal.gateway.routing.prefix_index import PrefixIndex
+
+MAX_ENDPOINTS: Final = 3
+"""The first and two for Envoy's retries."""
+
+
+@dataclass(frozen=True, slots=True)
+class PickRequest:
+    """What a pick depends on."""
+
+    endpoints: Sequence[str]
+    """Workers that serve the model and can take requests."""
+    block_keys: Iterable[bytes]
+    """Keys of the prompt's full blocks, in order; read once, lazily."""
+    block_size: int
+    prompt_tokens: int
+    priority: int = 0
+    must_pin: bool = False
+    """Whether Envoy, left alone, could choose a worker of another model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A decision. Without endpoints, Envoy decides by ORCA."""
+
+    endpoints: tuple[str, ...] = ()
+    predicted_cached_tokens: int = 0
+    """At the first endpoint."""
+    reason: str = "none"
+    scores: tuple[Candidate, ...] = ()
+    """Every candidate in order, for traces."""
+
+
+class Router:
+    """Joins what is known about caches and loads, and asks the policy."""
+
+    def __init__(self, index: PrefixIndex, loads: LoadTracker, policy: Policy) -> None:
+        self._index = index
+        self._loads = loads
+        self._policy = policy
+        self._turn = 0
+
+    def pick(self, request: PickRequest) -> Pick:
+        """No endpoints when there is no opinion: Envoy's is better than a guess."""
+        known = self._index.workers
+        may_guess = request.must_pin or not self._policy.needs_caches
+        if not request.endpoints or not (may_guess or any(e in known for e in request.endpoints)):
+            return Pick()
+        depths = self._index.match(request.block_keys)
+        # The last prompt token is always computed: its logits choose the first new token.
+        most = (request.prompt_tokens - 1) // request.block_size if request.block_size else 0
+        candidates = [
+            Candidate(e, min(depths.get(e, 0), most) * request.block_size, self._loads.of(e)) for e in request.endpoints
+        ]
+        ranking = self._policy.rank(candidates, self._turn)
+        self._turn += 1
+        ordered = ranking.candidates
+        endpoints = tuple(c.endpoint for c in ordered[:MAX_ENDPOINTS])
+        return Pick(endpoints, ordered[0].cached_tokens, ranking.reason, ordered)

@@ -1,0 +1,104 @@
+"""The call to a worker, through the mesh. Nothing above this file knows that it is gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from grpc.aio import EOF  # type: ignore[attr-defined]  # missing from the stubs
+from opentelemetry import propagate
+
+from shoal.rpc.errors import Cancelled, Internal, ShoalError, Unavailable
+from shoal.rpc.status import from_rpc_error
+
+GENERATE: Final = "/shoal.api.worker.v1.ModelWorkerService/Generate"
+PIN_HEADER: Final = "x-shoal-endpoint"
+SERVED_BY_HEADER: Final = "x-shoal-served-by"
+_OPTIONS: Final = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    ("grpc.enable_retries", 0),  # Envoy retries; twice would multiply
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.use_local_subchannel_pool", 1),  # else every channel to one address shares one connection
+]
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A connection of its own to a part of the mesh."""
+    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+
+
+class Mesh:
+    """Starts calls to workers; messages are bytes both ways. The caller owns the channels."""
+
+    def __init__(self, channels: Sequence[grpc.aio.Channel]) -> None:
+        calls: list[Any] = [channel.unary_stream(GENERATE, None, None) for channel in channels]
+        self._calls = itertools.cycle(calls)
+
+    def generate(self, request: bytes, *, endpoints: Sequence[str], request_id: str, timeout_s: float) -> UpstreamCall:
+        """`endpoints`, best first, pin the call; without any, Envoy chooses."""
+        carrier: dict[str, str] = {"x-request-id": request_id}
+        if endpoints:
+            carrier[PIN_HEADER] = ",".join(endpoints)
+        propagate.inject(carrier)
+        return UpstreamCall(next(self._calls)(request, metadata=tuple(carrier.items()), timeout=timeout_s))
+
+
+class UpstreamCall:
+    """One attempt at one request. `read` is called by one task; `cancel` by anybody on the loop."""
+
+    __slots__ = ("_call", "_cancelled", "_num_messages")
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._cancelled = False
+        self._num_messages = 0
+
+    async def read(self) -> bytes | None:
+        """The next message, or None after the last one. Raises the domain error that ended the call."""
+        try:
+            raw = await self._call.read()
+        except grpc.RpcError as error:
+            raise _translated(error, self._num_messages) from None
+        except asyncio.CancelledError:
+            if self._cancelled:
+                raise Cancelled("the request was cancelled") from None
+            raise
+        if raw is EOF:
+            return None
+        self._num_messages += 1
+        return raw  # type: ignore[no-any-return]
+
+    async def served_by(self) -> str:
+        """ip:port of the worker that answers, or "" when the mesh does not say. Call after the first message."""
+        for key, value in await self._call.initial_metadata():
+            if key == SERVED_BY_HEADER:
+                return str(value)
+        return ""
+
+    def cancel(self) -> None:
+        """Gives the request up; the worker frees its blocks. Harmless when it is over."""
+        self._cancelled = True
+        self._call.cancel()
+
+
+def _translated(error: grpc.RpcError, num_messages: int) -> ShoalError:
+    result = from_rpc_error(error)
+    if not isinstance(result, (Internal, Unavailable)) or _has_details(error):
+        return result
+    if num_messages:
+        return Unavailable("the worker was lost in the middle of the answer; send the request again")
+    return Unavailable("no worker can be reached right now; try again in a moment")
+
+
+def _has_details(error: grpc.RpcError) -> bool:
+    """Whether one of our own services ended the call, and not the transport or Envoy."""
+    assert isinstance(error, grpc.Call)
+    trailers: Any = error.trailing_metadata() or ()
+    return any(key == "grpc-status-details-bin" for key, _ in trailers)

@@ -1,0 +1,115 @@
+"""The direct line to one worker, past Envoy: what it serves and what its cache holds. Requests never go this way."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+import structlog
+from grpc.aio import EOF  # type: ignore[attr-defined]  # missing from the stubs
+
+from shoal.api.worker.v1 import worker_pb2, worker_pb2_grpc
+from shoal.gateway.routing.prefix_index import PrefixIndex
+from shoal.gateway.workers.kv_events import EventGap, KvEventFeed
+
+INFO_TIMEOUT_S: Final = 5.0
+RETRY_FIRST_S: Final = 0.1
+RETRY_MOST_S: Final = 5.0
+MAX_GAPS: Final = 3
+"""After so many gaps in a row without an event in between, the next subscription asks for a snapshot."""
+_OPTIONS: Final = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.keepalive_time_ms", 10_000),  # an event stream may be silent for hours; a dead peer must still show
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+_log = structlog.get_logger("shoal.gateway.workers")
+
+
+class WorkerConnection:
+    """Connects, asks GetInfo, follows KV events; starts over with growing pauses when the worker goes away."""
+
+    def __init__(
+        self,
+        address: str,
+        index: PrefixIndex,
+        on_change: Callable[[worker_pb2.GetInfoResponse | None], None],
+    ) -> None:
+        self.info: worker_pb2.GetInfoResponse | None = None
+        """What the worker serves; None while it cannot be reached."""
+        self._address = address
+        self._feed = KvEventFeed(address, index)
+        self._on_change = on_change
+        self._channel: Any = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._stub: Any = worker_pb2_grpc.ModelWorkerServiceStub(self._channel)
+        self._task = asyncio.create_task(self._run(), name=f"worker {address}")
+
+    async def close(self) -> None:
+        """Forgets the worker."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._feed.forget()
+        await self._channel.close()
+
+    async def _run(self) -> None:
+        pause_s = RETRY_FIRST_S
+        while True:
+            try:
+                info = await self._stub.GetInfo(worker_pb2.GetInfoRequest(), timeout=INFO_TIMEOUT_S)
+                self._feed.expect_epoch(info.epoch)
+                self._set_info(info)
+                pause_s = RETRY_FIRST_S
+                await self._follow_events()
+            except grpc.RpcError as error:
+                self._set_info(None)
+                _log.info("worker unreachable", worker=self._address, code=_code(error).name)
+            except Exception:
+                self._set_info(None)
+                _log.exception("following a worker failed", worker=self._address)
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnects, guards nothing
+            pause_s = min(2 * pause_s, RETRY_MOST_S)
+
+    async def _follow_events(self) -> None:
+        """Returns or raises RpcError when the stream ends for good."""
+        num_gaps = 0
+        while True:
+            call = self._stub.SubscribeKvEvents(self._feed.next_request)
+            try:
+                while (event := await call.read()) is not EOF:
+                    self._feed.apply(event)
+                    num_gaps = 0
+                return
+            except EventGap as gap:
+                num_gaps += 1
+                _log.warning("kv events out of step", worker=self._address, problem=str(gap))
+                if num_gaps >= MAX_GAPS:
+                    self._feed.forget()
+                    raise
+            except grpc.RpcError as error:
+                if _code(error) != grpc.StatusCode.UNIMPLEMENTED:
+                    raise
+                await self._watch_without_events()
+            finally:
+                call.cancel()
+
+    async def _watch_without_events(self) -> None:
+        """A worker that tells nothing about its cache still serves; its life is watched by asking again."""
+        while True:
+            await asyncio.sleep(RETRY_MOST_S)
+            await self._stub.GetInfo(worker_pb2.GetInfoRequest(), timeout=INFO_TIMEOUT_S)
+
+    def _set_info(self, info: worker_pb2.GetInfoResponse | None) -> None:
+        if info != self.info:
+            self.info = info
+            self._on_change(info)
+
+
+def _code(error: grpc.RpcError) -> grpc.StatusCode:
+    assert isinstance(error, grpc.Call)
+    return error.code()
