@@ -79,7 +79,7 @@ class KVLayout:
         heads = torch.arange(self.num_kv_heads)
         keys, values = self.views(layer_cache)
         index = (blocks[:, None], heads[None, :])
-        lanes = k.unflatten(-1, (self.head_dim // self.pack, self.pack))
+        lanes = k.reshape(*k.shape[:-1], self.head_dim // self.pack, self.pack)
         keys[index[0], index[1], :, offsets[:, None], :] = lanes
         values[index[0], index[1], (offsets // self.pack)[:, None], :, (offsets % self.pack)[:, None]] = v
 
@@ -97,6 +97,6 @@ class KVLayout:
 
     def views(self, layer_cache: Tensor) -> tuple[Tensor, Tensor]:
         """One layer's keys [blocks, heads, dim / p, size, p] and values [blocks, heads, size / p, dim, p]."""
-        shape_k = (self.head_dim // self.pack, self.block_size, self.pack)
-        shape_v = (self.block_size // self.pack, self.head_dim, self.pack)
-        return layer_cache[:, 0].unflatten(-1, shape_k), layer_cache[:, 1].unflatten(-1, shape_v)
+        lead = (layer_cache.shape[0], self.num_kv_heads)
+        keys = layer_cache[:, 0].view(*lead, self.head_dim // self.pack, self.block_size, self.pack)
+        return keys, layer_cache[:, 1].view(*lead, self.block_size // self.pack, self.head_dim, self.pack)

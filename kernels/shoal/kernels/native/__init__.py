@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from shoal.kernels.native.build import NativeBuildError, build
+from shoal.kernels.native.compiling import NativeBuildError, build
 
 _logger = logging.getLogger(__name__)
 
@@ -30,11 +30,11 @@ class NativeLibrary:
     """The loaded functions; their contracts stand in the C sources. Pointers are integers (tensor.data_ptr())."""
 
     path: Path
-    rms_norm: Callable[..., None]
-    silu_and_mul: Callable[..., None]
-    rope_and_cache: Callable[..., None]
-    block_copy: Callable[..., None]
-    paged_attention: Callable[..., None]
+    rms_norm: Callable[..., int]
+    silu_and_mul: Callable[..., int]
+    rope_and_cache: Callable[..., int]
+    block_copy: Callable[..., int]
+    paged_attention: Callable[..., int]
     plan_attention: Callable[..., int]
     attention_max_rows: int
 

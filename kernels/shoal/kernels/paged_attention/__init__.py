@@ -7,10 +7,10 @@ import ctypes
 from torch import Tensor
 
 from shoal.kernels.native import library
-from shoal.kernels.paged_attention import torch_impl
+from shoal.kernels.paged_attention import reference, torch_impl
 from shoal.kernels.paged_attention.plan import AttentionPlan, AttentionShape, plan_attention
 
-__all__ = ["AttentionPlan", "AttentionShape", "paged_attention", "plan_attention"]
+__all__ = ["AttentionPlan", "AttentionShape", "paged_attention", "plan_attention", "reference"]
 
 
 def paged_attention(qkv: Tensor, layer_cache: Tensor, plan: AttentionPlan) -> Tensor:

@@ -20,7 +20,7 @@ def paged_attention(qkv: Tensor, layer_cache: Tensor, plan: AttentionPlan) -> Te
         k, v = layout.read(layer_cache, plan.block_tables[row, :num_blocks])
         k = k[:length].float().repeat_interleave(group, dim=1)
         v = v[:length].float().repeat_interleave(group, dim=1)
-        q = qkv[begin:end, : shape.num_heads * layout.head_dim].float().unflatten(-1, (shape.num_heads, -1))
+        q = qkv.view(qkv.shape[0], -1, layout.head_dim)[begin:end, : shape.num_heads].float()
         scores = torch.einsum("qhd,khd->hqk", q, k) * shape.scale
         visible = visible_keys(shape, torch.arange(length - (end - begin), length), torch.arange(length))
         weights = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1)

@@ -17,10 +17,10 @@ from shoal.kernels.paged_attention.reference import visible_keys
 def paged_attention(qkv: Tensor, layer_cache: Tensor, plan: AttentionPlan) -> Tensor:
     """See `shoal.kernels.paged_attention.paged_attention`."""
     shape = plan.shape
-    q = qkv[:, : shape.num_heads * shape.layout.head_dim].unflatten(-1, (shape.num_heads, -1))
+    q = qkv.view(qkv.shape[0], -1, shape.layout.head_dim)[:, : shape.num_heads]
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     num_queries = plan.query_starts.diff()
-    for count in num_queries.unique().tolist():
+    for count in sorted(set(num_queries.tolist())):
         members = (num_queries == count).nonzero()[:, 0]
         tokens = plan.query_starts[members, None].long() + torch.arange(count)
         out[tokens] = _attend_equal(q[tokens], layer_cache, plan, members)

@@ -12,7 +12,8 @@ def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
     """x: [tokens, heads, head_dim]; cos_sin: [tokens, rotary_dim]. Dims past rotary_dim are left alone."""
     half = cos_sin.shape[-1] // 2
     cosine, sine = cos_sin[:, None, :half], cos_sin[:, None, half:]
-    a, b, rest = x.float().split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    wide = x.float()
+    a, b, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
     return torch.cat((a * cosine - b * sine, b * cosine + a * sine, rest), dim=-1).to(x.dtype)
 
 

@@ -32,7 +32,7 @@ class Linear:
 
 def can_pack(weight: Tensor) -> bool:
     """Whether this build of torch and this CPU run packed linears of the weight's dtype."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or not torch._C._has_mkldnn:
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -11,4 +11,4 @@ class Weights(Protocol):
     """A checkpoint being loaded. Tensors come one at a time, so that only one unpacked copy exists at once."""
 
     def take(self, name: str) -> Tensor:
-        """The tensor in the model's dtype, contiguous; the caller owns it. Each name is taken once, or twice if tied."""
+        """The tensor in the model's dtype, contiguous; the caller owns it. Each name is taken once."""

@@ -1,4 +1,4 @@
-"""GGUF files: llama.cpp's names and row order turned into those of Hugging Face, tensors dequantised as they are read."""
+"""GGUF files: llama.cpp's names and row order become those of Hugging Face; tensors are dequantised when read."""
 
 from __future__ import annotations
 
@@ -114,11 +114,13 @@ def _parse_metadata(header: GgufHeader, rope_factors: tuple[float, ...]) -> Mode
         raise ModelConfigError(f"general.architecture {family!r} is not supported; known: {', '.join(_ARCHITECTURES)}")
 
     def get(key: str, default: Any = None) -> Any:
+        """A positive number, of the type of the default (an integer if there is none)."""
         value = metadata.get(f"{family}.{key}", default)
         if value is None:
             raise ModelConfigError(f"{family}.{key} is missing")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ModelConfigError(f"{family}.{key} must be a number, not {value!r}")
+        kinds = (int, float) if isinstance(default, float) else int
+        if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
+            raise ModelConfigError(f"{family}.{key} must be a positive number, not {value!r}")
         return value
 
     if "token_embd.weight" not in tensors:
@@ -139,13 +141,13 @@ def _parse_metadata(header: GgufHeader, rope_factors: tuple[float, ...]) -> Mode
         num_kv_heads=get("attention.head_count_kv", num_heads),
         head_dim=head_dim,
         max_position_embeddings=get("context_length"),
-        rms_norm_eps=get("attention.layer_norm_rms_epsilon"),
+        rms_norm_eps=get("attention.layer_norm_rms_epsilon", 1e-5),
         rope=_parse_rope(metadata, family, get("rope.freq_base", 10000.0), rope_factors),
         tie_word_embeddings="output.weight" not in tensors,
         attention_bias="blk.0.attn_q.bias" in tensors,
         attention_output_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_up.bias" in tensors,
-        sliding_window=metadata.get(f"{family}.attention.sliding_window"),
+        sliding_window=get("attention.sliding_window") if f"{family}.attention.sliding_window" in metadata else None,
         bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
         eos_token_ids=tuple(dict.fromkeys(i for i in (eos, *extra_eos) if i is not None)),
     )

@@ -79,6 +79,8 @@ def parse_hf_config(config: Mapping[str, Any]) -> ModelConfig:
     architectures = config.get("architectures") or ["(none given)"]
     architecture = str(architectures[0])
     hidden_size, num_heads = _integer(config, "hidden_size"), _integer(config, "num_attention_heads")
+    if num_heads < 1:
+        raise ModelConfigError(f"num_attention_heads must be at least 1, not {num_heads}")
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise ModelConfigError(f"hidden_act {activation!r} is not supported; only 'silu' is")

@@ -26,7 +26,7 @@ class FlatBatch:
 
 def build_batch(plan: StepPlan, slots: SlotArrays, shape: AttentionShape) -> FlatBatch:
     """Lays out a plan with at least one slot. Reads `slots`; its block tables are shared, not copied."""
-    scheduled, counts = plan.slots, plan.num_tokens
+    scheduled, counts = plan.slots.copy(), plan.num_tokens  # a plan is read-only, which torch.from_numpy refuses
     block_size = shape.layout.block_size
     first = slots.num_computed[scheduled]
     starts = np.zeros(len(scheduled) + 1, dtype=np.int32)

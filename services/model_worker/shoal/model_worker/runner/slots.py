@@ -26,8 +26,8 @@ class SlotArrays:
             raise ValueError(f"slot {slot} is occupied")
         if not admission.num_computed_tokens < count <= self.token_ids.shape[1]:
             raise ValueError(
-                f"slot {slot} is given {count} tokens, {admission.num_computed_tokens} of them computed; needs more than "
-                f"are computed and at most {self.token_ids.shape[1]}"
+                f"slot {slot} is given {count} tokens, {admission.num_computed_tokens} of them computed; needs more "
+                f"than are computed and at most {self.token_ids.shape[1]}"
             )
         self.token_ids[slot, :count] = admission.token_ids
         self.block_tables[slot, : len(admission.block_ids)] = admission.block_ids
