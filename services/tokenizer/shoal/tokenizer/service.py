@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import structlog
 
 from shoal.artifacts import LogProgress, resolve
 from shoal.tokenizer.config import TokenizerConfig
-from shoal.tokenizer.definition import TokenizerDefinition
+from shoal.tokenizer.definition import DEFAULT_TEMPLATE, TokenizerDefinition
 from shoal.tokenizer.encoding import TokenizerThreads
 from shoal.tokenizer.errors import TokenizerError
 from shoal.tokenizer.loading import load_definition
@@ -24,6 +26,9 @@ def load(config: TokenizerConfig) -> tuple[TokenizerDefinition, Vocabulary]:
     """Fetches and checks the tokenizer. Blocks. Raises ArtifactError or TokenizerError when it cannot be served."""
     path = resolve(config.model, offline=config.offline, contents="tokenizer", progress=LogProgress(config.model))
     definition = load_definition(path)
+    if config.chat_template:
+        template = read_template(Path(config.chat_template), config.max_template_bytes)
+        definition = dataclasses.replace(definition, chat_templates={DEFAULT_TEMPLATE: template})
     for name, template in definition.chat_templates.items():
         if len(template.encode()) > config.max_template_bytes:
             raise TokenizerError(
@@ -33,6 +38,18 @@ def load(config: TokenizerConfig) -> tuple[TokenizerDefinition, Vocabulary]:
     vocabulary = build_vocabulary(definition.tokenizer)
     _log.info("tokenizer loaded", path=str(path), vocab_size=len(vocabulary.pieces))
     return definition, vocabulary
+
+
+def read_template(path: Path, max_bytes: int) -> str:
+    """The user's own chat template. Raises TokenizerError when it cannot be read, is too large or is not UTF-8."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise TokenizerError(f"chat_template {path}: more than max_template_bytes = {max_bytes}")
+        return content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"chat_template {path}: {error}") from error
 
 
 @asynccontextmanager
