@@ -12,49 +12,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shoal.operator.api import InferenceService, Machine, load_manifest, parse_manifest
-from shoal.operator.planner import LocalPlan, Observed, plan, required_ports
+from shoal.operator.api import InferenceService, load_manifest, parse_manifest
+from shoal.operator.planner import LocalPlan, plan
 from shoal.operator.planner.local import envoy_concurrency
+from support.manifests import EVERYTHING, observe
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = Path(__file__).parent / "golden"
-EVERYTHING = """
-apiVersion: shoal.dev/v1alpha1
-kind: InferenceService
-metadata: {name: everything, namespace: models, labels: {team: a}}
-spec:
-  model:
-    name: org/model
-    uri: hf://org/model
-    revision: v1
-    dtype: float32
-    maxModelLen: 4096
-    loadFormat: safetensors
-    chatTemplate: /templates/chat.jinja
-  workers: {replicas: 3, threads: 2, maxNumSeqs: 8, maxNumBatchedTokens: 256, maxQueuedRequests: 10}
-  kvCache: {blockSize: 32, memory: 1Gi}
-  gateway: {replicas: 2, port: 8080, auth: {apiKeysFile: /keys}}
-  tokenizer: {replicas: 2}
-  routing: {policy: least-loaded}
-  observability: {logLevel: debug, otlpEndpoint: "http://127.0.0.1:4317", accessLog: true}
-"""
 
 
 def services() -> dict[str, InferenceService]:
     named = {path.stem: load_manifest(path) for path in sorted((ROOT / "examples").glob("*.yaml"))}
     return {**named, "everything": parse_manifest(EVERYTHING, "everything")}
-
-
-def observe(service: InferenceService, num_cores: int = 4) -> Observed:
-    ports = {name: 20_000 + index for index, name in enumerate(required_ports(service))}
-    return Observed(
-        machine=Machine(num_cores=num_cores, memory_bytes=16 << 30),
-        run_dir="/run/shoal-1",
-        model_path="/cache/model",
-        python="/usr/bin/python3",
-        envoy="/usr/bin/envoy",
-        ports=ports,
-    )
 
 
 def render_plan(local: LocalPlan) -> dict[str, str]:

@@ -42,9 +42,15 @@ def worker(
     return _service(observed.python, "shoal.model_worker.main", flags | _listening(service, host, ports))
 
 
-def tokenizer(service: InferenceService, observed: Observed, host: str, ports: Mapping[str, int]) -> tuple[str, ...]:
+def tokenizer(
+    service: InferenceService, observed: Observed, host: str, ports: Mapping[str, int], *, drain_timeout_s: float
+) -> tuple[str, ...]:
     """`shoal-tokenizer`."""
-    flags: Flags = {"model": observed.model_path, "chat-template": service.spec.model.chat_template}
+    flags: Flags = {
+        "model": observed.model_path,
+        "chat-template": service.spec.model.chat_template,
+        "drain-timeout-s": drain_timeout_s,
+    }
     return _service(observed.python, "shoal.tokenizer.main", flags | _listening(service, host, ports))
 
 

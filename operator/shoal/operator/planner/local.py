@@ -17,7 +17,7 @@ _TOKENIZER_DEADLINE_S = 120.0
 _GATEWAY_DEADLINE_S = 60.0
 _ENVOY_DEADLINE_S = 30.0
 _GATEWAY_DRAIN_S = 30.0  # running streams may finish
-_WORKER_DRAIN_S = 5.0  # its streams ended with the gateway
+_BEHIND_DRAIN_S = 5.0  # workers and tokenizers: their calls ended with the gateway's
 
 
 def required_ports(service: InferenceService) -> tuple[str, ...]:
@@ -54,11 +54,12 @@ def _tokenizer(service: InferenceService, observed: Observed, index: int) -> Pro
     return ProcessPlan(
         name=name,
         component="tokenizer",
-        argv=commands.tokenizer(service, observed, HOST, ports),
+        argv=commands.tokenizer(service, observed, HOST, ports, drain_timeout_s=_BEHIND_DRAIN_S),
         env=commands.environment(num_threads=1),
         ports=ports,
         readiness=_grpc_readiness(ports["grpc"], _TOKENIZER_DEADLINE_S),
         serves={clusters.TOKENIZER: Endpoint(HOST, ports["grpc"])},
+        drain_timeout_s=_BEHIND_DRAIN_S + 5.0,
     )
 
 
@@ -69,12 +70,12 @@ def _worker(service: InferenceService, observed: Observed, index: int) -> Proces
     return ProcessPlan(
         name=name,
         component="worker",
-        argv=commands.worker(service, observed, HOST, ports, threads=threads, drain_timeout_s=_WORKER_DRAIN_S),
+        argv=commands.worker(service, observed, HOST, ports, threads=threads, drain_timeout_s=_BEHIND_DRAIN_S),
         env=commands.environment(num_threads=threads),
         ports=ports,
         readiness=_grpc_readiness(ports["grpc"], _WORKER_DEADLINE_S),
         serves={clusters.WORKER: Endpoint(HOST, ports["grpc"])},
-        drain_timeout_s=_WORKER_DRAIN_S + 5.0,
+        drain_timeout_s=_BEHIND_DRAIN_S + 5.0,
     )
 
 

@@ -1,0 +1,39 @@
+"""Manifests for planner tests, and a made-up machine to plan them for."""
+
+from __future__ import annotations
+
+from shoal.operator.api import InferenceService, Machine
+from shoal.operator.planner import Observed, required_ports
+
+EVERYTHING = """
+apiVersion: shoal.dev/v1alpha1
+kind: InferenceService
+metadata: {name: everything, namespace: models, labels: {team: a}}
+spec:
+  model:
+    name: org/model
+    uri: hf://org/model
+    revision: v1
+    dtype: float32
+    maxModelLen: 4096
+    loadFormat: safetensors
+    chatTemplate: /templates/chat.jinja
+  workers: {replicas: 3, threads: 2, maxNumSeqs: 8, maxNumBatchedTokens: 256, maxQueuedRequests: 10}
+  kvCache: {blockSize: 32, memory: 1Gi}
+  gateway: {replicas: 2, port: 8080, auth: {apiKeysFile: /keys}}
+  tokenizer: {replicas: 2}
+  routing: {policy: least-loaded}
+  observability: {logLevel: debug, otlpEndpoint: "http://127.0.0.1:4317", accessLog: true}
+"""
+
+
+def observe(service: InferenceService, num_cores: int = 4) -> Observed:
+    ports = {name: 20_000 + index for index, name in enumerate(required_ports(service))}
+    return Observed(
+        machine=Machine(num_cores=num_cores, memory_bytes=16 << 30),
+        run_dir="/run/shoal-1",
+        model_path="/cache/model",
+        python="/usr/bin/python3",
+        envoy="/usr/bin/envoy",
+        ports=ports,
+    )

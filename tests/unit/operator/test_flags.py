@@ -1,0 +1,62 @@
+"""The flags that the planner gives are flags that the services take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.config import load
+from shoal.gateway.config import Config as GatewayConfig
+from shoal.model_worker.config import WorkerConfig
+from shoal.operator.api import load_manifest, parse_manifest
+from shoal.operator.planner import ProcessPlan, plan
+from shoal.tokenizer.config import TokenizerConfig
+from support.manifests import EVERYTHING, observe
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "two-workers.yaml"
+CONFIGS: dict[str, type[Any]] = {
+    "shoal.gateway.main": GatewayConfig,
+    "shoal.model_worker.main": WorkerConfig,
+    "shoal.tokenizer.main": TokenizerConfig,
+}
+SERVICES = {"example": load_manifest(EXAMPLE), "everything": parse_manifest(EVERYTHING, "everything")}
+
+
+def read_settings(process: ProcessPlan) -> dict[str, Any]:
+    """As the process itself would."""
+    module = process.argv[2]
+    config = load(CONFIGS[module], program=module, argv=process.argv[3:], environ={})
+    return {name: getattr(config, name) for name in type(config).__dataclass_fields__}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_services_take_their_flags(name: str) -> None:
+    service = SERVICES[name]
+    processes = [process for process in plan(service, observe(service)).processes if process.name != "envoy"]
+    assert {process.argv[2] for process in processes} == set(CONFIGS)
+    for process in processes:
+        settings = read_settings(process)
+        assert settings["host"] == "127.0.0.1"
+        assert settings["port"] == process.ports["grpc"]
+        assert settings["metrics_port"] == process.ports["metrics"]
+        assert settings["log_level"] == service.spec.observability.log_level
+        assert settings["drain_timeout_s"] < process.drain_timeout_s
+
+
+def test_spec_arrives() -> None:
+    service = SERVICES["everything"]
+    by_name = {process.name: process for process in plan(service, observe(service)).processes}
+    worker = read_settings(by_name["worker-1"])
+    assert (worker["model"], worker["served_model_name"]) == ("/cache/model", "org/model")
+    assert (worker["dtype"], worker["load_format"], worker["max_model_len"]) == ("float32", "safetensors", 4096)
+    assert (worker["threads"], worker["block_size"], worker["kv_cache_memory_bytes"]) == (2, 32, 1 << 30)
+    assert (worker["max_num_seqs"], worker["max_num_batched_tokens"], worker["max_queued_requests"]) == (8, 256, 10)
+    gateway = read_settings(by_name["gateway-1"])
+    assert gateway["routing_policy"] == "least-loaded"
+    assert gateway["api_keys_file"] == "/keys"
+    assert gateway["mesh_address"] == f"127.0.0.1:{by_name['envoy'].ports['mesh']}"
+    assert gateway["http_port"] == by_name["gateway-1"].ports["http"]
+    assert gateway["otlp_endpoint"] == "http://127.0.0.1:4317"
+    assert read_settings(by_name["tokenizer-0"])["chat_template"] == "/templates/chat.jinja"
