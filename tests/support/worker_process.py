@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,9 @@ async def start_worker(*flags: str) -> AsyncIterator[WorkerProcess]:
 
 
 @asynccontextmanager
-async def worker_stub(worker: WorkerProcess) -> AsyncIterator[worker_pb2_grpc.ModelWorkerServiceAsyncStub]:
+async def worker_stub(
+    worker: WorkerProcess, options: Sequence[tuple[str, Any]] = ()
+) -> AsyncIterator[worker_pb2_grpc.ModelWorkerServiceAsyncStub]:
     """A client of the worker."""
-    async with grpc.aio.insecure_channel(worker.address) as channel:
+    async with grpc.aio.insecure_channel(worker.address, options=options) as channel:
         yield worker_pb2_grpc.ModelWorkerServiceStub(channel)

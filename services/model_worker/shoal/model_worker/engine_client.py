@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import socket
 import sys
 import time
@@ -93,6 +94,7 @@ class EngineClient:
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
+                env=_engine_environment(config),
             )
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=1 << 20)
         writer.write(pack_frame(msgspec.msgpack.encode(config)))
@@ -146,6 +148,7 @@ class EngineClient:
         if stream.num_unfinished:
             self._send(Cancel(stream.request.stream_id))
             self._forget(stream)
+        stream.choices.clear()
 
     def fail_all(self, failure: Failure) -> int:
         """Ends every request with an error; returns how many there were."""
@@ -250,3 +253,9 @@ class EngineClient:
     def _send(self, command: Command) -> None:
         # Not awaited: what can wait here is bounded, for the front admits no more requests than the engine takes.
         self._writer.write(pack_frame(encode(command)))
+
+
+def _engine_environment(config: WorkerConfig) -> dict[str, str]:
+    """Thread pools read their size when they are imported, before any setting could reach them."""
+    threads = {"OMP_NUM_THREADS": str(config.threads)} if config.threads else {}
+    return {**os.environ, **threads}

@@ -20,7 +20,7 @@ import structlog
 from shoal.model_worker.channel import ChannelClosed, EngineChannel
 from shoal.model_worker.config import WorkerConfig
 from shoal.model_worker.engine import Engine
-from shoal.model_worker.engine_setup import set_up
+from shoal.model_worker.engine_setup import SetupError, set_up
 from shoal.model_worker.messages import Broken, Command, Loading, Ready, decode_command, encode
 from shoal.telemetry import setup_logs
 
@@ -59,7 +59,7 @@ def serve(channel: EngineChannel, config: WorkerConfig) -> int:
     """Loads, says so, and runs the loop."""
     try:
         parts = set_up(config, lambda stage, fraction: channel.send(encode(Loading(stage, fraction))))
-    except (OSError, ValueError) as error:
+    except (OSError, SetupError) as error:
         channel.send(encode(Broken(f"cannot serve {config.model or config.device}: {error}")))
         return 1
     channel.send(encode(Ready(parts.info)))

@@ -76,6 +76,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
                 if stream.failure is not None:
                     raise _to_error(stream.failure)
         finally:
+            # Also what was not sent: ending a call whose client does not read can take until the client goes away.
             self._engine.close(stream)
 
     async def SubscribeKvEvents(  # noqa: N802

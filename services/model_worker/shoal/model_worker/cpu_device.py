@@ -1,0 +1,67 @@
+"""The CPU as a device: fetch the model, load it, size the KV cache, warm up. Control code; but it imports torch."""
+
+from __future__ import annotations
+
+from shoal.artifacts import ArtifactError, LogProgress, resolve
+from shoal.model_worker.config import WorkerConfig
+from shoal.model_worker.engine_setup import Device, Progress, SetupError, choose_max_model_len
+from shoal.model_worker.loader import LoadedModel, ModelLoadError, load_model
+from shoal.model_worker.runner.cpu import CpuRunner, layout_for, num_blocks_for
+from shoal.model_worker.sampling.sampler import Sampler
+
+
+def make_cpu_device(config: WorkerConfig, progress: Progress) -> Device:
+    """See `engine_setup.MakeDevice`."""
+    loaded = _load(config, progress)
+    model_config = loaded.config
+    try:
+        layout = layout_for(model_config, config.block_size, loaded.dtype)
+    except ValueError as error:
+        raise SetupError(str(error)) from None
+    fitting = num_blocks_for(config.kv_cache_memory_bytes, model_config, config.block_size, loaded.dtype)
+    num_blocks = config.num_blocks or fitting
+    if num_blocks < 1:
+        raise SetupError(
+            f"kv_cache_memory_bytes is {config.kv_cache_memory_bytes}, less than one KV block of "
+            f"{config.block_size} tokens ({layout.block_bytes} bytes)"
+        )
+    runner = CpuRunner(
+        loaded.model,
+        model_config,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=choose_max_model_len(config, model_config.max_position_embeddings, num_blocks),
+        sampler=Sampler(config.max_num_seqs, model_config.vocab_size),
+        dtype=loaded.dtype,
+        num_threads=config.threads or None,
+    )
+    progress("warm-up", 0.0)
+    runner.warm_up()
+    progress("warm-up", 1.0)
+    return Device(
+        runner=runner,
+        model_digest=loaded.digest,
+        kv_layout=layout.name,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        vocab_size=model_config.vocab_size,
+        eos_token_ids=model_config.eos_token_ids,
+        max_position=model_config.max_position_embeddings,
+    )
+
+
+def _load(config: WorkerConfig, progress: Progress) -> LoadedModel:
+    if not config.model:
+        raise SetupError("model is required: give --model a folder, a GGUF file or a URI")
+    try:
+        progress("fetch", 0.0)
+        path = resolve(config.model, progress=LogProgress(config.model), timeout_s=config.load_timeout_s)
+        return load_model(
+            path,
+            dtype=config.dtype,
+            load_format=config.load_format,
+            progress=lambda done, total: progress("weights", done / total if total else 1.0),
+            seed=config.seed,
+        )
+    except (ArtifactError, ModelLoadError) as error:
+        raise SetupError(str(error)) from error

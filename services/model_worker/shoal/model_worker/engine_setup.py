@@ -1,0 +1,138 @@
+"""Builds what the engine's loop needs, from the configuration. Runs in the engine process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol, cast
+
+from shoal.model_worker.config import WorkerConfig
+from shoal.model_worker.kv_cache import KVCacheManager
+from shoal.model_worker.messages import EngineInfo
+from shoal.model_worker.scheduler import Scheduler, SchedulerConfig, make_policy
+from shoal.model_worker.simulated import SimulatedRunner
+from shoal.model_worker.step import Runner
+
+
+class SetupError(Exception):
+    """The model cannot be served as configured; the message is for the operator."""
+
+
+Progress = Callable[[str, float], None]
+"""(stage, fraction of it in [0, 1])."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A runner with its model loaded, and what the rest must know about the two."""
+
+    runner: Runner
+    model_digest: str
+    kv_layout: str
+    dtype: str
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    max_position: int
+    """Longest sequence that the model can take."""
+
+
+class MakeDevice(Protocol):
+    """Loads a model onto a device."""
+
+    def __call__(self, config: WorkerConfig, progress: Progress) -> Device:
+        """Raises SetupError or OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """All that `engine.Engine` ties together, and what to tell the front."""
+
+    scheduler: Scheduler
+    cache: KVCacheManager
+    runner: Runner
+    info: EngineInfo
+
+
+_DEVICES = {
+    "cpu": "shoal.model_worker.cpu_device:make_cpu_device",
+    "simulated": "shoal.model_worker.engine_setup:make_simulated_device",
+}
+
+
+def set_up(config: WorkerConfig, progress: Progress) -> EngineParts:
+    """Loads the model and sizes everything to it. Raises SetupError or OSError."""
+    module, _, name = _DEVICES[config.device].partition(":")
+    make_device = cast(MakeDevice, getattr(import_module(module), name))
+    device = make_device(config, progress)
+    num_blocks = device.runner.num_blocks
+    max_model_len = choose_max_model_len(config, device.max_position, num_blocks)
+    cache = KVCacheManager(num_blocks, config.block_size)
+    limits = _limits(config, max_model_len)
+    policy = make_policy(config.scheduling_policy, priority_aging_s=config.priority_aging_s)
+    scheduler = Scheduler(limits, cache, policy, eos_token_ids=frozenset(device.eos_token_ids))
+    info = EngineInfo(
+        model_digest=device.model_digest,
+        kv_layout=device.kv_layout,
+        block_size=config.block_size,
+        num_blocks=num_blocks,
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        vocab_size=device.vocab_size,
+        eos_token_ids=device.eos_token_ids,
+        device=config.device,
+        dtype=device.dtype,
+    )
+    return EngineParts(scheduler, cache, device.runner, info)
+
+
+def _limits(config: WorkerConfig, max_model_len: int) -> SchedulerConfig:
+    try:
+        return SchedulerConfig(
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=max_model_len,
+            max_queued_requests=config.max_queued_requests,
+            max_queued_tokens=config.max_queued_tokens,
+        )
+    except ValueError as error:
+        raise SetupError(str(error)) from None
+
+
+def choose_max_model_len(config: WorkerConfig, max_position: int, num_blocks: int) -> int:
+    """The longest sequence to serve: as configured, or all that model and cache allow. Raises SetupError."""
+    room = num_blocks * config.block_size
+    if config.max_model_len == 0:
+        return min(max_position, room)
+    if config.max_model_len > max_position:
+        raise SetupError(f"max_model_len is {config.max_model_len}; the model takes at most {max_position} tokens")
+    if config.max_model_len > room:
+        raise SetupError(
+            f"max_model_len is {config.max_model_len}, but {num_blocks} KV blocks of {config.block_size} hold only "
+            f"{room} tokens; lower it, or raise kv_cache_memory_bytes or num_blocks"
+        )
+    return config.max_model_len
+
+
+SIMULATED_MAX_POSITION = 1 << 17
+SIMULATED_NUM_BLOCKS = 4096
+
+
+def make_simulated_device(config: WorkerConfig, progress: Progress) -> Device:
+    """A device without a model; see `simulated`."""
+    progress("simulated model", 1.0)
+    runner = SimulatedRunner(
+        num_blocks=config.num_blocks or SIMULATED_NUM_BLOCKS,
+        vocab_size=config.simulated_vocab_size,
+        step_s=config.simulated_step_ms / 1e3,
+        token_s=config.simulated_token_us / 1e6,
+    )
+    return Device(
+        runner=runner,
+        model_digest=f"simulated-{config.simulated_vocab_size}",
+        kv_layout="simulated-v1",
+        dtype="none",
+        vocab_size=config.simulated_vocab_size,
+        eos_token_ids=(config.simulated_vocab_size - 1,),
+        max_position=SIMULATED_MAX_POSITION,
+    )
