@@ -28,9 +28,9 @@ class Config:
         "", "Envoy's EDS file (JSON) listing the workers; watched. Empty: mesh_address is the only worker."
     )
     host: str = option("127.0.0.1", "Address to listen on.")
-    port: Port = option(50050, "Port for gRPC; 0 picks a free one.")
+    port: Port = option(50051, "Port for gRPC; 0 picks a free one.")
     http_port: Port = option(8000, "Port for the OpenAI HTTP API; 0 picks a free one.")
-    metrics_port: Port = option(9464, "Port for Prometheus metrics; 0 picks a free one.")
+    metrics_port: Port = option(9051, "Port for Prometheus metrics; 0 picks a free one.")
     api_keys_file: str = option("", "Lines of tenant:sha256-of-key in hex. Empty: anybody may call, as one tenant.")
     max_request_bytes: Annotated[int, Meta(ge=1024, le=64 << 20)] = option(
         8 << 20, "Largest request accepted, in bytes; larger ones are refused with PAYLOAD_TOO_LARGE."

@@ -16,7 +16,7 @@ from shoal.telemetry import serve_metrics, setup_logs, setup_traces
 
 
 def main() -> None:
-    """Runs until SIGTERM or SIGINT, drains, exits 0; exits 2 when the settings are wrong."""
+    """Runs until SIGTERM or SIGINT, drains, exits 0; exits 2 when the settings are wrong, 1 when a port is taken."""
     config = load_or_exit(Config, program="shoal-gateway")
     setup_logs("gateway", level=config.log_level, log_format=config.log_format)
     structlog.get_logger("shoal.gateway").info("configuration", **describe(config))
@@ -28,7 +28,7 @@ def main() -> None:
         stop_metrics()
     except (ConfigError, OSError) as error:
         print(f"shoal-gateway: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
     finally:
         stop_traces()
 

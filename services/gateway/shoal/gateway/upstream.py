@@ -99,6 +99,6 @@ def _translated(error: grpc.RpcError, num_messages: int) -> ShoalError:
 
 def _has_details(error: grpc.RpcError) -> bool:
     """Whether one of our own services ended the call, and not the transport or Envoy."""
-    assert isinstance(error, grpc.Call)
+    assert isinstance(error, grpc.aio.AioRpcError)
     trailers: Any = error.trailing_metadata() or ()
     return any(key == "grpc-status-details-bin" for key, _ in trailers)

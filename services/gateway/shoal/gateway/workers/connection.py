@@ -111,5 +111,5 @@ class WorkerConnection:
 
 
 def _code(error: grpc.RpcError) -> grpc.StatusCode:
-    assert isinstance(error, grpc.Call)
+    assert isinstance(error, grpc.aio.AioRpcError)
     return error.code()
