@@ -51,8 +51,6 @@ def make_cpu_device(config: WorkerConfig, progress: Progress) -> Device:
 
 
 def _load(config: WorkerConfig, progress: Progress) -> LoadedModel:
-    if not config.model:
-        raise SetupError("model is required: give --model a folder, a GGUF file or a URI")
     try:
         progress("fetch", 0.0)
         path = resolve(config.model, progress=LogProgress(config.model), timeout_s=config.load_timeout_s)

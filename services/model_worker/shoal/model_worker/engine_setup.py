@@ -62,6 +62,8 @@ _DEVICES = {
 
 def set_up(config: WorkerConfig, progress: Progress) -> EngineParts:
     """Loads the model and sizes everything to it. Raises SetupError or OSError."""
+    if config.device != "simulated" and not config.model:
+        raise SetupError("model is required: give --model a folder, a file or a URI")
     module, _, name = _DEVICES[config.device].partition(":")
     make_device = cast(MakeDevice, getattr(import_module(module), name))
     device = make_device(config, progress)
