@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 WIDTHS = pytest.mark.parametrize("width", [1, 6, 16, 42, 123, 576, 4096])
 
 
-def tolerances(dtype: torch.dtype) -> dict[str, float]:
+def tolerances(dtype: torch.dtype) -> dict[str, Any]:
     """A few roundings in float32; one rounding of the same float32 value (at a tie, to the other side) in bfloat16."""
     return {"atol": 1e-6, "rtol": 4e-6} if dtype == torch.float32 else {"atol": 1e-6, "rtol": 2**-7}
 

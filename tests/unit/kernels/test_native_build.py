@@ -4,6 +4,7 @@ import logging
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,9 @@ def test_portable_code_gives_the_same_results(
     portable = load(build(("-O1",)))
     for module in (paged_attention, plan, rms_norm, silu_and_mul):
         monkeypatch.setattr(module, "library", lambda: portable)
-    tolerance = {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2**-8, "rtol": 2**-7}
+    tolerance: dict[str, Any] = (
+        {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2**-8, "rtol": 2**-7}
+    )
     for num_heads, num_kv_heads, head_dim in [(9, 3, 64), (7, 1, 48)]:
         shape = paged_attention.AttentionShape(KVLayout(2, num_kv_heads, head_dim, 16, dtype), num_heads, 0.125)
         case = make_case(shape, [(1, 700), (20, 150), (1, 7)])
