@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -188,6 +189,19 @@ async def test_grandchildren_end_with_the_mesh(stage: Stage) -> None:
         (grandchild,) = psutil.Process(pid).children()
         assert os.getsid(grandchild.pid) != os.getsid(pid)  # out of reach of a signal to the group
     assert not is_running(grandchild)
+
+
+async def test_watch_raises_what_a_keeper_cannot_handle(stage: Stage) -> None:
+    """The endpoint files' folder is gone: nobody could be told of the worker's end."""
+    worker = stage.process("worker-0", serves={"worker": Endpoint("127.0.0.1", 7)})
+    async with stage.supervising(worker) as supervisor:
+        await supervisor.start()
+        shutil.rmtree(stage.run_dir / "xds")
+        pid = supervisor.keepers["worker-0"].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(OSError, match="eds-worker"):
+            await asyncio.wait_for(supervisor.watch(), 10)
 
 
 async def test_environment_is_cleaned(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,10 @@ def _connection_manager(name: str, routes: list[dict[str, Any]], filters: list[d
             "connection_keepalive": {"interval": "30s", "timeout": "20s"},
         },
         "route_config": {"name": name, "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}]},
-        "http_filters": [*filters, _filter("router", {"@type": f"{_HTTP}.router.v3.Router"})],
+        "http_filters": [
+            *filters,
+            _filter("router", {"@type": f"{_HTTP}.router.v3.Router", "suppress_envoy_headers": True}),
+        ],
     }
 
 

@@ -107,9 +107,11 @@ class Keeper:
             end = await self._unless_stopped(self._live(process))
         finally:
             self.is_ready = False
-            self._around.membership.leave(self.plan.serves)
-            await self._end_process(process)
-            self._process = None
+            try:
+                self._around.membership.leave(self.plan.serves)
+            finally:
+                await self._end_process(process)
+                self._process = None
         return end
 
     async def _live(self, process: RunningProcess) -> _End:

@@ -95,8 +95,17 @@ class LocalMesh:
         return f"http://{self.plan.edge}"
 
     async def wait(self) -> None:
-        """Returns when it is time to leave: after a signal or `request_stop`."""
-        await self._stop.wait()
+        """Returns when it is time to leave: after a signal or `request_stop`. Raises what makes going on impossible."""
+        watch = asyncio.ensure_future(self.supervisor.watch())
+        stop = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({watch, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if watch.done():
+                watch.result()
+        finally:
+            watch.cancel()
+            stop.cancel()
+            await asyncio.gather(watch, stop, return_exceptions=True)
 
     def request_stop(self) -> None:
         """Makes `wait` return, or entering raise MeshInterrupted. A second request is a `kill`."""

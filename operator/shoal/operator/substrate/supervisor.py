@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
@@ -60,6 +59,11 @@ class Supervisor:
             if keeper.plan.readiness.kind is ReadinessKind.ENVOY_ADMIN:
                 await self._unless_failed(self._await_envoy_view(keeper.plan))
 
+    async def watch(self) -> None:
+        """Raises what ended a keeper, which nothing should once all were ready. Otherwise returns after `stop`."""
+        for task in asyncio.as_completed(self._tasks.values()):
+            await task
+
     async def stop(self) -> None:
         """Ends all processes, each before those it depends on. Safe to call at any stage, also after a failure."""
         stopping: dict[str, asyncio.Task[None]] = {}
@@ -77,8 +81,8 @@ class Supervisor:
         await asyncio.gather(*dependents)
         self.keepers[name].request_stop()
         if name in self._tasks:
-            with contextlib.suppress(MeshError):  # a failed start was raised by `start` already
-                await self._tasks[name]
+            # What it may have raised came out of `start` or `watch`.
+            await asyncio.gather(self._tasks[name], return_exceptions=True)
 
     async def _await_all_ready(self) -> None:
         await asyncio.gather(*(keeper.ready.wait() for keeper in self.keepers.values()))
