@@ -77,7 +77,7 @@ async def _talk(session: Session, endpoint: str, model: str) -> None:
     ):
         rows = [_Row("gRPC", await _ask_grpc(session, client, model, "gRPC"))]
         rows.append(_Row("HTTP (OpenAI)", await _ask_http(session, http, model)))
-        rows.append(_Row("gRPC, same question again", await _ask_grpc(session, client, model, "gRPC, again")))
+        rows.append(_Row("gRPC, repeated", await _ask_grpc(session, client, model, "gRPC, again")))
     session.out.print(_table(rows))
 
 
