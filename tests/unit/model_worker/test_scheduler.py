@@ -13,6 +13,7 @@ from shoal.model_worker.kv_cache import KVCacheManager
 from shoal.model_worker.request import FinishReason, Request
 from shoal.model_worker.sampling.params import SamplingParams
 from shoal.model_worker.scheduler import FcfsPolicy, Finished, Policy, PriorityPolicy, Scheduler, SchedulerConfig
+from shoal.model_worker.scheduler.limits import Rate
 from shoal.model_worker.step import StepPlan
 from support.engine_requests import make_request
 from support.history_runner import HistoryRunner, expected_output
@@ -413,3 +414,12 @@ def test_everyone_finishes_with_the_output_of_a_lonely_run(
                 assert h.prompt_logprobs[request.stream_id] == list(request.prompt_token_ids[1:])
             if request.sampling.logprobs is not None:
                 assert h.logprobs[request.stream_id] == h.tokens[request.stream_id]
+
+
+def test_the_drain_rate_is_exact_from_the_first_event_on_and_forgets() -> None:
+    rate = Rate(0.0, window_s=10)
+    assert rate.per_second(0.0) == 0
+    for second in range(1, 4):
+        rate.add(50, second)
+    assert rate.per_second(3.0) == pytest.approx(50, rel=0.25)
+    assert rate.per_second(100.0) < 0.1

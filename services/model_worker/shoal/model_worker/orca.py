@@ -16,6 +16,7 @@ from typing import Any, Final
 import grpc
 
 from shoal.model_worker.metrics import LoadMeter, WorkerMetrics
+from shoal.rpc.errors import InvalidArgument
 
 SERVICE: Final = "xds.service.orca.v3.OpenRcaService"
 MIN_INTERVAL_S: Final = 0.1
@@ -84,7 +85,11 @@ class OrcaService:
         self._closed.set()
 
     async def _stream(self, request: bytes, _context: Any) -> AsyncIterator[bytes]:
-        interval_s, meter = decode_interval_s(request), LoadMeter(self._metrics)
+        try:
+            interval_s = decode_interval_s(request)
+        except ValueError as error:
+            raise InvalidArgument("report_interval", f"not an OrcaLoadReportRequest: {error}") from None
+        meter = LoadMeter(self._metrics)
         while not self._closed.is_set():
             tokens_per_s, errors_per_s = meter.read()
             stats = self._metrics.stats
