@@ -6,13 +6,13 @@ Serves HTTP on PORT: GET / is 200. Appends `started NAME` and `ended NAME` to RE
     crash-while=FILE    ends with code 3 while FILE exists
     exit-code=N         ends with code N at once
     stubborn            ignores SIGTERM
+    linger=S            takes S seconds to end after SIGTERM
     mute                never listens
     grandchild          starts another process in a session of its own
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -51,13 +51,12 @@ def main() -> None:
     server = HTTPServer(("127.0.0.1", port), _Handler)
 
     def end(number: int, frame: FrameType | None) -> None:
-        with record.open("a") as file:
-            file.write(f"ended {name}\n")
-        threading.Thread(target=server.shutdown).start()
+        threading.Timer(float(values.get("linger", 0)), server.shutdown).start()
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN if "stubborn" in values else end)
     server.serve_forever()
-    os._exit(0)
+    with record.open("a") as file:
+        file.write(f"ended {name}\n")
 
 
 if __name__ == "__main__":

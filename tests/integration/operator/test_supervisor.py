@@ -75,8 +75,8 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 async def test_starts_in_order_and_stops_in_reverse(stage: Stage) -> None:
     a = stage.process("a")
-    b = stage.process("b", depends_on=("a",))
-    c = stage.process("c", depends_on=("a", "b"))
+    b = stage.process("b", "linger=0.2", depends_on=("a",))
+    c = stage.process("c", "linger=0.4", depends_on=("a", "b"))
     async with stage.supervising(a, b, c) as supervisor:
         await supervisor.start()
         assert stage.recorded() == ["started a", "started b", "started c"]
