@@ -27,7 +27,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def list_shared_memory() -> set[Path]:
-    return set(SHARED_MEMORY.iterdir())
+    return set(SHARED_MEMORY.glob("*envoy*"))
 
 
 class Program:

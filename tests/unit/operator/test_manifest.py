@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.operator.api import (
@@ -220,6 +220,7 @@ def test_quantities(quantity: str | int, expected: int) -> None:
     assert parse_quantity(quantity) == expected
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(min_value=1, max_value=1 << 20), st.sampled_from(["Ki", "Mi", "Gi"]))
 def test_quantities_scale(number: int, suffix: str) -> None:
     assert parse_quantity(f"{number}{suffix}") == number * parse_quantity(f"1{suffix}")
@@ -232,11 +233,13 @@ def test_non_quantities(quantity: str) -> None:
         parse_quantity(quantity)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.text(max_size=300))
 def test_any_text_gives_problems_not_crashes(text: str) -> None:
     assert problems_of(text)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner)))
 def test_any_value_in_any_section_gives_problems_not_crashes(value: object) -> None:
     for section in ("workers", "kvCache", "gateway", "observability"):
