@@ -118,6 +118,8 @@ class HistoryRunner:
                 admission.seed,
                 admission.choice,
             )
+        targets = [target for _, target in plan.block_copies]
+        assert len(set(targets)) == len(targets), "the order of copies would matter"
         for source, target in plan.block_copies:
             self._kv[target] = self._kv[source]
         for assigned in plan.assigned:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.model_worker.channel import MAX_FRAME_BYTES, ChannelClosed, EngineChannel, pack_frame, read_frame
-from shoal.model_worker.kv_cache import Cleared, Removed, Stored
+from shoal.model_worker.kv_cache import Cleared, KvEvent, Removed, Stored
 from shoal.model_worker.messages import Add, Cancel, StepFrame, Stop, decode_command, decode_report, encode
 from shoal.model_worker.sampling.params import SamplingParams
 from shoal.model_worker.scheduler import SchedulerStats
@@ -80,7 +80,7 @@ def test_commands_survive_the_way() -> None:
 
 def test_reports_survive_the_way() -> None:
     entry = TokenLogprobs(5, -0.5, 2, ((4, -0.1), (5, -0.5)))
-    events = [Stored((b"k" * 16,), b"p" * 16), Removed((b"k" * 16,)), Cleared()]
+    events: list[KvEvent] = [Stored((b"k" * 16,), b"p" * 16), Removed((b"k" * 16,)), Cleared()]
     frame = StepFrame(b"", b"", [(1, 2)], [], [], [(1, entry)], [(1, (entry,))], events, SchedulerStats(3), 0.5, 7)
     assert decode_report(encode(frame)) == frame
 

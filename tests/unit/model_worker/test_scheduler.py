@@ -238,6 +238,26 @@ def test_a_more_urgent_request_takes_the_place_of_the_least_urgent() -> None:
         h.check_outputs(request)
 
 
+def test_what_was_planned_for_a_victim_of_the_same_step_is_dropped() -> None:
+    h = Harness(num_blocks=10, max_num_batched_tokens=8, policy=PriorityPolicy(aging_s=30))
+    equal = make_request(1, range(20), sampling=greedy(4))  # holds 5 blocks, and 6 in the end
+    h.scheduler.add(equal)
+    for _ in range(3):
+        h.step()
+    victim = make_request(2, range(30, 40), priority=5, sampling=greedy(4))
+    h.scheduler.add(victim)
+    h.step()
+    urgent = make_request(3, range(50, 80), sampling=greedy(4))  # needs 8 blocks
+    h.scheduler.add(urgent)
+    plan = h.step()  # the victim's last three tokens fit the budget, but it must make room, in vain so far
+    assert plan is not None
+    assert plan.slots.tolist() == [0]
+    assert plan.released == (1,)
+    h.finish_all()
+    for request in (equal, victim, urgent):
+        h.check_outputs(request)
+
+
 def test_waiting_outweighs_priority_in_the_end() -> None:
     h = Harness(max_num_seqs=1, policy=PriorityPolicy(aging_s=10))
     h.scheduler.add(make_request(1, [1], priority=0, sampling=greedy(4)))

@@ -21,16 +21,17 @@ class PlanDraft:
         """Tokens to compute of each slot that does not simply decode."""
         self._released: list[int] = []
         self._admitted: list[Admission] = []
-        self._copies: list[tuple[int, tuple[int, int]]] = []
+        self._copies: list[tuple[int, int]] = []
         self._assigned: list[BlockAssignment] = []
         self._ones = _frozen(np.ones(max_num_seqs, np.int32))
         self._trues = _frozen(np.ones(max_num_seqs, np.bool_))
 
     def release(self, slot: int) -> None:
-        """The slot's sequence ended or was preempted. What was planned for it in this step is dropped with it."""
+        """The slot's sequence ended or was preempted. What was planned for it in this step is dropped with it.
+
+        A block copy may stay: its target is computed anew by whoever gets it in this step.
+        """
         self._released.append(slot)
-        if self._copies:
-            self._copies = [entry for entry in self._copies if entry[0] != slot]
         if self._assigned:
             self._assigned = [entry for entry in self._assigned if entry.slot != slot]
         self.parts.pop(slot, None)
@@ -48,9 +49,9 @@ class PlanDraft:
         """`target` was forked from `source` by the runner, before it knew of what is assigned to `source` here."""
         self._assigned += [replace(entry, slot=target) for entry in self._assigned if entry.slot == source]
 
-    def copy(self, slot: int, blocks: tuple[int, int]) -> None:
-        """`slot` needs (source, target) copied first."""
-        self._copies.append((slot, blocks))
+    def copy(self, blocks: tuple[int, int]) -> None:
+        """(source, target): KV to copy before anything is computed."""
+        self._copies.append(blocks)
 
     def build(self, decoding: IntArray, completes: list[bool], forks: tuple[Fork, ...]) -> StepPlan:
         """The plan: `decoding` slots with one token each, then `parts`, of which `completes` reach their last token.
@@ -65,7 +66,7 @@ class PlanDraft:
         plan = StepPlan(
             released=tuple(self._released),
             admitted=tuple(self._admitted),
-            block_copies=tuple(blocks for _, blocks in self._copies),
+            block_copies=tuple(self._copies),
             assigned=tuple(self._assigned),
             slots=slots,
             num_tokens=num_tokens,

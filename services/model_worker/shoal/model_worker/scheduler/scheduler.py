@@ -174,7 +174,7 @@ class Scheduler:
                     for index, block_id in extension.assigned:
                         self._draft.assign(slot, index, block_id)
                     for blocks in extension.copies:
-                        self._draft.copy(slot, blocks)
+                        self._draft.copy(blocks)
                     slots.num_writable[slot] = len(table.block_ids) * cache.block_size
                     break
                 self._short_of_blocks = True
