@@ -11,7 +11,7 @@ import gc
 import resource
 import signal
 import sys
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import jinja2
 import msgspec
@@ -19,7 +19,8 @@ import msgspec
 from shoal.tokenizer.render_protocol import RenderJob, RenderResult, Setup, body_length, pack
 from shoal.tokenizer.templates import OutputTooLong, TemplateFailed, compile_template, render, render_continued
 
-_COLLECT_EVERY_JOBS = 64
+MIN_COMPILE_TIMEOUT_S: Final = 5.0
+_COLLECT_EVERY_JOBS: Final = 64
 
 
 def main() -> None:
@@ -30,12 +31,14 @@ def main() -> None:
     if header is None:
         return
     setup = msgspec.msgpack.decode(_read_exactly(incoming, body_length(header)) or b"", type=Setup)
-    try:
-        templates = {name: compile_template(source) for name, source in setup.templates.items()}
-    except TemplateFailed as error:
-        _write(outgoing, RenderResult("template_failed", str(error)))
-        return
     _limit(setup)
+    signal.setitimer(signal.ITIMER_REAL, max(setup.timeout_s, MIN_COMPILE_TIMEOUT_S))
+    try:  # under the limits too: Jinja evaluates constant expressions while it compiles
+        templates = {name: compile_template(source) for name, source in setup.templates.items()}
+    except (TemplateFailed, MemoryError) as error:
+        _write(outgoing, RenderResult("template_failed", str(error) or type(error).__name__))
+        return
+    signal.setitimer(signal.ITIMER_REAL, 0)
     _write(outgoing, RenderResult("text", ""))
     gc.freeze()
     gc.disable()  # a collection in the middle of a render is half of its latency

@@ -58,7 +58,7 @@ class Renderer:
         self._tasks: set[asyncio.Task[object]] = set()
         self._processes: set[_RenderProcess] = set()
         self._num_pending = 0
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     @classmethod
     async def start(
@@ -67,11 +67,11 @@ class Renderer:
         """Starts the processes. Raises TokenizerError when a template does not compile."""
         setup = Setup(dict(templates), dict(named_tokens), limits.timeout_s, limits.memory_bytes, limits.max_chars)
         renderer = cls(setup, limits)
-        try:
-            await asyncio.gather(*(renderer._add_process() for _ in range(limits.num_processes)))
-        except BaseException:
+        starts = (renderer._add_process() for _ in range(limits.num_processes))
+        failures = [result for result in await asyncio.gather(*starts, return_exceptions=True) if result is not None]
+        if failures:
             await renderer.stop()
-            raise
+            raise failures[0]
         return renderer
 
     async def render(self, job: RenderJob) -> str:
@@ -96,25 +96,24 @@ class Renderer:
 
     async def stop(self) -> None:
         """Ends every process."""
-        self._stopping = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._stopping.set()
         await asyncio.gather(*(process.end() for process in list(self._processes)))
-        self._processes.clear()
+        # What renders fails with its process, and a process that is starting ends itself; cancelling would leak it.
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _exchange(self, process: _RenderProcess, job: RenderJob) -> RenderResult | int:
         """The process's exit code when it ended over the job; a new one is started then."""
         try:
             async with asyncio.timeout(self._limits.timeout_s + _GRACE_S):
                 result = await process.exchange(job)
-        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError, ValueError, msgspec.MsgspecError):
-            code = await process.end()
+        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError, ValueError, msgspec.MsgspecError) as error:
+            code = await process.end(exiting=not isinstance(error, TimeoutError))
             self._processes.discard(process)
-            reason = signal.Signals(-code).name if code < 0 else f"exit {code}"
-            _RESTARTS.labels(reason).inc()
-            _log.warning("a render process ended and is replaced", reason=reason)
-            self._replace()
+            if not self._stopping.is_set():
+                reason = signal.Signals(-code).name if code < 0 else f"exit {code}"
+                _RESTARTS.labels(reason).inc()
+                _log.warning("a render process ended and is replaced", reason=reason)
+                self._replace()
             return code
         self._idle.put_nowait(process)
         return result
@@ -143,24 +142,28 @@ class Renderer:
                 raise InvalidArgument("chat", f"the model's chat template refuses it: {result.text}")
 
     def _replace(self) -> None:
-        if not self._stopping:
-            task: asyncio.Task[object] = asyncio.create_task(self._add_process_with_retries())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        task: asyncio.Task[object] = asyncio.create_task(self._add_process_with_retries())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _add_process_with_retries(self) -> None:
         delay_s = 0.1
-        while True:
+        while not self._stopping.is_set():
             try:
                 await self._add_process()
                 return
             except (OSError, TokenizerError) as error:
                 _log.error("a render process does not start", error=str(error), retry_in_s=delay_s)
-                await asyncio.sleep(delay_s)
-                delay_s = min(_MAX_RESTART_DELAY_S, delay_s * 2)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await self._stopping.wait()
+            delay_s = min(_MAX_RESTART_DELAY_S, delay_s * 2)
 
     async def _add_process(self) -> None:
         process = await _RenderProcess.start(self._setup)
+        if self._stopping.is_set():
+            await process.end()
+            return
         self._processes.add(process)
         self._idle.put_nowait(process)
 
@@ -183,8 +186,11 @@ class _RenderProcess:
             async with asyncio.timeout(START_TIMEOUT_S):
                 result = await process.exchange(setup)
         except (asyncio.IncompleteReadError, ConnectionError, TimeoutError) as error:
-            await process.end()
-            raise TokenizerError(f"a render process ended before it was ready: {error!r}") from error
+            code = await process.end(exiting=not isinstance(error, TimeoutError))
+            raise TokenizerError(
+                f"a render process was not ready: {error!r}, exit code {code} "
+                f"(-{signal.SIGALRM.value}: compiling the chat template took too long)"
+            ) from error
         except BaseException:
             await process.end()
             raise
@@ -201,8 +207,20 @@ class _RenderProcess:
         body = await self._stdout.readexactly(body_length(header))
         return msgspec.msgpack.decode(body, type=RenderResult)
 
-    async def end(self) -> int:
-        """Kills the process if it lives, and returns its exit code (minus the signal's number after a signal)."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        return await self._process.wait()
+    async def end(self, *, exiting: bool = False) -> int:
+        """Kills the process if it lives, and returns its exit code (minus the signal's number after a signal).
+
+        `exiting`: it has closed its pipe, so its own exit code is on the way and more telling.
+        """
+        if exiting:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GRACE_S):
+                    await self._process.wait()
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        code = await self._process.wait()
+        self._stdin.close()
+        with contextlib.suppress(ConnectionError, RuntimeError):  # another task may be reading: it meets the end itself
+            await self._stdout.read()
+        return code
