@@ -95,12 +95,12 @@ def test_templates_come_from_any_of_their_places(folder: Path) -> None:
 
 def test_older_models_name_tokens_elsewhere(folder: Path) -> None:
     write(folder / "tokenizer_config.json", {})
-    write(folder / "special_tokens_map.json", {"bos_token": "<s>", "additional_special_tokens": ["<tool>"]})
+    write(folder / "special_tokens_map.json", {"bos_token": "<s>", "additional_special_tokens": ["<brand new>"]})
     definition = load_definition(folder)
     assert definition.bos_token_id == 1
-    tool = definition.tokenizer.token_to_id("<tool>")
-    assert tool is not None
-    assert definition.tokenizer.get_added_tokens_decoder()[tool].special
+    new = definition.tokenizer.token_to_id("<brand new>")
+    assert new is not None
+    assert definition.tokenizer.get_added_tokens_decoder()[new].special
 
 
 @pytest.mark.parametrize(

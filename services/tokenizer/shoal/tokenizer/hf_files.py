@@ -1,10 +1,13 @@
 """Loads a tokenizer from a folder in Hugging Face's layout: tokenizer.json and the files around it.
 
-tokenizer.json            the tokenizer itself (required)
-tokenizer_config.json     named tokens, add_bos_token, added tokens, chat template
-special_tokens_map.json   named tokens, in older models
-chat_template.jinja       the chat template (or chat_template.json, or additional_chat_templates/<name>.jinja)
-generation_config.json    ids that end a completion (or config.json)
+    tokenizer.json            the tokenizer itself (required)
+    tokenizer_config.json     named tokens, added tokens, chat template
+    special_tokens_map.json   named tokens, in older models
+    chat_template.jinja       the chat template (or chat_template.json, or additional_chat_templates/<name>.jinja)
+    generation_config.json    ids that end a completion (or config.json)
+
+What goes around a text (bos, eos) is what tokenizer.json says; `add_bos_token` in tokenizer_config.json is for
+tokenizers without one, as in transformers.
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ from tokenizers import AddedToken, Tokenizer
 
 from shoal.tokenizer.definition import DEFAULT_TEMPLATE, TokenizerDefinition
 from shoal.tokenizer.errors import TokenizerError
-from shoal.tokenizer.gguf_tokenizer import set_bos_eos
 
 MAX_FILE_BYTES: Final = 1 << 28
 _NAMES: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -31,10 +33,6 @@ def load_folder(folder: Path) -> TokenizerDefinition:
     named = {name: text for name in _NAMES if (text := _text_of(config.get(name, older.get(name)))) is not None}
     _add_declared_tokens(tokenizer, config, folder)
     _mark_special(tokenizer, [*named.values(), *_extra_special_tokens(config, older)])
-    if tokenizer.post_processor is None or config.keys() & {"add_bos_token", "add_eos_token"}:
-        bos = named.get("bos_token") if config.get("add_bos_token") else None
-        eos = named.get("eos_token") if config.get("add_eos_token") else None
-        set_bos_eos(tokenizer, bos, eos)
     return TokenizerDefinition(
         tokenizer=tokenizer,
         bos_token_id=_id_of(tokenizer, named.get("bos_token")),
@@ -107,7 +105,8 @@ def _add_declared_tokens(tokenizer: Tokenizer, config: dict[str, Any], folder: P
 
 
 def _mark_special(tokenizer: Tokenizer, texts: list[str]) -> None:
-    present = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    """Adds the tokens of `texts` as special; those that tokenizer.json declares keep the flags it gives them."""
+    present = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     missing = [text for text in dict.fromkeys(texts) if text not in present]
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in missing])
 
