@@ -20,3 +20,12 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]], what: str,
         if time.monotonic() > deadline_s:
             raise AssertionError(f"not within {timeout_s} s: {what}")
         await asyncio.sleep(0.01)
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+    """`eventually` for tests without an event loop."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"not within {timeout_s} s: {what}")
+        time.sleep(0.02)

@@ -1,0 +1,127 @@
+"""Clients vanish, deadlines pass, workers die, operators press Ctrl-C: nothing is lost that should not be."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from shoal.client import Client, Completion, DeadlineExceeded, ResourceExhausted, ShoalError
+from support.eventually import wait_until
+from support.shoal_up import Up, manifest, shoal_up
+
+LONG = 2000
+
+
+def gauge(up: Up, name: str) -> float:
+    """The sum of a metric over the workers."""
+    total = 0.0
+    for url in up.worker_metrics_urls():
+        values = re.findall(rf"^{name} (\S+)$", httpx.get(url, trust_env=False, timeout=5).text, re.MULTILINE)
+        assert values, f"{url} has no {name}"
+        total += float(values[0])
+    return total
+
+
+def idle(up: Up) -> bool:
+    return gauge(up, "shoal_worker_num_requests_running") == 0 and gauge(up, "shoal_worker_num_requests_waiting") == 0
+
+
+def test_a_vanished_client_frees_its_blocks(up: Up, client: Client) -> None:
+    with client.stream("Once upon a time", max_tokens=LONG, ignore_eos=True) as stream:
+        next(stream)
+        wait_until(lambda: not idle(up), "the request shows as running")
+    wait_until(lambda: idle(up), "the abandoned request ends")
+
+
+def test_a_deadline_ends_a_stream_and_frees_its_blocks(up: Up, client: Client) -> None:
+    with pytest.raises(DeadlineExceeded):
+        client.generate("Once upon a time", max_tokens=LONG, ignore_eos=True, timeout_s=0.5)
+    wait_until(lambda: idle(up), "the late request ends")
+
+
+def test_a_killed_worker_harms_no_other_stream_and_comes_back(up: Up, client: Client) -> None:
+    started = threading.Barrier(3, timeout=60)
+
+    def run(prompt: str) -> Completion | ShoalError:
+        with client.stream(prompt, max_tokens=300, ignore_eos=True, temperature=0) as stream:
+            try:
+                next(stream)
+                started.wait()
+                for _ in stream:
+                    pass
+                return stream.completion()
+            except ShoalError as error:
+                return error
+
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(run, prompt) for prompt in ("The mountain was", "A ship sailed to")]
+        started.wait()
+        victim = up.components("shoal.model_worker.main")[0]
+        victim.send_signal(signal.SIGKILL)
+        outcomes = [future.result(120) for future in running]
+    finished = [o for o in outcomes if isinstance(o, Completion)]
+    assert len(finished) >= 1, outcomes
+    assert all(o.usage.completion_tokens == 300 for o in finished)
+    for _ in range(8):
+        assert client.generate("Still here?", max_tokens=2, ignore_eos=True).usage.completion_tokens == 2
+    wait_until(lambda: client.models()[0].ready_workers == 2, "the worker is restarted and known again", 60)
+    assert victim.pid not in {worker.pid for worker in up.components("shoal.model_worker.main")}
+
+
+def test_a_full_queue_answers_with_a_hint_before_any_token(tmp_path: Path) -> None:
+    document = manifest(workers={"replicas": 1, "maxNumSeqs": 1, "maxQueuedRequests": 1})
+    with shoal_up(tmp_path, document) as up, Client(up.endpoint, timeout_s=60, retry=None) as client:
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(client.stream("One", max_tokens=LONG, ignore_eos=True))
+            next(first)
+            waiting = threading.Thread(target=lambda: client.generate("Two", max_tokens=1))
+            waiting.start()
+            wait_until(lambda: gauge(up, "shoal_worker_num_requests_waiting") == 1, "the second request waits")
+            with pytest.raises(ResourceExhausted) as caught:
+                client.generate("Three", max_tokens=1)
+            assert caught.value.retry_after_s is not None
+            refused = httpx.post(
+                f"http://{up.endpoint}/v1/completions", json={"model": "smollm2", "prompt": "x"}, trust_env=False
+            )
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) >= 1
+        waiting.join(30)
+        assert not waiting.is_alive()
+        assert up.stop() == 0
+
+
+def test_ctrl_c_under_load_loses_no_stream_and_leaves_nothing(tmp_path: Path) -> None:
+    shared_memory = set(Path("/dev/shm").iterdir())
+    with shoal_up(tmp_path, manifest()) as up:
+        family = psutil.Process(up.process.pid).children(recursive=True)
+        port = int(up.endpoint.rpartition(":")[2])
+        num_streams = 6
+        started = threading.Barrier(num_streams + 1, timeout=60)
+
+        def run(index: int) -> int:
+            options: dict[str, Any] = {"max_tokens": 150, "ignore_eos": True, "output": "token_ids"}
+            with Client(up.endpoint, timeout_s=120) as client, client.stream(f"Story {index}:", **options) as stream:
+                count = len(next(stream).token_ids)
+                started.wait()
+                return count + sum(len(chunk.token_ids) for chunk in stream)
+
+        with ThreadPoolExecutor(num_streams) as pool:
+            running = [pool.submit(run, index) for index in range(num_streams)]
+            started.wait()
+            assert up.stop() == 0
+            assert [future.result(10) for future in running] == [150] * num_streams
+    assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    assert list(up.runtime_dir.iterdir()) == []
+    assert set(Path("/dev/shm").iterdir()) <= shared_memory
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
