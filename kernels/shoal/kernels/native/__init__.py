@@ -36,6 +36,7 @@ class NativeLibrary:
     block_copy: Callable[..., int]
     paged_attention: Callable[..., int]
     plan_attention: Callable[..., int]
+    linear: Callable[..., int]
     attention_max_rows: int
 
 
@@ -64,6 +65,7 @@ def load(path: Path) -> NativeLibrary:
         block_copy=bind("shoal_block_copy", _POINTER, _POINTER, _I64, _I64, _INT),
         paged_attention=bind("shoal_paged_attention", _POINTER, _POINTER, _POINTER, _POINTER),
         plan_attention=bind("shoal_plan_attention", *plan_types, restype=ctypes.c_int32),
+        linear=bind("shoal_linear", *(_POINTER,) * 4, *(_I64,) * 3, *(_INT,) * 3),
         attention_max_rows=bind("shoal_attention_max_rows", restype=ctypes.c_int32)(),
     )
 

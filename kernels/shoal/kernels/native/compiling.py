@@ -25,6 +25,7 @@ SOURCES = (
     "silu_and_mul/cpu.c",
     "block_copy/cpu.c",
     "paged_attention/cpu.c",
+    "linear/cpu.c",
 )
 HEADERS = ("native/simd.h", "native/threads.h", "paged_attention/attention.h", "paged_attention/tile.h")
 

@@ -52,7 +52,8 @@ class LlamaForCausalLM:
         self._embed = Embedding(embeddings)
         self._layers = [LlamaDecoderLayer(config, weights, table, i) for i in range(config.num_layers)]
         self._norm = RMSNorm(weights.take("model.norm.weight"), config.rms_norm_eps)
-        self._lm_head = Linear(embeddings if config.tie_word_embeddings else weights.take("lm_head.weight"))
+        head = embeddings if config.tie_word_embeddings else weights.take("lm_head.weight")
+        self._lm_head = Linear(head, out_float32=True)
 
     def forward(self, batch: ForwardBatch, kv_cache: Tensor) -> Tensor:
         """See `Model.forward`."""
@@ -68,7 +69,7 @@ class LlamaForCausalLM:
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """See `Model.compute_logits`."""
-        return self._lm_head(hidden).float()
+        return self._lm_head(hidden)
 
     @staticmethod
     def tensor_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
