@@ -43,10 +43,10 @@ def main() -> None:
 
 async def _serve(config: TokenizerConfig, definition: TokenizerDefinition, vocabulary: Vocabulary) -> None:
     stop = stop_signal()
-    # Token ids take up to five bytes on the wire, and a text may become as many ids as it has bytes.
-    max_message_bytes = max(8 << 20, 6 * config.max_text_bytes)
+    max_message_bytes = max(8 << 20, 6 * config.max_text_bytes)  # a text may become an id a byte, each of five bytes
     options = ServerOptions(config.host, config.port, config.drain_timeout_s, max_message_bytes)
-    _, stop_metrics = serve_metrics(config.host, config.metrics_port)
+    metrics_port, stop_metrics = serve_metrics(config.host, config.metrics_port)
+    structlog.get_logger("shoal.tokenizer").info("metrics", address=f"{config.host}:{metrics_port}")
     try:
         async with open_servicer(config, definition, vocabulary) as servicer:
             add = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
