@@ -165,15 +165,16 @@ class EngineClient:
         await self._idle.wait()
 
     async def stop(self) -> None:
-        """Ends the process; kills it when it takes longer than STOP_TIMEOUT_S."""
-        if not self.died.is_set():
-            self._send(Stop())
+        """Ends the process; kills it when it is still loading, or takes longer than STOP_TIMEOUT_S."""
         try:
-            await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
+            if self.info is not None and not self.died.is_set():
+                self._send(Stop())
+                await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+            _log.warning("the engine did not end when told to", timeout_s=STOP_TIMEOUT_S)
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
         if self._following is not None:
             await self._following
         self._writer.close()
