@@ -18,6 +18,8 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "protos"
 TARGET = SOURCE / "gen"
+PLUGINS = ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+"""Scripts of mypy-protobuf, beside this interpreter: they need not be on PATH."""
 
 
 def generate(target: Path) -> None:
@@ -31,6 +33,7 @@ def generate(target: Path) -> None:
         "protoc",
         f"-I{SOURCE}",
         f"-I{well_known}",
+        *(f"--plugin={name}={Path(sys.executable).with_name(name)}" for name in PLUGINS),
         f"--python_out={target}",
         f"--grpc_python_out={target}",
         f"--mypy_out={target}",
