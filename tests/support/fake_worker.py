@@ -110,7 +110,10 @@ class FakeWorker(worker_pb2_grpc.ModelWorkerServiceServicer):
         while (event := await self._events.get()) is not None:
             yield event
 
-    async def Generate(self, request: worker_pb2.GenerateRequest, context: Any) -> None:
+    async def Drain(self, request: Any, context: Any) -> worker_pb2.DrainResponse:
+        return worker_pb2.DrainResponse()
+
+    async def Generate(self, request: worker_pb2.GenerateRequest, context: Any) -> None:  # type: ignore[override]
         metadata = dict(context.invocation_metadata())
         call = Call(request, metadata, context.time_remaining())
         self.calls.append(call)

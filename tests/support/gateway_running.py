@@ -63,8 +63,8 @@ async def run_gateway(
     worker, tokenizer = worker or FakeWorker(), tokenizer or FakeTokenizer()
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(serve_fakes(worker, tokenizer))
-        config = Config(**({"mesh_address": address, "port": 0, "http_port": 0, "mesh_connections": 1} | settings))
-        gateway = await stack.enter_async_context(Gateway(config))
+        defaults: dict[str, Any] = {"mesh_address": address, "port": 0, "http_port": 0, "mesh_connections": 1}
+        gateway = await stack.enter_async_context(Gateway(Config(**(defaults | settings))))
         channel: Any = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc.port}"))
         http = await stack.enter_async_context(
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.http.port}", timeout=20)

@@ -80,7 +80,7 @@ def _parse(decoder: msgspec.json.Decoder[_Body], data: bytes) -> _Body:
             name = problem.split("`")[1]
             raise InvalidArgument(f"{field}.{name}" if field else name, "is required") from None
         raise InvalidArgument(field or "body", problem[:1].lower() + problem[1:]) from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument("body", f"not valid JSON: {error}") from None
 
 

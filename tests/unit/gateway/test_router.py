@@ -1,0 +1,157 @@
+"""Router and policies."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shoal.gateway.routing.load import DECODE_TOKENS, Load, LoadTracker, Ticket
+from shoal.gateway.routing.policy import Candidate, LeastLoaded, Policy, PrefixThenLoad, Random, RoundRobin, policy_of
+from shoal.gateway.routing.prefix_index import PrefixIndex
+from shoal.gateway.routing.router import MAX_ENDPOINTS, Pick, PickRequest, Router
+
+KEYS = [bytes([i]) * 16 for i in range(8)]
+NAMES = ["w0", "w1", "w2", "w3"]
+BLOCK = 4
+loads = st.builds(Load, st.integers(0, 50), st.integers(0, 20_000))
+fleets = st.dictionaries(st.sampled_from(NAMES), st.tuples(loads, st.integers(0, 8)), min_size=1)
+
+
+def candidates(fleet: dict[str, tuple[Load, int]]) -> list[Candidate]:
+    return [Candidate(name, blocks * BLOCK, load) for name, (load, blocks) in fleet.items()]
+
+
+@settings(deadline=None)
+@given(fleets, st.integers(0, 100))
+def test_no_pick_is_far_busier_than_the_idlest(fleet: dict[str, tuple[Load, int]], turn: int) -> None:
+    policy = PrefixThenLoad(slack_tokens=1000, slack_ratio=1.5)
+    ranking = policy.rank(candidates(fleet), turn)
+    least = min(load.tokens for load, _ in fleet.values())
+    best = ranking.candidates[0]
+    assert best.load.tokens <= max(least + 1000, 1.5 * least)
+    near = [c for c in ranking.candidates if c.load.tokens <= policy.limit(least)]
+    assert best.cached_tokens == max(c.cached_tokens for c in near)
+    rivals = [c for c in near if c.cached_tokens == best.cached_tokens]
+    assert best.load.tokens == min(c.load.tokens for c in rivals)
+    passed_over = any(c.cached_tokens > best.cached_tokens for c in ranking.candidates)
+    assert (ranking.reason == "balance") == passed_over
+
+
+@settings(deadline=None)
+@given(fleets, st.integers(0, 100), st.sampled_from([PrefixThenLoad(), LeastLoaded(), RoundRobin(), Random()]))
+def test_a_ranking_is_an_order_of_the_candidates_and_repeats(
+    fleet: dict[str, tuple[Load, int]], turn: int, policy: Policy
+) -> None:
+    given_ones = candidates(fleet)
+    ranking = policy.rank(given_ones, turn)
+    assert sorted(c.endpoint for c in ranking.candidates) == sorted(fleet)
+    assert policy.rank(list(reversed(given_ones)), turn) == ranking
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), st.integers(0, 50))
+def test_equal_workers_take_turns(num_workers: int, first_turn: int) -> None:
+    idle = [Candidate(name, 0, Load()) for name in NAMES[:num_workers]]
+    for policy in (PrefixThenLoad(), LeastLoaded(), RoundRobin()):
+        picks = [policy.rank(idle, first_turn + i).candidates[0].endpoint for i in range(num_workers)]
+        assert sorted(picks) == NAMES[:num_workers]
+
+
+def test_the_names_of_an_inference_service_are_known() -> None:
+    for name, kind in {
+        "prefix-cache": PrefixThenLoad,
+        "least-loaded": LeastLoaded,
+        "round-robin": RoundRobin,
+        "random": Random,
+    }.items():
+        assert isinstance(policy_of(name, slack_tokens=1, slack_ratio=1), kind)  # type: ignore[arg-type]
+
+
+def make_router(policy: Policy | None = None) -> tuple[Router, PrefixIndex, LoadTracker]:
+    index, tracker = PrefixIndex(1000), LoadTracker()
+    return Router(index, tracker, policy or PrefixThenLoad()), index, tracker
+
+
+def request(endpoints: list[str], num_blocks: int = 4, prompt_tokens: int = 18, must_pin: bool = False) -> PickRequest:
+    return PickRequest(endpoints, iter(KEYS[:num_blocks]), BLOCK, prompt_tokens, must_pin=must_pin)
+
+
+def test_nothing_known_means_no_pin() -> None:
+    router, _, _ = make_router()
+    assert router.pick(request(["w0", "w1"])) == Pick()
+    assert router.pick(request([])) == Pick()
+
+
+def test_with_several_models_a_pin_is_made_even_so() -> None:
+    router, _, _ = make_router()
+    assert set(router.pick(request(["w0", "w1"], must_pin=True)).endpoints) == {"w0", "w1"}
+
+
+def test_the_longest_prefix_comes_first_and_three_at_most_are_named() -> None:
+    router, index, _ = make_router()
+    for worker, num in (("w0", 1), ("w1", 4), ("w2", 2), ("w3", 0)):
+        index.clear(worker)
+        index.store(worker, KEYS[:num])
+    pick = router.pick(request(NAMES))
+    assert pick.endpoints == ("w1", "w2", "w0")
+    assert len(pick.endpoints) == MAX_ENDPOINTS
+    assert (pick.predicted_cached_tokens, pick.reason) == (16, "prefix")
+    assert len(pick.scores) == 4
+
+
+def test_the_last_prompt_token_is_never_predicted_as_cached() -> None:
+    router, index, _ = make_router()
+    index.store("w0", KEYS[:4])
+    assert router.pick(request(["w0"], prompt_tokens=16)).predicted_cached_tokens == 12
+
+
+def test_a_hot_prefix_spills_over() -> None:
+    router, index, tracker = make_router(PrefixThenLoad(slack_tokens=2 * DECODE_TOKENS, slack_ratio=1))
+    index.store("w0", KEYS[:4])
+    index.clear("w1")
+    picks = []
+    for _ in range(4):
+        pick = router.pick(request(["w0", "w1"]))
+        tracker.admit(pick.endpoints[0], 0)
+        picks.append((pick.endpoints[0], pick.reason))
+    assert picks == [("w0", "prefix"), ("w0", "prefix"), ("w0", "prefix"), ("w1", "balance")]
+
+
+def test_unknown_endpoints_in_the_index_are_not_picked() -> None:
+    router, index, _ = make_router()
+    index.store("w0", KEYS[:4])
+    index.clear("w1")
+    assert router.pick(request(["w1"])).endpoints == ("w1",)
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["admit", "answered", "close"]), st.integers(0, 5), st.sampled_from([*NAMES, None])),
+    max_size=40,
+)
+
+
+@settings(deadline=None)
+@given(steps)
+def test_loads_go_back_to_nothing(operations: list[tuple[str, int, str | None]]) -> None:
+    tracker = LoadTracker()
+    tickets: list[Ticket] = []
+    for name, which, worker in operations:
+        if name == "admit":
+            tickets.append(tracker.admit(worker, 100 * which))
+        elif tickets:
+            ticket = tickets[which % len(tickets)]
+            ticket.answered(worker) if name == "answered" else ticket.close()
+        assert all(tracker.of(w).num_requests >= 0 and tracker.of(w).num_waiting_tokens >= 0 for w in NAMES)
+    for ticket in tickets:
+        ticket.close()
+    assert [tracker.of(w) for w in NAMES] == [Load()] * 4
+
+
+def test_an_answer_moves_the_load_to_the_worker_that_gave_it() -> None:
+    tracker = LoadTracker()
+    ticket = tracker.admit("w0", 500)
+    assert tracker.of("w0") == Load(1, 500)
+    ticket.answered("w1")
+    assert (tracker.of("w0"), tracker.of("w1")) == (Load(), Load(1, 0))
+    ticket.close()
+    assert tracker.of("w1") == Load()
