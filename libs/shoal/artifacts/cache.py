@@ -1,9 +1,11 @@
 """The cache of fetched files: where it is, how processes share it, and what is known about each file.
 
-<root>/pypi/<project>/<version>/<member>    files this library wrote, each by an atomic rename
-<root>/records/<key>.json                   size and sha256 of a file, so that a start need not hash gigabytes
-<root>/partial/<key>                        downloads under way; resumed by the next attempt
-<root>/locks/<key>.lock                     one fetch of a source at a time, across processes
+    <root>/pypi/<project>/<version>/<member>    files this library wrote, each by an atomic rename
+    <root>/records/<key>.json                   size and sha256 of a file, so that a start need not hash gigabytes
+    <root>/partial/<key>                        downloads under way; resumed by the next attempt
+    <root>/locks/<key>.lock                     one fetch of a source at a time, across processes
+
+Everything in it may be deleted while nothing runs; what is missing is fetched again.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urldefrag, urljoin
 
+import certifi
 import httpx
 import msgspec
 from packaging.tags import sys_tags
@@ -34,6 +35,8 @@ class IndexConfig:
     index_urls: tuple[str, ...] = (DEFAULT_INDEX,)
     """The main index, then the extra ones."""
     ca_bundle: str | None = None
+    proxy: str | None = None
+    """Besides the environment's (HTTPS_PROXY and so on), which count too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,10 @@ class Wheel:
 
 
 def read_pip_config(environ: Mapping[str, str] | None = None) -> IndexConfig:
-    """pip's precedence: PIP_* over its configuration files over its default. Files that do not parse are skipped."""
+    """pip's precedence: PIP_* over its configuration files over its default. Files that do not parse are skipped.
+
+    Credentials may be in the index URL; those in netrc files and keyrings are not read.
+    """
     environ = os.environ if environ is None else environ
     values: dict[str, str] = {}
     for path in _pip_config_files(environ):
@@ -59,11 +65,11 @@ def read_pip_config(environ: Mapping[str, str] | None = None) -> IndexConfig:
         for section in ("global", "download"):
             if parser.has_section(section):
                 values |= {name.replace("_", "-"): value for name, value in parser.items(section)}
-    for name in ("index-url", "extra-index-url", "cert"):
+    for name in ("index-url", "extra-index-url", "cert", "proxy"):
         if value := environ.get("PIP_" + name.upper().replace("-", "_")):
             values[name] = value
     urls = (values.get("index-url", DEFAULT_INDEX), *values.get("extra-index-url", "").split())
-    return IndexConfig(urls, values.get("cert") or None)
+    return IndexConfig(urls, values.get("cert") or None, values.get("proxy") or None)
 
 
 def _pip_config_files(environ: Mapping[str, str]) -> list[Path]:
@@ -79,10 +85,16 @@ def _pip_config_files(environ: Mapping[str, str]) -> list[Path]:
 def make_client(config: IndexConfig) -> httpx.Client:
     """A client with the user's certificates and proxies. Raises ArtifactError when the bundle cannot be read."""
     try:
-        verify = ssl.create_default_context(cafile=config.ca_bundle) if config.ca_bundle else True
+        context = ssl.create_default_context(cafile=config.ca_bundle)
     except (OSError, ssl.SSLError) as error:
         raise ArtifactError(f"pip's certificate bundle {config.ca_bundle}: {error}") from error
-    return httpx.Client(verify=verify, follow_redirects=True, headers={"User-Agent": "shoal"})
+    if (
+        config.ca_bundle is None
+    ):  # the system's store, which a company may have added to, and Mozilla's where it is empty
+        context.load_verify_locations(certifi.where())
+    return httpx.Client(
+        verify=context, follow_redirects=True, headers={"User-Agent": "shoal"}, proxy=config.proxy, trust_env=True
+    )
 
 
 def find_wheel(client: httpx.Client, config: IndexConfig, project: str, version: str, policy: RetryPolicy) -> Wheel:

@@ -51,8 +51,8 @@ def reference() -> Any:
 
     path = smollm2_path()
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    # transformers does not know the pre-tokenizer `smollm` and takes GPT-2's, which keeps a space with a following digit
-    # such as ½. This is the one of the model's own tokenizer.json.
+    # transformers does not know the pre-tokenizer `smollm` and takes GPT-2's, which keeps a space with the ½ after it.
+    # This is the one of the model's own tokenizer.json.
     digits = pre_tokenizers.Digits(individual_digits=True)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])

@@ -20,6 +20,8 @@ def test_environment_beats_files(tmp_path: Path) -> None:
     assert read_pip_config(environ) == IndexConfig(("http://file/simple", "http://a/", "http://b/"), "/c")
     environ["PIP_INDEX_URL"] = "http://env/simple"
     environ["PIP_EXTRA_INDEX_URL"] = "http://x/ http://y/"
+    environ["PIP_PROXY"] = "http://proxy:3128"
+    assert read_pip_config(environ).proxy == "http://proxy:3128"
     assert read_pip_config(environ).index_urls == ("http://env/simple", "http://x/", "http://y/")
 
 

@@ -1,7 +1,7 @@
 """Renders chat templates in processes that can be stopped.
 
 Starting a process for every render would take 100 ms; a thread cannot be stopped. So a few processes stay, each renders
-one conversation at a time (0.1 ms through two pipes), and one that runs into a limit is dead and gets replaced.
+one conversation at a time (0.05 ms through two pipes), and one that runs into a limit is dead and gets replaced.
 """
 
 from __future__ import annotations
