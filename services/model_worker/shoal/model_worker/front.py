@@ -68,9 +68,13 @@ async def _serve(
         kv_events.close()
         orca.close()
 
-    watch = asyncio.create_task(_stop_when_dead(engine, stop), name="engine death watch")
+    watches = [
+        asyncio.create_task(_stop_when_dead(engine, stop), name="engine death watch"),
+        asyncio.create_task(servicer.watch_clients(), name="client stall watch"),
+    ]
     await serve_until_stopped(server, stop, options, drain=drain)
-    watch.cancel()
+    for watch in watches:
+        watch.cancel()
     return 1 if engine.died.is_set() else 0
 
 

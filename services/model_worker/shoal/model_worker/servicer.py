@@ -21,7 +21,8 @@ from shoal.model_worker.request import Request
 from shoal.model_worker.responses import ResponseWriter, ended_response, info_response
 from shoal.model_worker.sampling.validate import from_proto
 from shoal.model_worker.scheduler import queue_full
-from shoal.rpc.errors import BY_REASON, Cancelled, Internal, InvalidArgument, ShoalError, Unavailable
+from shoal.model_worker.stall_watch import StallWatch
+from shoal.rpc.errors import BY_REASON, Internal, InvalidArgument, ShoalError, Unavailable
 
 MAX_CACHE_SALT_BYTES: Final = 64
 _DRAINED = Failure("UNAVAILABLE", "the worker is shutting down; resume the request on another one", "", 1.0)
@@ -43,11 +44,16 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
         self._metrics = metrics
         self._stop_serving: Callable[[], Awaitable[None]] | None = None
         self._draining = False
+        self._stall_watch = StallWatch(config.client_stall_timeout_s)
         self._namespace_key = lru_cache(maxsize=4096)(self._make_namespace_key)
 
     def on_drain(self, stop_serving: Callable[[], Awaitable[None]]) -> None:
         """What to call first when a drain begins: it turns health checks to NOT_SERVING."""
         self._stop_serving = stop_serving
+
+    async def watch_clients(self) -> None:
+        """Cuts off clients that do not read; run it as long as the server runs."""
+        await self._stall_watch.run()
 
     async def GetInfo(self, request: worker_pb2.GetInfoRequest, context: Any) -> worker_pb2.GetInfoResponse:  # noqa: N802
         """What this worker serves."""
@@ -69,12 +75,15 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
         stream = self._engine.submit(engine_request)
         writer = ResponseWriter(stream)
         try:
-            while not writer.complete:
-                await stream.wait()
-                for message in writer.take():
-                    await self._write(context, message)
-                if stream.failure is not None:
-                    raise _to_error(stream.failure)
+            with self._stall_watch.watched() as call:
+                while not writer.complete:
+                    await stream.wait()
+                    call.write_began_s = time.monotonic()
+                    for message in writer.take():
+                        await context.write(message)
+                    call.write_began_s = None
+                    if stream.failure is not None:
+                        raise _to_error(stream.failure)
         finally:
             # Also what was not sent: ending a call whose client does not read can take until the client goes away.
             self._engine.close(stream)
@@ -102,14 +111,6 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
         except TimeoutError:
             return self._engine.fail_all(_DRAINED)
         return 0
-
-    async def _write(self, context: Any, message: worker_pb2.GenerateResponse) -> None:
-        stall_timeout_s = self._config.client_stall_timeout_s
-        try:
-            async with asyncio.timeout(stall_timeout_s):
-                await context.write(message)
-        except TimeoutError:
-            raise Cancelled(f"the client read nothing for client_stall_timeout_s = {stall_timeout_s:g} s") from None
 
     def _refuse_when_full(self) -> None:
         """Keeps what waits for the engine bounded; the scheduler refuses by tokens as well."""
