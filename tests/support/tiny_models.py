@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 TINY: dict[str, Any] = {
     "vocab_size": 199,
     "hidden_size": 64,
-    "intermediate_size": 112,
+    "intermediate_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -33,6 +33,7 @@ VARIANTS: dict[str, Any] = {
     "all heads": LlamaConfig(**{**TINY, "num_key_value_heads": 4}),
     "one kv head, wide heads": LlamaConfig(**{**TINY, "num_key_value_heads": 1}, head_dim=32),
     "biases": LlamaConfig(**TINY, attention_bias=True, mlp_bias=True),
+    "width that oneDNN pads": LlamaConfig(**{**TINY, "intermediate_size": 112}),
     "tied": LlamaConfig(**TINY, tie_word_embeddings=True),
     "llama3 rope": LlamaConfig(**TINY, rope_parameters=LLAMA3_ROPE),
     "linear rope": LlamaConfig(**TINY, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}),

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.model_worker.loader import load_model, open_checkpoint
+from shoal.kernels.decoder import Decoder
+from shoal.kernels.linear import NATIVE_MAX_ROWS
+from shoal.kernels.native import library
+from shoal.kernels.paged_attention import AttentionPlan
+from shoal.model_worker.loader import DType, load_model, open_checkpoint
 from support.forward import forward_logits
 from support.model import smollm2_path
 from support.tiny_models import VARIANTS, reference_logits, save_tiny
@@ -68,3 +72,28 @@ def test_smollm2_matches_transformers() -> None:
     actual = forward_logits(loaded, token_ids)
     torch.testing.assert_close(actual, expected, atol=1e-3, rtol=0)
     assert torch.equal(actual.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", ["llama", "biases", "mistral"])
+def test_one_native_call_equals_layer_by_layer(
+    variant: str, dtype: DType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short inputs take the native call for the whole decoder: the same bits as from the operations one by one."""
+    if library() is None:
+        pytest.skip("no C compiler here")
+    save_tiny(tmp_path, variant)
+    loaded = load_model(tmp_path, dtype=dtype)
+    token_ids = random_ids(NATIVE_MAX_ROWS, loaded.config.vocab_size)
+    taken: list[bool] = []
+    accepts = Decoder.accepts
+
+    def record(decoder: Decoder, plan: AttentionPlan, num_tokens: int) -> bool:
+        taken.append(accepts(decoder, plan, num_tokens))
+        return taken[-1]
+
+    monkeypatch.setattr(Decoder, "accepts", record)
+    at_once = forward_logits(loaded, token_ids)
+    assert taken == [True]
+    monkeypatch.setattr(Decoder, "accepts", lambda *arguments: False)
+    assert torch.equal(forward_logits(loaded, token_ids), at_once)

@@ -4,6 +4,7 @@
  * Each output is one chain of multiply-adds over `in`, whatever the number of rows: a row's result does not depend on
  * the rows beside it.
  */
+#include "../native/operations.h"
 #include "../native/simd.h"
 #include "../native/threads.h"
 

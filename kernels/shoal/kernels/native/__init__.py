@@ -37,6 +37,7 @@ class NativeLibrary:
     paged_attention: Callable[..., int]
     plan_attention: Callable[..., int]
     linear: Callable[..., int]
+    decoder: Callable[..., int]
     attention_max_rows: int
 
 
@@ -66,6 +67,7 @@ def load(path: Path) -> NativeLibrary:
         paged_attention=bind("shoal_paged_attention", _POINTER, _POINTER, _POINTER, _POINTER),
         plan_attention=bind("shoal_plan_attention", *plan_types, restype=ctypes.c_int32),
         linear=bind("shoal_linear", *(_POINTER,) * 4, *(_I64,) * 3, *(_INT,) * 3),
+        decoder=bind("shoal_decoder", _POINTER),
         attention_max_rows=bind("shoal_attention_max_rows", restype=ctypes.c_int32)(),
     )
 

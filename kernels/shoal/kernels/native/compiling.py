@@ -26,8 +26,15 @@ SOURCES = (
     "block_copy/cpu.c",
     "paged_attention/cpu.c",
     "linear/cpu.c",
+    "decoder/cpu.c",
 )
-HEADERS = ("native/simd.h", "native/threads.h", "paged_attention/attention.h", "paged_attention/tile.h")
+HEADERS = (
+    "native/operations.h",
+    "native/simd.h",
+    "native/threads.h",
+    "paged_attention/attention.h",
+    "paged_attention/tile.h",
+)
 
 
 class NativeBuildError(Exception):

@@ -1,6 +1,7 @@
 /* Paged attention for any mix of decode and chunked prefill: items of (sequence, query tile, KV head, KV chunks). */
 #include "attention.h"
 
+#include "../native/operations.h"
 #include "../native/simd.h"
 #include "../native/threads.h"
 

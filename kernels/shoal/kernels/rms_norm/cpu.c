@@ -1,4 +1,5 @@
 /* RMSNorm, with the residual addition before it fused in (one pass over the row while it is in L1). */
+#include "../native/operations.h"
 #include "../native/simd.h"
 #include "../native/threads.h"
 

@@ -1,4 +1,5 @@
 /* Rotary embedding of q and k in place, and the write of k and v to the paged cache: one pass over the qkv rows. */
+#include "../native/operations.h"
 #include "../native/simd.h"
 #include "../native/threads.h"
 

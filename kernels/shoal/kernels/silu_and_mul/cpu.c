@@ -1,4 +1,5 @@
 /* out = silu(gate) * up, where gate and up are the two halves of each row. */
+#include "../native/operations.h"
 #include "../native/simd.h"
 #include "../native/threads.h"
 

@@ -15,15 +15,15 @@ class Attention:
 
     def __init__(self, qkv_proj: Linear, o_proj: Linear, rotary_table: Tensor, layer_index: int) -> None:
         """qkv_proj yields q, k and v side by side; rotary_table is shared by the layers."""
-        self._qkv_proj, self._o_proj = qkv_proj, o_proj
+        self.qkv_proj, self.o_proj = qkv_proj, o_proj
         self._rotary_table, self._layer_index = rotary_table, layer_index
 
     def __call__(self, x: Tensor, batch: ForwardBatch, kv_cache: Tensor) -> Tensor:
         """x: [T, hidden]. Writes the tokens' KV to `kv_cache` (of all layers), then attends."""
-        qkv = self._qkv_proj(x)
+        qkv = self.qkv_proj(x)
         shape = batch.attention.shape
         layer_cache = kv_cache.select(1, self._layer_index)
         rope_and_cache(
             qkv, self._rotary_table, batch.positions, batch.slot_mapping, layer_cache, shape.layout, shape.num_heads
         )
-        return self._o_proj(paged_attention(qkv, layer_cache, batch.attention))
+        return self.o_proj(paged_attention(qkv, layer_cache, batch.attention))

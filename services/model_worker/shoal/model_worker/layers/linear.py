@@ -12,8 +12,8 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, out_float32: bool = False) -> None:
         """weight: [out, in] float32 or bfloat16; bias: [out]. out_float32: results are float32 (logits)."""
-        self._weight, self._bias, self._out_float32 = pack(weight), bias, out_float32
+        self.weight, self.bias, self._out_float32 = pack(weight), bias, out_float32
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [rows, in]; returns [rows, out]."""
-        return linear(x, self._weight, self._bias, out_float32=self._out_float32)
+        return linear(x, self.weight, self.bias, out_float32=self._out_float32)

@@ -13,8 +13,8 @@ class GatedMLP:
 
     def __init__(self, gate_up_proj: Linear, down_proj: Linear) -> None:
         """gate_up_proj yields gate and up side by side."""
-        self._gate_up_proj, self._down_proj = gate_up_proj, down_proj
+        self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, hidden]; returns the same shape."""
-        return self._down_proj(silu_and_mul(self._gate_up_proj(x)))
+        return self.down_proj(silu_and_mul(self.gate_up_proj(x)))

@@ -12,12 +12,12 @@ class RMSNorm:
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         """weight: [hidden]."""
-        self._weight, self._eps = weight, eps
+        self.weight, self._eps = weight, eps
 
     def __call__(self, x: Tensor) -> Tensor:
         """The normalised rows."""
-        return rms_norm(x, self._weight, self._eps)
+        return rms_norm(x, self.weight, self._eps)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """Adds x to `residual` in place and returns the sum, normalised."""
-        return add_rms_norm(x, residual, self._weight, self._eps)
+        return add_rms_norm(x, residual, self.weight, self._eps)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from shoal.kernels.decoder import Decoder, DecoderLayer
 from shoal.model_worker.layers.attention import Attention
 from shoal.model_worker.layers.batch import ForwardBatch
 from shoal.model_worker.layers.embedding import Embedding
@@ -41,6 +42,22 @@ class LlamaDecoderLayer:
             _merged_linear(weights, [f"{prefix}mlp.down_proj"], bias=mlp_bias),
         )
 
+    def parameters(self) -> DecoderLayer:
+        """For the native call that runs all layers at once."""
+        attention, mlp = self.attention, self.mlp
+        return DecoderLayer(
+            self.input_norm.weight,
+            self.post_attention_norm.weight,
+            attention.qkv_proj.weight,
+            attention.o_proj.weight,
+            mlp.gate_up_proj.weight,
+            mlp.down_proj.weight,
+            attention.qkv_proj.bias,
+            attention.o_proj.bias,
+            mlp.gate_up_proj.bias,
+            mlp.down_proj.bias,
+        )
+
 
 class LlamaForCausalLM:
     """The model; see `models.registry.Model`."""
@@ -52,12 +69,16 @@ class LlamaForCausalLM:
         self._embed = Embedding(embeddings)
         self._layers = [LlamaDecoderLayer(config, weights, table, i) for i in range(config.num_layers)]
         self._norm = RMSNorm(weights.take("model.norm.weight"), config.rms_norm_eps)
+        parameters = [layer.parameters() for layer in self._layers]
+        self._decoder = Decoder(parameters, self._norm.weight, table, config.rms_norm_eps)
         head = embeddings if config.tie_word_embeddings else weights.take("lm_head.weight")
         self._lm_head = Linear(head, out_float32=True)
 
     def forward(self, batch: ForwardBatch, kv_cache: Tensor) -> Tensor:
         """See `Model.forward`."""
         residual = self._embed(batch.token_ids)
+        if self._decoder.accepts(batch.attention, residual.shape[0]):
+            return self._decoder.run(residual, batch.positions, batch.slot_mapping, kv_cache, batch.attention)
         x: Tensor | None = None
         for layer in self._layers:
             x = layer.input_norm(residual) if x is None else layer.input_norm.add(x, residual)
