@@ -72,5 +72,5 @@ async def run_gateway(
         if wait:
             await eventually(lambda: not gateway.not_ready(), "the gateway is ready")
             if worker.has_snapshot:
-                await eventually(lambda: worker.address in gateway.index.workers, "the worker's cache is known")
+                await eventually(lambda: bool(gateway.index.workers), "the worker's cache is known")
         yield RunningGateway(gateway, worker, tokenizer, gateway_pb2_grpc.GatewayServiceStub(channel), http, channel)

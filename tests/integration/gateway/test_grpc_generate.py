@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
@@ -13,8 +14,8 @@ from shoal.api.gateway.v1 import gateway_pb2
 from shoal.api.generation.v1 import generation_pb2
 from shoal.rpc.errors import BY_CODE, InvalidArgument, NotFound, ResourceExhausted, ShoalError, Unavailable
 from shoal.rpc.status import from_rpc_error
-from support.fake_tokenizer import EOS
-from support.fake_worker import MODEL, FakeWorker, Reply, make_messages
+from support.fake_tokenizer import EOS, FakeTokenizer
+from support.fake_worker import MODEL, FakeWorker, Reply, make_messages, serve_fakes
 from support.gateway_running import GENERATE, RunningGateway, run_gateway
 
 STOP = generation_pb2.FINISH_REASON_STOP
@@ -202,7 +203,26 @@ async def test_a_lost_worker_in_the_middle_is_unavailable() -> None:
     assert "in the middle" in error.message
 
 
-async def test_a_worker_that_cannot_be_reached_is_unavailable() -> None:
+async def test_a_connection_cut_in_the_middle_is_unavailable() -> None:
+    worker = FakeWorker()
+    worker.replies[0] = Reply("abc", hold=asyncio.Event())
+    async with AsyncExitStack() as stack:
+        tokenizer = await stack.enter_async_context(serve_fakes(tokenizer=FakeTokenizer()))
+        workers = await stack.enter_async_context(AsyncExitStack())
+        mesh = await workers.enter_async_context(serve_fakes(worker))
+        settings = {"mesh_address": mesh, "tokenizer_address": tokenizer}
+        running = await stack.enter_async_context(run_gateway(FakeWorker(), **settings))
+        call = running.stub.Generate(gateway_pb2.GenerateRequest(text="x"))
+        assert (await call.read()).text == "a"
+        await workers.aclose()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, Unavailable)
+    assert "lost in the middle" in error.message
+
+
+async def test_a_draining_worker_is_unavailable_in_its_own_words() -> None:
     async with run_gateway() as running:
         running.worker.replies[0] = Reply(fail=BY_CODE[grpc.StatusCode.UNAVAILABLE]("draining"))
         error = await failure(running, text="x")

@@ -41,7 +41,7 @@ class Config:
     )
     routing_policy: PolicyName = option("prefix-cache", "How workers are chosen.")
     prefix_index_keys: Annotated[int, Meta(ge=1)] = option(
-        1 << 20, "KV blocks remembered for routing, over all workers (about 250 bytes each)."
+        1 << 20, "KV blocks remembered for routing, over all workers (about 200 bytes each)."
     )
     balance_slack_tokens: Annotated[int, Meta(ge=0)] = option(
         4096, "How much busier, in tokens, a worker may be than the idlest and still be chosen for its cache."

@@ -21,7 +21,7 @@ from shoal.gateway.tokenizing import Tokenizer
 from shoal.gateway.upstream import Mesh
 from shoal.gateway.validation import check_length, check_request
 from shoal.gateway.workers.fleet import Fleet, ServedModel
-from shoal.rpc.errors import DeadlineExceeded, ShoalError
+from shoal.rpc.errors import DeadlineExceeded
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ class Pipeline:
             check_request(request, model)
             token_ids = await self._tokenize(request, caller)
             check_length(request, len(token_ids), model)
+            timeout_s = caller.remaining_s()
         except BaseException as error:
             count_request(name, error)
             raise
@@ -77,7 +78,7 @@ class Pipeline:
             pick=pick,
             arrived_s=arrived_s,
         )
-        return await self._start(admitted, _worker_request(request, token_ids, caller), caller)
+        return await self._start(admitted, _worker_request(request, token_ids, caller), timeout_s)
 
     def open_text(self, request: gateway_pb2.GenerateRequest, generation: Generation) -> TextRelay:
         """The text side of an opened generation."""
@@ -123,13 +124,13 @@ class Pipeline:
             )
         return pick
 
-    async def _start(self, admitted: Admitted, message: worker_pb2.GenerateRequest, caller: Caller) -> Generation:
+    async def _start(self, admitted: Admitted, message: worker_pb2.GenerateRequest, timeout_s: float) -> Generation:
         pick = admitted.pick
         call = self._mesh.generate(
             message.SerializeToString(),
             endpoints=pick.endpoints,
-            request_id=caller.request_id,
-            timeout_s=caller.remaining_s(),
+            request_id=admitted.request_id,
+            timeout_s=timeout_s,
         )
         ticket = self._loads.admit(
             pick.endpoints[0] if pick.endpoints else None, admitted.num_prompt_tokens - pick.predicted_cached_tokens
@@ -139,8 +140,6 @@ class Pipeline:
             await generation.start()
         except BaseException as error:
             generation.__exit__(type(error), error, None)
-            if isinstance(error, ShoalError) and not pick.endpoints and not self.fleet.any_ready:
-                error.add_note("no worker is known to be ready")
             raise
         return generation
 

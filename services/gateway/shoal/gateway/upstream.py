@@ -90,7 +90,7 @@ class UpstreamCall:
 
 def _translated(error: grpc.RpcError, num_messages: int) -> ShoalError:
     result = from_rpc_error(error)
-    if not isinstance(result, (Internal, Unavailable)) or _has_details(error):
+    if not isinstance(result, (Cancelled, Internal, Unavailable)) or _has_details(error):
         return result
     if num_messages:
         return Unavailable("the worker was lost in the middle of the answer; send the request again")

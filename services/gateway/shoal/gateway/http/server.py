@@ -54,7 +54,8 @@ async def start_http(app: Starlette, host: str, port: int) -> HttpServer:
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_keep_alive=75,  # longer than Envoy's pool keeps an idle connection it may be about to use
+        # Envoy keeps idle connections for an hour; closing one first could meet the request it is about to send.
+        timeout_keep_alive=3660,
     )
     server = _Embedded(config)
     task = asyncio.create_task(server.serve(sockets=[listener]), name="http")

