@@ -210,7 +210,7 @@ async def test_a_connection_cut_in_the_middle_is_unavailable() -> None:
         tokenizer = await stack.enter_async_context(serve_fakes(tokenizer=FakeTokenizer()))
         workers = await stack.enter_async_context(AsyncExitStack())
         mesh = await workers.enter_async_context(serve_fakes(worker))
-        settings = {"mesh_address": mesh, "tokenizer_address": tokenizer}
+        settings: dict[str, Any] = {"mesh_address": mesh, "tokenizer_address": tokenizer}
         running = await stack.enter_async_context(run_gateway(FakeWorker(), **settings))
         call = running.stub.Generate(gateway_pb2.GenerateRequest(text="x"))
         assert (await call.read()).text == "a"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import secrets
 import time
-import uuid
 from dataclasses import dataclass
 
 from opentelemetry import trace
@@ -51,6 +52,10 @@ class Pipeline:
         self._router = router
         self._loads = loads
         self._mesh = mesh
+        # A client may use one id twice (a retry, a hedge) where workers need them unique. Drawn once and counted on:
+        # a fresh random suffix a request was 3% of the relay's time.
+        mine = secrets.token_hex(4)
+        self._suffixes = (f"{mine}-{number:x}" for number in itertools.count())
 
     async def open(self, request: gateway_pb2.GenerateRequest, caller: Caller) -> Generation:
         """Returns once the worker's first message is here; enter the result to read it.
@@ -78,7 +83,14 @@ class Pipeline:
             pick=pick,
             arrived_s=arrived_s,
         )
-        return await self._start(admitted, _worker_request(request, token_ids, caller), timeout_s)
+        message = worker_pb2.GenerateRequest(
+            request_id=f"{caller.request_id}/{next(self._suffixes)}",
+            token_ids=token_ids,
+            sampling=request.sampling,
+            priority=request.priority,
+            cache_salt=caller.tenant.cache_salt,
+        )
+        return await self._start(admitted, message, timeout_s)
 
     def open_text(self, request: gateway_pb2.GenerateRequest, generation: Generation) -> TextRelay:
         """The text side of an opened generation."""
@@ -142,16 +154,3 @@ class Pipeline:
             generation.__exit__(type(error), error, None)
             raise
         return generation
-
-
-def _worker_request(
-    request: gateway_pb2.GenerateRequest, token_ids: list[int], caller: Caller
-) -> worker_pb2.GenerateRequest:
-    return worker_pb2.GenerateRequest(
-        # A client may use one id twice (a retry, a hedge); a worker needs them unique.
-        request_id=f"{caller.request_id}/{uuid.uuid4().hex[:8]}",
-        token_ids=token_ids,
-        sampling=request.sampling,
-        priority=request.priority,
-        cache_salt=caller.tenant.cache_salt,
-    )

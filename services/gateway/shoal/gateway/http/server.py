@@ -54,6 +54,7 @@ async def start_http(app: Starlette, host: str, port: int) -> HttpServer:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,
         # Envoy keeps idle connections for an hour; closing one first could meet the request it is about to send.
         timeout_keep_alive=3660,
     )
