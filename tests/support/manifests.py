@@ -22,7 +22,7 @@ spec:
   kvCache: {blockSize: 32, memory: 1Gi}
   gateway: {replicas: 2, port: 8080, auth: {apiKeysFile: /keys}}
   tokenizer: {replicas: 2}
-  routing: {policy: least-loaded}
+  routing: {policy: least_load}
   observability: {logLevel: debug, otlpEndpoint: "http://127.0.0.1:4317", accessLog: true}
 """
 

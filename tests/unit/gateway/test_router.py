@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.gateway.routing.load import DECODE_TOKENS, Load, LoadTracker, Ticket
-from shoal.gateway.routing.policy import Candidate, LeastLoaded, Policy, PrefixThenLoad, Random, RoundRobin, policy_of
+from shoal.gateway.routing.policy import Candidate, LeastLoaded, Policy, PrefixThenLoad, RoundRobin, policy_of
 from shoal.gateway.routing.prefix_index import PrefixIndex
 from shoal.gateway.routing.router import MAX_ENDPOINTS, Pick, PickRequest, Router
 
@@ -38,7 +38,7 @@ def test_no_pick_is_far_busier_than_the_idlest(fleet: dict[str, tuple[Load, int]
 
 
 @settings(deadline=None)
-@given(fleets, st.integers(0, 100), st.sampled_from([PrefixThenLoad(), LeastLoaded(), RoundRobin(), Random()]))
+@given(fleets, st.integers(0, 100), st.sampled_from([PrefixThenLoad(), LeastLoaded(), RoundRobin()]))
 def test_a_ranking_is_an_order_of_the_candidates_and_repeats(
     fleet: dict[str, tuple[Load, int]], turn: int, policy: Policy
 ) -> None:
@@ -59,10 +59,9 @@ def test_equal_workers_take_turns(num_workers: int, first_turn: int) -> None:
 
 def test_the_names_of_an_inference_service_are_known() -> None:
     for name, kind in {
-        "prefix-cache": PrefixThenLoad,
-        "least-loaded": LeastLoaded,
-        "round-robin": RoundRobin,
-        "random": Random,
+        "shoal": PrefixThenLoad,
+        "least_load": LeastLoaded,
+        "round_robin": RoundRobin,
     }.items():
         assert isinstance(policy_of(name, slack_tokens=1, slack_ratio=1), kind)  # type: ignore[arg-type]
 

@@ -54,7 +54,7 @@ def test_spec_arrives() -> None:
     assert (worker["threads"], worker["block_size"], worker["kv_cache_memory_bytes"]) == (2, 32, 1 << 30)
     assert (worker["max_num_seqs"], worker["max_num_batched_tokens"], worker["max_queued_requests"]) == (8, 256, 10)
     gateway = read_settings(by_name["gateway-1"])
-    assert gateway["routing_policy"] == "least-loaded"
+    assert gateway["routing_policy"] == "least_load"
     assert gateway["api_keys_file"] == "/keys"
     assert gateway["mesh_address"] == f"127.0.0.1:{by_name['envoy'].ports['mesh']}"
     assert gateway["http_port"] == by_name["gateway-1"].ports["http"]

@@ -153,9 +153,9 @@ class Tokenizer(Section, frozen=True, kw_only=True):
 class Routing(Section, frozen=True, kw_only=True):
     """How the gateway chooses a worker."""
 
-    policy: Annotated[
-        Literal["prefix-cache", "least-loaded", "round-robin", "random"], Meta(description="How to score workers.")
-    ] = "prefix-cache"
+    policy: Annotated[Literal["shoal", "least_load", "round_robin"], Meta(description="How to score workers.")] = (
+        "shoal"
+    )
 
 
 class Observability(Section, frozen=True, kw_only=True):

@@ -39,7 +39,7 @@ class Config:
     mesh_connections: Annotated[int, Meta(ge=1, le=64)] = option(
         2, "HTTP/2 connections to the mesh, so that several Envoy threads share the work."
     )
-    routing_policy: PolicyName = option("prefix-cache", "How workers are chosen.")
+    routing_policy: PolicyName = option("shoal", "How workers are chosen.")
     prefix_index_keys: Annotated[int, Meta(ge=1)] = option(
         1 << 20, "KV blocks remembered for routing, over all workers (about 200 bytes each)."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -96,29 +95,15 @@ class RoundRobin:
         return Ranking(tuple(_rotated(candidates, turn)), "round_robin")
 
 
-@dataclass(frozen=True, slots=True)
-class Random:
-    """Any worker: a baseline to compare with."""
-
-    needs_caches: bool = False
-
-    def rank(self, candidates: Sequence[Candidate], turn: int) -> Ranking:
-        """A shuffle that `turn` decides."""
-        shuffled = sorted(candidates, key=lambda c: c.endpoint)
-        random.Random(turn).shuffle(shuffled)  # noqa: S311 - guards nothing
-        return Ranking(tuple(shuffled), "random")
-
-
-PolicyName = Literal["prefix-cache", "least-loaded", "round-robin", "random"]
+PolicyName = Literal["shoal", "least_load", "round_robin"]
 
 
 def policy_of(name: PolicyName, *, slack_tokens: int, slack_ratio: float) -> Policy:
     """The policy that an InferenceService's `routing.policy` names."""
     policies: dict[PolicyName, Policy] = {
-        "prefix-cache": PrefixThenLoad(slack_tokens, slack_ratio),
-        "least-loaded": LeastLoaded(),
-        "round-robin": RoundRobin(),
-        "random": Random(),
+        "shoal": PrefixThenLoad(slack_tokens, slack_ratio),
+        "least_load": LeastLoaded(),
+        "round_robin": RoundRobin(),
     }
     return policies[name]
 
