@@ -182,6 +182,7 @@ def test_facts_of_a_folder(tmp_path: Path) -> None:
         gguf([("general.tags", 99, b""), *ARCHITECTURE]),
         gguf([*ARCHITECTURE[1:], ("general.architecture", 4, struct.pack("<I", 7))]),
         gguf([ARCHITECTURE[0], ("llama.block_count", 4, struct.pack("<I", 0)), *ARCHITECTURE[2:]]),
+        gguf([*ARCHITECTURE[:-1], ("llama.attention.head_count_kv", 9, struct.pack("<IQII", 4, 2, 3, 3))]),
     ],
 )
 def test_odd_files_have_no_facts(content: bytes, tmp_path: Path) -> None:

@@ -272,3 +272,12 @@ def test_a_folder_must_say_which_file(tmp_path: Path) -> None:
 def test_byte_tokens_are_no_added_tokens() -> None:
     assert SENTENCEPIECE.encode("<0x41>", add_special_tokens=False).tokens != ["<0x41>"]
     assert BYTE == 6
+
+
+@pytest.mark.parametrize(("keep", "problem"), [(0, "cannot be mapped"), (5, "too short"), (200, "truncated")])
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, keep: int, problem: str) -> None:
+    path = write_gguf(tmp_path / "m.gguf", byte_level_keys())
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(TokenizerError, match=rf"m\.gguf: .*{problem}") as caught:
+        load_definition(tmp_path)
+    assert str(caught.value).count("m.gguf") == 1

@@ -1,26 +1,21 @@
 """Reads from a model's header what its KV cache will cost, so that a size that cannot work is refused before the start.
 
-Knows `config.json` of Hugging Face folders and the first metadata of GGUF files (format: ggml's docs/gguf.md). Anything
-else, or anything odd, gives None: the worker checks again, with all it knows.
+Knows `config.json` of Hugging Face folders and the first metadata of GGUF files (by shoal.gguf). Anything else, or
+anything odd, gives None: the worker checks again, with all it knows.
 """
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
+from shoal.gguf import GgufError, map_file, read_metadata
 from shoal.operator.api import ModelFacts
 
 _MAX_CONFIG_BYTES = 4 << 20
-_MAX_ENTRIES = 256
-_MAX_ARRAY_LENGTH = 4096
-_MAX_STRING_BYTES = 1 << 16
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-_STRING = 8
-_ARRAY = 9
 _TOKENIZER_PREFIX = "tokenizer."
 """Writers put the architecture before the tokenizer, whose arrays are megabytes."""
 
@@ -30,9 +25,9 @@ def read_model_facts(path: Path) -> ModelFacts | None:
     try:
         if path.is_dir():
             return _read_config(path / "config.json")
-        with path.open("rb") as file:
-            return _facts_of_gguf(_read_gguf(file))
-    except (OSError, ValueError, KeyError, TypeError, struct.error, msgspec.DecodeError):
+        with map_file(path) as data:
+            return _facts_of_gguf(read_metadata(path, data, stop_before=_TOKENIZER_PREFIX))
+    except (OSError, GgufError, ValueError, KeyError, TypeError, msgspec.DecodeError):
         return None
 
 
@@ -48,7 +43,7 @@ def _read_config(path: Path) -> ModelFacts:
     )
 
 
-def _facts_of_gguf(metadata: dict[str, Any]) -> ModelFacts:
+def _facts_of_gguf(metadata: Mapping[str, Any]) -> ModelFacts:
     prefix = metadata["general.architecture"]
     num_heads = metadata[f"{prefix}.attention.head_count"]
     head_size = metadata.get(f"{prefix}.attention.key_length") or metadata[f"{prefix}.embedding_length"] // num_heads
@@ -65,44 +60,3 @@ def _make_facts(**sizes: Any) -> ModelFacts:
         if type(size) is not int or size < 1:
             raise ValueError(f"{name} = {size!r} is not a positive integer")
     return ModelFacts(**sizes)
-
-
-def _read_gguf(file: BinaryIO) -> dict[str, Any]:
-    """The metadata up to the tokenizer's."""
-    if file.read(4) != b"GGUF" or _unpack(file, "<I") not in (2, 3):
-        raise ValueError("not a GGUF file of version 2 or 3")
-    _unpack(file, "<Q")  # tensors
-    metadata: dict[str, Any] = {}
-    for _ in range(min(_unpack(file, "<Q"), _MAX_ENTRIES)):
-        key = _read_string(file)
-        if key.startswith(_TOKENIZER_PREFIX):
-            break
-        kind = _unpack(file, "<I")
-        if kind == _ARRAY:
-            _skip_array(file)
-        else:
-            metadata[key] = _read_string(file) if kind == _STRING else _unpack(file, _SCALARS[kind])
-    return metadata
-
-
-def _skip_array(file: BinaryIO) -> None:
-    """Arrays before the tokenizer are tags and languages, or per-layer sizes that ModelFacts cannot hold."""
-    kind, length = _unpack(file, "<I"), _unpack(file, "<Q")
-    if length > _MAX_ARRAY_LENGTH:
-        raise ValueError(f"an array of {length} entries before the tokenizer's")
-    for _ in range(length):
-        if kind == _STRING:
-            _read_string(file)
-        else:
-            _unpack(file, _SCALARS[kind])
-
-
-def _read_string(file: BinaryIO) -> str:
-    length = _unpack(file, "<Q")
-    if length > _MAX_STRING_BYTES:
-        raise ValueError(f"a string of {length} bytes")
-    return file.read(length).decode()
-
-
-def _unpack(file: BinaryIO, layout: str) -> Any:
-    return struct.unpack(layout, file.read(struct.calcsize(layout)))[0]

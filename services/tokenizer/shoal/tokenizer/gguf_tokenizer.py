@@ -13,10 +13,10 @@ from typing import Any, Final, TypeVar
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
+from shoal.gguf import MetadataValue
 from shoal.tokenizer.byte_alphabet import BYTE_OF_CHAR, spell_bytes
 from shoal.tokenizer.definition import DEFAULT_TEMPLATE, TokenizerDefinition
 from shoal.tokenizer.errors import TokenizerError
-from shoal.tokenizer.gguf_metadata import Value
 from shoal.tokenizer.pre_tokenizers import build_pre_tokenizer, find_pre_tokenization
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -38,7 +38,7 @@ _T = TypeVar("_T", int, str, bool)
 class GgufVocabulary:
     """The tokenizer's keys, checked against each other."""
 
-    metadata: Mapping[str, Value]
+    metadata: Mapping[str, MetadataValue]
     tokens: list[str]
     token_types: list[int]
     """As long as `tokens`."""
@@ -65,7 +65,7 @@ class GgufVocabulary:
         return None if token_id is None else self.tokens[token_id]
 
 
-def build_definition(metadata: Mapping[str, Value]) -> TokenizerDefinition:
+def build_definition(metadata: Mapping[str, MetadataValue]) -> TokenizerDefinition:
     """The tokenizer that `metadata` describes. Raises TokenizerError naming the key that cannot be served."""
     vocabulary = _check(metadata)
     model = vocabulary.find("tokenizer.ggml.model", str)
@@ -95,7 +95,7 @@ def build_definition(metadata: Mapping[str, Value]) -> TokenizerDefinition:
     )
 
 
-def _check(metadata: Mapping[str, Value]) -> GgufVocabulary:
+def _check(metadata: Mapping[str, MetadataValue]) -> GgufVocabulary:
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens or not isinstance(tokens[0], str):
         raise TokenizerError("the file has no tokenizer (tokenizer.ggml.tokens); use the model's tokenizer.json")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shoal.gguf import GgufError, is_gguf, map_file, read_metadata
 from shoal.tokenizer.definition import TokenizerDefinition
 from shoal.tokenizer.errors import TokenizerError
-from shoal.tokenizer.gguf_metadata import is_gguf, read_gguf_metadata
 from shoal.tokenizer.gguf_tokenizer import build_definition
 from shoal.tokenizer.hf_files import load_folder
 
@@ -44,7 +44,11 @@ def _only_gguf(folder: Path) -> Path:
 
 def _load_gguf(path: Path) -> TokenizerDefinition:
     try:
-        return build_definition(read_gguf_metadata(path))
+        with map_file(path) as data:
+            metadata = read_metadata(path, data, keep_array=lambda key: key.startswith("tokenizer."))
+        return build_definition(metadata)
+    except GgufError as error:
+        raise TokenizerError(str(error)) from error
     except TokenizerError as error:
         if str(path) in str(error):
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -15,8 +14,9 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
+from shoal.gguf import GgufError, map_file, read_header
 from shoal.model_worker.loader.errors import ModelLoadError
-from shoal.model_worker.loader.gguf_header import GgufHeader, GgufTensor, read_header
+from shoal.model_worker.loader.gguf_tensors import GgufTensor, place_tensors
 from shoal.model_worker.models.config import ModelConfig, ModelConfigError, RopeConfig
 
 _ARCHITECTURES = {"llama": "LlamaForCausalLM"}
@@ -51,15 +51,16 @@ class GgufCheckpoint:
         self.path = path
         self.files = (path,)
         try:
-            with path.open("rb") as stream:
-                self._data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise ModelLoadError(path, f"cannot be mapped: {error}") from None
-        header = read_header(path, self._data)
-        self._tensors = {_hf_name(name): tensor for name, tensor in header.tensors.items() if name != _ROPE_FACTORS}
-        factors = header.tensors.get(_ROPE_FACTORS)
+            self._data = map_file(path)
+            header = read_header(path, self._data)
+        except GgufError as error:
+            raise ModelLoadError(path, error.located_problem) from None
+        tensors = place_tensors(path, header, len(self._data))
+        self._tensors = {_hf_name(name): tensor for name, tensor in tensors.items() if name != _ROPE_FACTORS}
+        factors = tensors.get(_ROPE_FACTORS)
         try:
-            self.config = _parse_metadata(header, tuple(self._decode(factors).tolist()) if factors else ())
+            rope_factors = tuple(self._decode(factors).tolist()) if factors else ()
+            self.config = _parse_metadata(header.metadata, tensors, rope_factors)
         except ModelConfigError as error:
             raise ModelLoadError(path, str(error)) from None
 
@@ -107,8 +108,9 @@ def _hf_name(name: str) -> str:
     return f"model.layers.{match[1]}.{_BLOCK[match[2]]}.{match[3]}"
 
 
-def _parse_metadata(header: GgufHeader, rope_factors: tuple[float, ...]) -> ModelConfig:
-    metadata, tensors = header.metadata, header.tensors
+def _parse_metadata(
+    metadata: Mapping[str, Any], tensors: Mapping[str, GgufTensor], rope_factors: tuple[float, ...]
+) -> ModelConfig:
     family = metadata.get("general.architecture")
     if family not in _ARCHITECTURES:
         raise ModelConfigError(f"general.architecture {family!r} is not supported; known: {', '.join(_ARCHITECTURES)}")
