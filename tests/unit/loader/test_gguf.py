@@ -68,7 +68,8 @@ def write_gguf(
     writer.add_eos_token_id(2)
     writer.add_array("tokenizer.ggml.tokens", [f"token {i}" for i in range(199)])
     for key, value in metadata.items():
-        writer.add_string(key.replace("__", "."), value)
+        add = writer.add_string if isinstance(value, str) else writer.add_array
+        add(key.replace("__", "."), value)
     if rope_factors is not None:
         writer.add_tensor("rope_freqs.weight", rope_factors.numpy())
     for name, tensor in model.state_dict().items():
@@ -180,6 +181,22 @@ def test_unsupported_family_and_scaling(tmp_path: Path) -> None:
     write_gguf(path, build_reference("llama"), gguf.GGMLQuantizationType.F32, llama__rope__scaling__type="yarn")
     with pytest.raises(ModelLoadError, match=r"rope.scaling.type 'yarn' is not supported"):
         load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tokenizer.ggml.bos_token_id", [1], r"tokenizer.ggml.bos_token_id must be an integer, not SkippedArray"),
+        ("tokenizer.ggml.eot_token_id", "two", r"tokenizer.ggml.eot_token_id must be an integer, not 'two'"),
+        ("llama.rope.scaling.factor", [2], r"rope.scaling.factor must be a positive number, not SkippedArray"),
+        ("llama.attention.sliding_window", [8, 9], r"sliding_window must be a positive number, not SkippedArray"),
+    ],
+)
+def test_metadata_of_another_type_is_named(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    extra = {key: value, "llama.rope.scaling.type": "linear"}
+    write_gguf(tmp_path / "m.gguf", build_reference("llama"), gguf.GGMLQuantizationType.F32, **extra)
+    with pytest.raises(ModelLoadError, match=message):
+        load_model(tmp_path)
 
 
 @settings(max_examples=100, deadline=None)

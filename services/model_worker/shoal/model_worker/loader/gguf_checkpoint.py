@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -131,8 +131,7 @@ def _parse_metadata(
     head_dim = get("attention.key_length", hidden_size // num_heads)
     if get("rope.dimension_count", head_dim) != head_dim:
         raise ModelConfigError(f"{family}.rope.dimension_count must be the head size, {head_dim}")
-    eos = metadata.get("tokenizer.ggml.eos_token_id")
-    extra_eos = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom"))
+    eos = (_token_id(metadata, name) for name in ("eos", "eot", "eom"))
     return ModelConfig(
         architecture=_ARCHITECTURES[family],
         vocab_size=tensors["token_embd.weight"].shape[0],
@@ -144,23 +143,30 @@ def _parse_metadata(
         head_dim=head_dim,
         max_position_embeddings=get("context_length"),
         rms_norm_eps=get("attention.layer_norm_rms_epsilon", 1e-5),
-        rope=_parse_rope(metadata, family, get("rope.freq_base", 10000.0), rope_factors),
+        rope=_parse_rope(metadata.get(f"{family}.rope.scaling.type", "none"), family, get, rope_factors),
         tie_word_embeddings="output.weight" not in tensors,
         attention_bias="blk.0.attn_q.bias" in tensors,
         attention_output_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_up.bias" in tensors,
         sliding_window=get("attention.sliding_window") if f"{family}.attention.sliding_window" in metadata else None,
-        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_token_ids=tuple(dict.fromkeys(i for i in (eos, *extra_eos) if i is not None)),
+        bos_token_id=_token_id(metadata, "bos"),
+        eos_token_ids=tuple(dict.fromkeys(i for i in eos if i is not None)),
     )
 
 
-def _parse_rope(metadata: Mapping[str, Any], family: str, theta: float, factors: tuple[float, ...]) -> RopeConfig:
-    kind = metadata.get(f"{family}.rope.scaling.type", "none")
+def _token_id(metadata: Mapping[str, Any], name: str) -> int | None:
+    token_id = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    if token_id is not None and type(token_id) is not int:
+        raise ModelConfigError(f"tokenizer.ggml.{name}_token_id must be an integer, not {token_id!r}")
+    return token_id
+
+
+def _parse_rope(kind: Any, family: str, get: Callable[[str, float], float], factors: tuple[float, ...]) -> RopeConfig:
+    theta = get("rope.freq_base", 10000.0)
     if kind not in ("none", "linear"):
         raise ModelConfigError(f"{family}.rope.scaling.type {kind!r} is not supported; use none or linear")
     if factors:
         return RopeConfig(theta, "factors", frequency_factors=factors)
     if kind == "linear":
-        return RopeConfig(theta, "linear", float(metadata.get(f"{family}.rope.scaling.factor", 1.0)))
+        return RopeConfig(theta, "linear", float(get("rope.scaling.factor", 1.0)))
     return RopeConfig(theta)
