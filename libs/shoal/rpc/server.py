@@ -53,8 +53,16 @@ class Registration:
 class Server:
     """A listening gRPC server with health and reflection. Made by `start_server`; ended by `stop`."""
 
-    def __init__(self, server: grpc.aio.Server, health: HealthServicer, names: Sequence[str], port: int) -> None:
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        boundary: BoundaryInterceptor,
+        health: HealthServicer,
+        names: Sequence[str],
+        port: int,
+    ) -> None:
         self._server = server  # grpc.aio servers vanish when nobody holds them
+        self._boundary = boundary
         self._health = health
         self._names = names
         self.port = port
@@ -66,8 +74,16 @@ class Server:
             await self._health.set(name, state)
 
     async def stop(self, grace_s: float) -> None:
-        """Refuses new calls, lets running ones go on for `grace_s`, then cancels them."""
-        await self._server.stop(grace_s)
+        """Refuses new calls, lets running ones go on for `grace_s`, then cancels them.
+
+        Health watches are cut as soon as no other call runs: they would otherwise last for the whole grace period.
+        """
+        stopping = asyncio.ensure_future(self._server.stop(grace_s))
+        idle = asyncio.ensure_future(self._boundary.wait_until_idle())
+        await asyncio.wait((stopping, idle), return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        await self._server.stop(0)
+        await stopping
 
 
 async def start_server(
@@ -76,8 +92,9 @@ async def start_server(
     generic_handlers: Sequence[Any] = (),
 ) -> Server:
     """Starts listening, NOT_SERVING. Raises OSError naming the address when it cannot be bound."""
+    boundary = BoundaryInterceptor()
     server = grpc.aio.server(
-        interceptors=[BoundaryInterceptor()],
+        interceptors=[boundary],
         options=[
             ("grpc.max_receive_message_length", options.max_message_bytes),
             ("grpc.max_send_message_length", options.max_message_bytes),
@@ -101,7 +118,7 @@ async def start_server(
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: is the port in use? Choose another, or 0 for a free one") from error
     await server.start()
-    result = Server(server, health, names, port)
+    result = Server(server, boundary, health, names, port)
     await result.set_serving(False)
     return result
 

@@ -56,6 +56,8 @@ def recorded(mesh: RunningMesh) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # others' records are still in it
+                folder.rmdir()
 
 
 def find_running() -> list[RunningMesh]:
