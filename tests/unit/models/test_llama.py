@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from shoal.kernels.decoder import Decoder
-from shoal.kernels.linear import NATIVE_MAX_ROWS
 from shoal.kernels.native import library
 from shoal.kernels.paged_attention import AttentionPlan
 from shoal.model_worker.loader import DType, load_model, open_checkpoint
@@ -76,15 +75,16 @@ def test_smollm2_matches_transformers() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", ["llama", "biases", "mistral"])
+@pytest.mark.parametrize("num_tokens", [1, 50])
 def test_one_native_call_equals_layer_by_layer(
-    variant: str, dtype: DType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    num_tokens: int, variant: str, dtype: DType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Short inputs take the native call for the whole decoder: the same bits as from the operations one by one."""
     if library() is None:
         pytest.skip("no C compiler here")
     save_tiny(tmp_path, variant)
     loaded = load_model(tmp_path, dtype=dtype)
-    token_ids = random_ids(NATIVE_MAX_ROWS, loaded.config.vocab_size)
+    token_ids = random_ids(num_tokens, loaded.config.vocab_size)
     taken: list[bool] = []
     accepts = Decoder.accepts
 

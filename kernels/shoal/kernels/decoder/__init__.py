@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shoal.kernels.linear import NATIVE_MAX_ROWS, PackedWeight
+from shoal.kernels.linear import PackedWeight
 from shoal.kernels.native import DTYPE_CODES, library
 from shoal.kernels.paged_attention import AttentionPlan
 
@@ -63,12 +63,12 @@ class Decoder:
         self._table = (_NativeLayer * len(layers))(
             *(_NativeLayer(*(_address(getattr(layer, name)) for name in _LAYER_FIELDS)) for layer in layers)
         )
-        products = (weight for layer in layers for weight in (layer.qkv, layer.o, layer.gate_up, layer.down))
-        self._is_native = all(weight.panels is not None for weight in products)
+        products = [weight for layer in layers for weight in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        self._max_rows = min(weight.native_max_rows for weight in products)
 
     def accepts(self, plan: AttentionPlan, num_tokens: int) -> bool:
         """Whether `run` can be called: few rows, and all operations native for these sizes."""
-        return self._is_native and num_tokens <= NATIVE_MAX_ROWS and plan.native is not None
+        return num_tokens <= self._max_rows and plan.native is not None
 
     def run(
         self, embeddings: Tensor, positions: Tensor, slot_mapping: Tensor, kv_cache: Tensor, plan: AttentionPlan

