@@ -338,8 +338,22 @@ def show(rows: list[Row], peer: str, *, markdown: bool) -> str:
     return "\n".join("  ".join((first.strip().ljust(widths[0]), *rest)) for first, *rest in padded)
 
 
-def main() -> None:
-    """Command line."""
+def write_document(path: Path, rows: list[Row], runs: dict[str, Any], peer: str, options: argparse.Namespace) -> None:
+    """Everything measured so far: called after each workload, so that a run cut short leaves what it has."""
+    document = {
+        "benchmark": "engine",
+        "machine": describe_machine(),
+        "peer": peer or None,
+        "settings": {key: str(each) for key, each in vars(options).items() if key not in ("json", "markdown")},
+        "rows": [asdict(row) for row in rows],
+        "runs": runs,
+        "disturbed_pairs": sum(each["disturbed_pairs"] for each in runs.values()),
+    }
+    path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="the worker's device (default: cpu)")
     parser.add_argument("--model", default=MODEL, help=f"folder, GGUF file or URI (default: {MODEL})")
@@ -357,29 +371,31 @@ def main() -> None:
     options = parser.parse_args()
     if bool(options.peer) != bool(options.peer_python):
         parser.error("--peer and --peer-python go together")
-    workloads = [each for each in WORKLOADS if not options.workload or each.name in options.workload]
+    return options
+
+
+def main() -> None:
+    """Loads, measures, reports."""
+    options = parse_options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the peer ends and its model's copy goes
+    runs: dict[str, Any] = {}
+    rows: list[Row] = []
     with ExitStack() as stack:
         shoal, peer = load_sides(options, stack)
         options.vocab_size = shoal.vocab_size
+        description = f"{peer.description['name']} {peer.description['version']}" if peer else ""
         sides: dict[str, Side] = {"shoal": shoal} | ({"peer": peer} if peer else {})
         referee = Referee(peer)
-        results = {each.name: measure(each, sides, referee, options) for each in workloads}
-    rows = [to_row(each, results[each.name]["rates"]) for each in workloads]
-    description = f"{peer.description['name']} {peer.description['version']}" if peer else ""
+        for workload in WORKLOADS:
+            if options.workload and workload.name not in options.workload:
+                continue
+            runs[workload.name] = measure(workload, sides, referee, options)
+            rows.append(to_row(workload, runs[workload.name]["rates"]))
+            if options.json is not None:
+                write_document(options.json, rows, runs, description, options)
     print(show(rows, description, markdown=options.markdown))
-    if any(each["disturbed_pairs"] for each in results.values()):
+    if any(each["disturbed_pairs"] for each in runs.values()):
         print("other processes used the machine meanwhile: these numbers are no result", file=sys.stderr)
-    if options.json is not None:
-        document = {
-            "benchmark": "engine",
-            "machine": describe_machine(),
-            "peer": description or None,
-            "settings": {key: str(each) for key, each in vars(options).items() if key not in ("json", "markdown")},
-            "rows": [asdict(row) for row in rows],
-            "runs": results,
-            "disturbed_pairs": sum(each["disturbed_pairs"] for each in results.values()),
-        }
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":
