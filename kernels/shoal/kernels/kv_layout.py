@@ -64,7 +64,8 @@ class KVLayout:
 
         Huge pages are asked for where the system has them: a step touches a few kilobytes of each of many blocks.
         """
-        memory = mmap.mmap(-1, max(1, num_blocks * self.block_bytes))
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # Python's default, shared memory, gets no huge pages
+        memory = mmap.mmap(-1, max(1, num_blocks * self.block_bytes), flags=flags)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         flat = torch.frombuffer(memory, dtype=self.dtype)

@@ -102,10 +102,9 @@ static void NAME(values)(int rows, const uint32_t *p, const uint32_t *const *v, 
 }
 #undef BY_ROWS
 
-/* Turns a row's scores into probabilities relative to its running maximum. Columns outside [low, high) count as
- * masked whatever they hold (NaN from a slot never written, too). */
-static void NAME(softmax_row)(float *scores, int num_groups, int low, int high, float scale, float *maximum, float *sum,
-                              float *alpha, T *p) {
+/* Scales a row's scores and masks the columns outside [low, high), whatever they hold (NaN from a slot never written,
+ * too). Returns the largest, -inf if there is none. */
+ALWAYS_INLINE float NAME(mask_row)(float *scores, int num_groups, int low, int high, float scale) {
     const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const f32x16 masked = splat(-INFINITY);
     f32x16 top = masked;
@@ -116,18 +115,33 @@ static void NAME(softmax_row)(float *scores, int num_groups, int low, int high, 
         store_f32(scores + first, s);
         top = max_f32(s, top);
     }
-    const float previous = *maximum;
-    const float highest = fmaxf(previous, max_lanes(top));
-    const float base = highest == -INFINITY ? 0.0f : highest;
-    *alpha = previous == highest ? 1.0f : exp2f(previous - base);
-    f32x16 total = splat(0.0f);
-    for (int g = 0; g < num_groups; g++) {
-        f32x16 e = exp2_f32(load_f32(scores + g * LANES) - base);
-        total += e;
-        STORE_P(p + g * LANES, e);
+    return max_lanes(top);
+}
+
+/* Turns the scores of a row block into probabilities relative to the running maxima, which it raises; `alpha` gets what
+ * the rows' earlier sums are to be multiplied by. `low` and `high` as for mask_row, per row. */
+static void NAME(softmax_block)(int rows, float *scores, int num_groups, const int *low, const int *high, float scale,
+                                float *maxima, float *sums, float *alpha, T *p) {
+    float change[LANES] = {0}, base[ROW_BLOCK];
+    for (int r = 0; r < rows; r++) {
+        const float top = NAME(mask_row)(scores + r * TILE, num_groups, low[r], high[r], scale);
+        const float highest = top > maxima[r] ? top : maxima[r];
+        base[r] = highest == -INFINITY ? 0.0f : highest;
+        change[r] = maxima[r] - base[r];
+        maxima[r] = highest;
     }
-    *maximum = highest;
-    *sum = *sum * *alpha + sum_lanes(total);
+    float factors[LANES];
+    store_f32(factors, exp2_f32(load_f32(change)));
+    for (int r = 0; r < rows; r++) {
+        f32x16 total = splat(0.0f);
+        for (int g = 0; g < num_groups; g++) {
+            const f32x16 e = exp2_f32(load_f32(scores + r * TILE + g * LANES) - base[r]);
+            total += e;
+            STORE_P(p + r * TILE + g * LANES, e);
+        }
+        alpha[r] = factors[r];
+        sums[r] = sums[r] * factors[r] + sum_lanes(total);
+    }
 }
 
 typedef struct {
@@ -185,11 +199,13 @@ static void NAME(chunk)(const NAME(view) *view, const T *q, int begin, int end, 
             const int num_groups = (seen - tile + LANES - 1) / LANES;
             float alpha[ROW_BLOCK];
             NAME(score)(count, (const uint32_t *)(q + r * dim), dim, k, step->block_size, num_groups, scores);
+            int low[ROW_BLOCK], high[ROW_BLOCK];
             for (int i = 0; i < count; i++) {
                 const int position = view->first_position + (r + i) / view->group;
-                NAME(softmax_row)(scores + i * TILE, num_groups, window ? position - window + 1 - tile : 0,
-                                  position + 1 - tile, scale, maxima + r + i, sums + r + i, alpha + i, p + i * TILE);
+                low[i] = window ? position - window + 1 - tile : 0;
+                high[i] = position + 1 - tile;
             }
+            NAME(softmax_block)(count, scores, num_groups, low, high, scale, maxima + r, sums + r, alpha, p);
             NAME(values)(count, (const uint32_t *)p, v, num_groups, dim, alpha, out + r * dim);
         }
     }
