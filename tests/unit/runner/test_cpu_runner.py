@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,15 @@ from support.runner_driving import GREEDY, RunnerDriver
 from support.tiny_models import save_tiny
 
 PROMPTS = [[random.Random(seed).randrange(199) for _ in range(length)] for seed, length in enumerate((1, 7, 33, 100))]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tiny steps gain nothing from threads, and on a busy machine each would wait for the slower one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if "smollm2" in request.node.name else 1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
