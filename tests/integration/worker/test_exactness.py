@@ -23,7 +23,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
 STRIDE = 100
 """Between stream ids, so that choices have room."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def make_engine(**settings: int) -> OfflineEngine:
