@@ -7,10 +7,9 @@ with the request id and nothing of the inside.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -29,32 +28,11 @@ _SECONDS = Histogram("shoal_rpc_seconds", "Time from a call's arrival to its end
 _log = structlog.get_logger("shoal.rpc")
 _tracer = trace.get_tracer("shoal.rpc")
 _Q = TypeVar("_Q")
-_Counted = Callable[[], contextlib.AbstractContextManager[None]]
 Context = Any  # the stubs of grpc.aio.ServicerContext lack abort_with_status, which grpcio has
 
 
 class BoundaryInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Wraps every handler of the application's own services; health and reflection pass through untouched."""
-
-    def __init__(self) -> None:
-        self._num_calls = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    async def wait_until_idle(self) -> None:
-        """Returns once no call of the application's own services runs. Open health watches do not count."""
-        await self._idle.wait()
-
-    @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._num_calls += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._num_calls -= 1
-            if self._num_calls == 0:
-                self._idle.set()
 
     async def intercept_service(
         self,
@@ -68,15 +46,11 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return handler
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
-                _wrap_unary(self._counted, method, handler.unary_unary),
-                handler.request_deserializer,
-                handler.response_serializer,
+                _wrap_unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
             )
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
-                _wrap_stream(self._counted, method, handler.unary_stream),
-                handler.request_deserializer,
-                handler.response_serializer,
+                _wrap_stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
             )
         return handler
 
@@ -89,9 +63,9 @@ def request_id_of(context: Context) -> str:
     return uuid.uuid4().hex
 
 
-def _wrap_unary(counted: _Counted, method: str, inner: Callable[[_Q, Any], Any]) -> Any:
+def _wrap_unary(method: str, inner: Callable[[_Q, Any], Any]) -> Any:
     async def handle(request: _Q, context: Context) -> Any:
-        with counted(), _Call(method, context) as call:
+        with _Call(method, context) as call:
             try:
                 return await inner(request, context)
             except BaseException as error:
@@ -101,11 +75,11 @@ def _wrap_unary(counted: _Counted, method: str, inner: Callable[[_Q, Any], Any])
     return handle
 
 
-def _wrap_stream(counted: _Counted, method: str, inner: Callable[[_Q, Any], Any]) -> Any:
+def _wrap_stream(method: str, inner: Callable[[_Q, Any], Any]) -> Any:
     """Serves both styles: an async generator, and a coroutine that writes to the context (cheaper a message)."""
 
     async def handle_writer(request: _Q, context: Context) -> None:
-        with counted(), _Call(method, context) as call:
+        with _Call(method, context) as call:
             try:
                 await inner(request, context)
             except BaseException as error:
@@ -113,7 +87,7 @@ def _wrap_stream(counted: _Counted, method: str, inner: Callable[[_Q, Any], Any]
                 raise
 
     async def handle_generator(request: _Q, context: Context) -> AsyncIterator[Any]:
-        with counted(), _Call(method, context) as call:
+        with _Call(method, context) as call:
             try:
                 async for message in inner(request, context):
                     yield message

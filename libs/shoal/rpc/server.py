@@ -56,13 +56,11 @@ class Server:
     def __init__(
         self,
         server: grpc.aio.Server,
-        boundary: BoundaryInterceptor,
-        health: HealthServicer,
+        health: _Health,
         names: Sequence[str],
         port: int,
     ) -> None:
         self._server = server  # grpc.aio servers vanish when nobody holds them
-        self._boundary = boundary
         self._health = health
         self._names = names
         self.port = port
@@ -74,16 +72,32 @@ class Server:
             await self._health.set(name, state)
 
     async def stop(self, grace_s: float) -> None:
-        """Refuses new calls, lets running ones go on for `grace_s`, then cancels them.
+        """Refuses new calls, lets running ones go on for `grace_s`, then cancels them. Ends health watches at once."""
+        self._health.end_watches()
+        await self._server.stop(grace_s)
 
-        Health watches are cut as soon as no other call runs: they would otherwise last for the whole grace period.
-        """
-        stopping = asyncio.ensure_future(self._server.stop(grace_s))
-        idle = asyncio.ensure_future(self._boundary.wait_until_idle())
-        await asyncio.wait((stopping, idle), return_when=asyncio.FIRST_COMPLETED)
-        idle.cancel()
-        await self._server.stop(0)
-        await stopping
+
+class _Health(HealthServicer):  # type: ignore[misc]  # untyped
+    """grpc's health service, whose watches do not last for the whole grace period of a stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watches: set[asyncio.Task[None]] = set()
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802
+        """Streams the state of one service until the client leaves or the server stops."""
+        watch = asyncio.ensure_future(super().Watch(request, context))
+        self._watches.add(watch)
+        try:
+            await asyncio.wait((watch,))
+        finally:
+            self._watches.discard(watch)
+            watch.cancel()
+
+    def end_watches(self) -> None:
+        """Ends every open watch."""
+        for watch in self._watches:
+            watch.cancel()
 
 
 async def start_server(
@@ -92,9 +106,8 @@ async def start_server(
     generic_handlers: Sequence[Any] = (),
 ) -> Server:
     """Starts listening, NOT_SERVING. Raises OSError naming the address when it cannot be bound."""
-    boundary = BoundaryInterceptor()
     server = grpc.aio.server(
-        interceptors=[boundary],
+        interceptors=[BoundaryInterceptor()],
         options=[
             ("grpc.max_receive_message_length", options.max_message_bytes),
             ("grpc.max_send_message_length", options.max_message_bytes),
@@ -103,7 +116,7 @@ async def start_server(
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ],
     )
-    health = HealthServicer()
+    health = _Health()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     names = [registration.name for registration in registrations]
     for registration in registrations:
@@ -118,7 +131,7 @@ async def start_server(
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: is the port in use? Choose another, or 0 for a free one") from error
     await server.start()
-    result = Server(server, boundary, health, names, port)
+    result = Server(server, health, names, port)
     await result.set_serving(False)
     return result
 

@@ -23,7 +23,7 @@ def test_a_recorded_mesh_is_found_while_it_runs(folder: Path) -> None:
         assert Session().find_endpoint() == "127.0.0.1:1"
         assert folder.stat().st_mode & 0o777 == 0o700
     assert find_running() == []
-    assert not folder.exists()
+    assert list(folder.iterdir()) == []
 
 
 def test_what_a_killed_process_left_is_ignored_and_removed(folder: Path) -> None:

@@ -56,8 +56,14 @@ def recorded(mesh: RunningMesh) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # others' records are still in it
-                folder.rmdir()
+            _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leaves a folder that the user chose, and one that holds others' records."""
+    if "SHOAL_RUNTIME_DIR" not in os.environ:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def find_running() -> list[RunningMesh]:
