@@ -231,6 +231,9 @@ class Row:
     ratio: float | None
 
 
+_NOT_SETTINGS = ("json", "markdown", "model", "peer_python")
+
+
 def measure(
     workload: Workload, sides: dict[str, Side], referee: Referee, options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -344,7 +347,8 @@ def write_document(path: Path, rows: list[Row], runs: dict[str, Any], peer: str,
         "benchmark": "engine",
         "machine": describe_machine(),
         "peer": peer or None,
-        "settings": {key: str(each) for key, each in vars(options).items() if key not in ("json", "markdown")},
+        "settings": {key: str(each) for key, each in vars(options).items() if key not in _NOT_SETTINGS}
+        | {"model": options.model.rpartition("/")[2]},  # no path of the machine
         "rows": [asdict(row) for row in rows],
         "runs": runs,
         "disturbed_pairs": sum(each["disturbed_pairs"] for each in runs.values()),

@@ -47,7 +47,7 @@ class WorkerConfig:
     threads: NotNegative = option(0, "Threads that compute; 0: one a core.")
     seed: NotNegative = option(0, "Seeds dummy weights. Requests without a seed draw their own.")
     coalesce_above_streams: NotNegative = option(
-        32, "Up to this many streams each token is sent at once; with more, several share a message."
+        8, "Up to this many streams each token is sent at once; with more, several share a message."
     )
     coalesce_max_tokens: Positive = option(8, "Most tokens that wait for one message.")
     coalesce_max_delay_ms: Positive = option(30, "Longest time that a token waits for others.")
