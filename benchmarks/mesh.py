@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime
 import itertools
 import json
 import platform
@@ -246,7 +247,9 @@ def main() -> int:
     if options.json is not None:
         document = {
             "machine": f"{platform.machine()}, {platform.processor() or platform.system()}",
-            "settings": {key: str(value) for key, value in vars(options).items() if key not in ("json", "check")},
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "settings": {key: str(value) for key, value in vars(options).items() if key not in ("json", "check")}
+            | {"manifest": options.manifest.name},  # no path of the machine
             "rows": [msgspec.to_builtins(row) for row in rows],
         }
         options.json.write_text(json.dumps(document, indent=2) + "\n")
