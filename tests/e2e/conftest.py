@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -32,9 +31,3 @@ def http(up: Up) -> Iterator[httpx.Client]:
     """An HTTP client of the OpenAI API."""
     with httpx.Client(base_url=f"http://{up.endpoint}", timeout=120, trust_env=False) as connected:
         yield connected
-
-
-@pytest.fixture
-def scratch(tmp_path: Path) -> Path:
-    """A folder for a mesh of the test's own."""
-    return tmp_path
