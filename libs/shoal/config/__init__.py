@@ -7,8 +7,8 @@
 
     config = load(Config, program="shoal-worker")
 
-Precedence: `--port 1` over `SHOAL_PORT=1` over `port = 1` in the TOML file named by `--config` (or `SHOAL_CONFIG`) over the
-default. Unknown keys are refused by name, values are checked against their annotation, and `describe` prints the
+Precedence: `--port 1` over `SHOAL_PORT=1` over `port = 1` in the TOML file named by `--config` (or `SHOAL_CONFIG`) over
+the default. Unknown keys are refused by name, values are checked against their annotation, and `describe` prints the
 effective configuration with secrets masked.
 """
 
