@@ -64,16 +64,6 @@ def test_portable_code_gives_the_same_results(
     torch.testing.assert_close(silu_and_mul.silu_and_mul(x), silu_and_mul.reference.silu_and_mul(x), **tolerance)
 
 
-@needs_compiler
-def test_uses_the_thread_pool_of_torch_and_no_other() -> None:
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        pytest.skip("needs /proc")
-    libraries = {Path(line.split()[-1]) for line in maps.read_text().splitlines()}
-    runtimes = {path for path in libraries if path.name.startswith(("libgomp", "libomp", "libiomp"))}
-    assert len(runtimes) <= 1, runtimes
-
-
 def test_no_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)

@@ -107,7 +107,7 @@ def build(extra_flags: tuple[str, ...] = ("-march=native",)) -> Path:
     Raises NativeBuildError.
     """
     compiler = find_compiler()
-    flags = ("-O3", "-std=gnu11", "-shared", "-fPIC", *extra_flags)
+    flags = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread", *extra_flags)
     digest = hashlib.sha256()
     for name in (*SOURCES, *HEADERS):
         digest.update((_KERNELS / name).read_bytes() + b"\0")

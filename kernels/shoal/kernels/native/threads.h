@@ -1,8 +1,9 @@
-/* Parallel regions on the OpenMP pool that torch already runs.
+/* Parallel regions on a pool of our own.
  *
- * A second pool would fight the first: an idle OpenMP thread spins for a while, and on two cores its spinning takes the
- * core of the other pool's worker. So nothing here links an OpenMP runtime; the caller hands over the address of
- * GOMP_parallel in the one torch has loaded (libgomp has it, and libomp for compatibility).
+ * A region ends when its work is done, not when every thread has been there: a helper that is late, asleep or not
+ * running finds nothing left and is not waited for. Fixed teams (OpenMP) wait for all of their threads at every region,
+ * 150 times a decoding step, and so for whatever process has taken the core of one of them: beside one busy process on two
+ * cores a step takes 18.5 ms with OpenMP and 10.2 ms here (docs/adr/0003-native-cpu-ops.md).
  */
 #ifndef SHOAL_THREADS_H
 #define SHOAL_THREADS_H
@@ -11,8 +12,10 @@
 
 typedef void (*shoal_body)(void *data);
 
-/* Runs body(data) on `num_threads` threads, or once on this one where no pool was handed over. Bodies take their share
- * by fetching from an atomic counter in `data`, so any number of threads is right. */
+/* Runs body(data) on this thread and on up to num_threads - 1 helpers, and returns when all that began have returned.
+ * Bodies take their share by fetching from an atomic counter in `data`, so any number of threads is right, one included:
+ * while another thread runs a region, or where no thread can be had, there are no helpers. Bodies must not start regions.
+ */
 void shoal_parallel(shoal_body body, void *data, int num_threads);
 
 /* Splits [0, count) in pieces of `grain` taken dynamically; serial if there is one piece. */

@@ -259,9 +259,8 @@ class EngineClient:
 def _engine_environment(config: WorkerConfig) -> dict[str, str]:
     """Thread pools read their settings when they are imported, before any setting could reach them.
 
-    GOMP_SPINCOUNT: by default libgomp's threads spin for milliseconds at a barrier, and with another busy process on
-    the same cores the thread they wait for does not get to run: 64 tokens on two cores took over 60 s beside one busy
-    process, 1.1 to 2.0 s with this value (undisturbed 0.36 s, 0.31 s by default). Gateway and Envoy share the cores.
+    GOMP_SPINCOUNT: by default libgomp's threads spin for milliseconds when torch has nothing for them, on cores that
+    our own threads, the gateway and Envoy want (docs/adr/0003-native-cpu-ops.md has the numbers).
     """
     threads = {"OMP_NUM_THREADS": str(config.threads)} if config.threads else {}
     return {"GOMP_SPINCOUNT": "1000", **os.environ, **threads}
