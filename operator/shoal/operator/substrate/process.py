@@ -1,4 +1,4 @@
-"""One started process, in a session of its own so that the terminal's Ctrl-C reaches the supervisor alone."""
+"""One started process, in a process group of its own so that the terminal's Ctrl-C reaches the supervisor alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class RunningProcess:
                 stdout=log,
                 stderr=log,
                 env={**environ, **plan.env},
-                start_new_session=True,
+                # Not a session: schedulers that group by session would share the cores evenly between the processes,
+                # whatever their niceness, and the workers' engines are meant to yield.
+                process_group=0,
             )
         guard.add(process.pid)
         return cls(process, guard)

@@ -45,6 +45,9 @@ class WorkerConfig:
         30.0, "Seconds of waiting that outweigh one step of priority, so that nothing starves."
     )
     threads: NotNegative = option(0, "Threads that compute; 0: one a core.")
+    engine_nice: Annotated[int, Meta(ge=0, le=19)] = option(
+        19, "Niceness of the computing process on a CPU: what carries its tokens goes first. 0: equal shares."
+    )
     seed: NotNegative = option(0, "Seeds dummy weights. Requests without a seed draw their own.")
     coalesce_above_streams: NotNegative = option(
         8, "Up to this many streams each token is sent at once; with more, several share a message."

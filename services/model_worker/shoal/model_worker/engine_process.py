@@ -50,6 +50,8 @@ def main() -> int:
         assert not early, "commands before the engine was ready"
         config = msgspec.msgpack.decode(first, type=WorkerConfig)
         setup_logs("model_worker.engine", level=config.log_level, log_format=config.log_format)
+        if config.device == "cpu":
+            yield_cores(config.engine_nice)
         return serve(channel, config)
     except ChannelClosed:
         return 0
@@ -77,6 +79,16 @@ def serve(channel: EngineChannel, config: WorkerConfig) -> int:
         channel.send(encode(Broken(f"the engine failed: {type(error).__name__}")))
         return 1
     return 0
+
+
+def yield_cores(niceness: int) -> None:
+    """Lets whoever carries tokens have a core at once. Before any thread is started: each has its own niceness.
+
+    Step N + 1 computes on all cores while the tokens of step N pass the front, Envoy, the gateway and Envoy again. With
+    equal niceness each hop waited up to 3 ms for a core: 7.5 ms from the step's end to the client, 1.9 ms with 19 (two
+    cores, one stream). It counts among the processes of one session or container only (autogroups, cgroups).
+    """
+    os.nice(niceness)
 
 
 def end_with_parent() -> None:
