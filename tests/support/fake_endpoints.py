@@ -17,7 +17,6 @@ from grpc_health.v1._async import HealthServicer
 from shoal.operator.envoy import Endpoint
 
 GENERATE = "/shoal.api.worker.v1.ModelWorkerService/Generate"
-ENCODE = "/shoal.api.tokenizer.v1.TokenizerService/Encode"
 GATEWAY_ECHO = "/shoal.api.gateway.v1.GatewayService/Echo"
 GATEWAY_GENERATE = "/shoal.api.gateway.v1.GatewayService/Generate"
 

@@ -63,7 +63,13 @@ async def run_gateway(
     worker, tokenizer = worker or FakeWorker(), tokenizer or FakeTokenizer()
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(serve_fakes(worker, tokenizer))
-        defaults: dict[str, Any] = {"mesh_address": address, "port": 0, "http_port": 0, "mesh_connections": 1}
+        defaults: dict[str, Any] = {
+            "mesh_address": address,
+            "tokenizer_address": address,
+            "port": 0,
+            "http_port": 0,
+            "mesh_connections": 1,
+        }
         gateway = await stack.enter_async_context(Gateway(Config(**(defaults | settings))))
         channel: Any = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc.port}"))
         http = await stack.enter_async_context(

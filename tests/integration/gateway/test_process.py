@@ -63,7 +63,7 @@ async def test_sigterm_finishes_streams_and_exits_0() -> None:
     worker.replies[0] = Reply("abc", hold=release)
     async with (
         serve_fakes(worker, FakeTokenizer()) as mesh,
-        start_gateway(f"--mesh-address={mesh}") as gateway,
+        start_gateway(f"--mesh-address={mesh}", f"--tokenizer-address={mesh}") as gateway,
         grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel,
     ):
         health: Any = health_pb2_grpc.HealthStub(channel)
@@ -101,9 +101,10 @@ async def test_health_follows_the_workers() -> None:
 
 
 async def test_wrong_settings_and_taken_ports_end_with_words() -> None:
-    unknown = await launch_gateway("--mesh-address=127.0.0.1:1", "--api-keys-file=/nonexistent")
+    nowhere = ("--mesh-address=127.0.0.1:1", "--tokenizer-address=127.0.0.1:1")
+    unknown = await launch_gateway(*nowhere, "--api-keys-file=/nonexistent")
     assert await unknown.wait_ended() == 2
     async with serve_fakes(FakeWorker()) as taken:
         port = taken.rpartition(":")[2]
-        clash = await launch_gateway("--mesh-address=127.0.0.1:1", f"--http-port={port}")
+        clash = await launch_gateway(*nowhere, f"--http-port={port}")
         assert await clash.wait_ended() == 1

@@ -14,7 +14,7 @@ import pytest
 
 from support.envoy_running import RunningEnvoy, running_envoy
 from support.eventually import eventually
-from support.fake_endpoints import ENCODE, GENERATE, FakeEndpoint, serving
+from support.fake_endpoints import GENERATE, FakeEndpoint, serving
 
 PIN = "x-shoal-endpoint"
 SERVED_BY = "x-shoal-served-by"
@@ -163,13 +163,10 @@ async def test_healthy_workers_get_calls_at_once(tmp_path: Path) -> None:
         assert await ask_many(envoy, 3) == {"w0": 3}
 
 
-async def test_tokenizers_are_told_apart_by_service(fleet: Fleet) -> None:
-    async with serving("t0") as tokenizer:
-        await fleet.envoy.join({"tokenizer": [tokenizer.endpoint]})
-        assert (await ask(fleet.envoy, method=ENCODE))[0] == "t0"
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await ask(fleet.envoy, method="/shoal.api.gateway.v1.GatewayService/Generate")
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+async def test_only_the_workers_service_is_routed(fleet: Fleet) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ask(fleet.envoy, method="/shoal.api.gateway.v1.GatewayService/Generate")
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_nothing_cuts_a_long_stream(fleet: Fleet) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 ENDPOINT_HEADER = "x-shoal-endpoint"
 """The gateway's choice of worker, best first: `127.0.0.1:7001,127.0.0.1:7002`."""
 WORKER = "worker"
-TOKENIZER = "tokenizer"
 GATEWAY_GRPC = "gateway-grpc"
 GATEWAY_HTTP = "gateway-http"
-NAMES = (WORKER, TOKENIZER, GATEWAY_GRPC, GATEWAY_HTTP)
+NAMES = (WORKER, GATEWAY_GRPC, GATEWAY_HTTP)
 
 _LB = "type.googleapis.com/envoy.extensions.load_balancing_policies"
 # Envoy's defaults (1024 requests, 3 retries at a time) make the 1025th stream fail while workers are idle. Admission is
@@ -31,11 +30,6 @@ def worker(xds_dir: str, health_interval_s: float, *, outlier_detection: bool) -
             "max_ejection_percent": 50,
         }
     return cluster
-
-
-def tokenizer(xds_dir: str, health_interval_s: float) -> dict[str, Any]:
-    """The tokenizers, alike and stateless."""
-    return _grpc_cluster(TOKENIZER, xds_dir, health_interval_s)
 
 
 def gateway_grpc(xds_dir: str, health_interval_s: float) -> dict[str, Any]:

@@ -46,7 +46,6 @@ def render_files(options: EnvoyOptions, endpoints: Mapping[str, Sequence[Endpoin
         f"{XDS_FOLDER}/cds.json": {
             "resources": [
                 clusters.worker(xds_dir, options.grpc_health_interval_s, outlier_detection=options.num_workers > 1),
-                clusters.tokenizer(xds_dir, options.grpc_health_interval_s),
                 clusters.gateway_grpc(xds_dir, options.grpc_health_interval_s),
                 clusters.gateway_http(xds_dir),
             ]

@@ -68,13 +68,9 @@ def edge(address: Endpoint, access_log: str | None, max_http_request_bytes: int)
 
 
 def mesh(address: Endpoint, num_retries: int) -> dict[str, Any]:
-    """Where the gateway finds tokenizers and workers, told apart by the gRPC service they are called for."""
+    """Where the gateway finds workers."""
     retry_on = "resource-exhausted,unavailable,connect-failure,refused-stream"
     routes = [
-        {
-            "match": {"prefix": "/shoal.api.tokenizer.v1.TokenizerService/", "grpc": {}},
-            "route": _route(clusters.TOKENIZER, retry_on="unavailable,connect-failure,refused-stream", num_retries=2),
-        },
         {
             "match": {"prefix": "/shoal.api.worker.v1.ModelWorkerService/", "grpc": {}},
             "route": _route(clusters.WORKER, retry_on=retry_on, num_retries=num_retries),

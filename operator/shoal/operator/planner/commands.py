@@ -3,7 +3,7 @@ variable or settings file can change what the manifest says."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from shoal.operator.api import InferenceService, parse_quantity
 from shoal.operator.envoy import Endpoint
@@ -61,6 +61,7 @@ def gateway(
     ports: Mapping[str, int],
     *,
     mesh: Endpoint,
+    tokenizers: Sequence[Endpoint],
     workers_file: str,
     drain_timeout_s: float,
 ) -> tuple[str, ...]:
@@ -69,6 +70,7 @@ def gateway(
     flags: Flags = {
         "http-port": ports["http"],
         "mesh-address": str(mesh),
+        "tokenizer-address": "ipv4:" + ",".join(map(str, tokenizers)),
         "workers-file": workers_file,
         "routing-policy": spec.routing.policy,
         "api-keys-file": spec.gateway.auth.api_keys_file if spec.gateway.auth is not None else None,

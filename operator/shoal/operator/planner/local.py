@@ -58,7 +58,6 @@ def _tokenizer(service: InferenceService, observed: Observed, index: int) -> Pro
         env=commands.environment(num_threads=1),
         ports=ports,
         readiness=_grpc_readiness(ports["grpc"], _TOKENIZER_DEADLINE_S),
-        serves={clusters.TOKENIZER: Endpoint(HOST, ports["grpc"])},
         drain_timeout_s=_BEHIND_DRAIN_S + 5.0,
     )
 
@@ -82,6 +81,7 @@ def _worker(service: InferenceService, observed: Observed, index: int) -> Proces
 def _gateway(service: InferenceService, observed: Observed, index: int, behind: tuple[str, ...]) -> ProcessPlan:
     name = f"gateway-{index}"
     ports = _ports(observed, name, ("grpc", "http", "metrics"))
+    num_tokenizers = service.spec.tokenizer.replicas
     return ProcessPlan(
         name=name,
         component="gateway",
@@ -91,6 +91,7 @@ def _gateway(service: InferenceService, observed: Observed, index: int, behind: 
             HOST,
             ports,
             mesh=Endpoint(HOST, observed.ports["mesh"]),
+            tokenizers=[Endpoint(HOST, observed.ports[f"tokenizer-{i}/grpc"]) for i in range(num_tokenizers)],
             workers_file=f"{observed.run_dir}/{eds_file(clusters.WORKER)}",
             drain_timeout_s=_GATEWAY_DRAIN_S,
         ),

@@ -20,10 +20,13 @@ class Config:
     """Shoal's public API: gRPC and OpenAI HTTP in front of the mesh."""
 
     mesh_address: str = option(
-        help="host:port of Envoy's mesh listener, which leads to the tokenizer and the workers. A worker's own address "
-        "also works, for one worker without Envoy."
+        help="host:port of Envoy's mesh listener, which leads to the workers. A worker's own address also works, for "
+        "one worker without Envoy."
     )
-    tokenizer_address: str = option("", "host:port of the tokenizer, when not behind mesh_address.")
+    tokenizer_address: str = option(
+        help="The tokenizers as a gRPC target: host:port, dns:///name:port for all addresses of a name, "
+        "ipv4:ADDRESS:PORT,ADDRESS:PORT,... Calls take turns."
+    )
     workers_file: str = option(
         "", "Envoy's EDS file (JSON) listing the workers; watched. Empty: mesh_address is the only worker."
     )

@@ -21,7 +21,7 @@ from shoal.gateway.routing.prefix_index import PrefixIndex
 from shoal.gateway.routing.router import Router
 from shoal.gateway.servicer import GatewayServicer
 from shoal.gateway.tenants import load_authenticator
-from shoal.gateway.tokenizing import Tokenizer
+from shoal.gateway.tokenizing import Tokenizer, open_tokenizer_channel
 from shoal.gateway.upstream import Mesh, open_channel
 from shoal.gateway.workers.endpoints import EdsFile, Endpoint, EndpointSource, FixedEndpoints
 from shoal.gateway.workers.fleet import Fleet
@@ -51,14 +51,12 @@ class Gateway:
     async def __aenter__(self) -> Gateway:
         config = self._config
         authenticator = load_authenticator(config.api_keys_file)
-        self._channels = [open_channel(config.mesh_address) for _ in range(config.mesh_connections)]
-        to_tokenizer = self._channels[0]
-        if config.tokenizer_address:
-            to_tokenizer = open_channel(config.tokenizer_address)
-            self._channels.append(to_tokenizer)
-        mesh = Mesh(self._channels[: config.mesh_connections])
+        to_mesh = [open_channel(config.mesh_address) for _ in range(config.mesh_connections)]
+        to_tokenizers = open_tokenizer_channel(config.tokenizer_address)
+        self._channels = [*to_mesh, to_tokenizers]
+        mesh = Mesh(to_mesh)
         self.index = PrefixIndex(config.prefix_index_keys)
-        self.tokenizer = Tokenizer(to_tokenizer)
+        self.tokenizer = Tokenizer(to_tokenizers)
         self.fleet = Fleet(_source(config), self.index)
         policy = policy_of(
             config.routing_policy, slack_tokens=config.balance_slack_tokens, slack_ratio=config.balance_slack_ratio

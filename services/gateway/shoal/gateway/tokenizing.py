@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Sequence
 from typing import Any, Final
@@ -21,7 +22,43 @@ VOCABULARY_TIMEOUT_S: Final = 30.0
 CALL_TIMEOUT_S: Final = 30.0
 RETRY_FIRST_S: Final = 0.1
 RETRY_MOST_S: Final = 2.0
+_SERVICE: Final = tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"].full_name
+_BALANCING: Final = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": _SERVICE},
+    "methodConfig": [
+        {
+            "name": [{"service": _SERVICE}],
+            "retryPolicy": {  # every call may be repeated
+                "maxAttempts": 3,
+                "initialBackoff": "0.02s",
+                "maxBackoff": "0.2s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+}
+_OPTIONS: Final = [
+    ("grpc.service_config", json.dumps(_BALANCING)),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+]
 _log = structlog.get_logger("shoal.gateway.tokenizer")
+
+
+def open_tokenizer_channel(target: str) -> grpc.aio.Channel:
+    """A channel to all tokenizers of a gRPC target; calls go to the healthy ones in turn.
+
+    Not through Envoy: tokenizers are alike, so there is nothing to route by, and the two hops took 0.5 ms of every
+    time to first token (two cores, one stream).
+    """
+    return grpc.aio.insecure_channel(target, options=_OPTIONS)
 
 
 class Tokenizer:
