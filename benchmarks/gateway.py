@@ -47,6 +47,12 @@ from shoal.api.generation.v1 import generation_pb2
 from shoal.api.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from shoal.api.worker.v1 import worker_pb2, worker_pb2_grpc
 
+# PYTHONSAFEPATH, which the Makefile sets, keeps a script's folder off sys.path. Not the repository's root: its folders
+# `operator` and `kernels` are named like modules of others.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from rows import Row, write_results
+
 BARS = {"token-ids": 20_000, "text": 15_000, "text-stops": None, "sse": 10_000}
 VOCAB_SIZE = 49_152
 PROMPT_LEN = 64
@@ -434,6 +440,8 @@ async def run(
         transport.abort()
     if tally.errors:
         raise RuntimeError(f"{scenario}: {len(tally.errors)} wrong answers, the first: {tally.errors[0]}")
+    if not cpu_s:
+        raise RuntimeError(f"{scenario}: too short to measure CPU seconds; ask for more --messages")
     return {
         "messages_per_s": tally.messages / elapsed_s,
         "messages_per_cpu_s": tally.messages / cpu_s,
@@ -472,6 +480,16 @@ async def measure(options: argparse.Namespace, neighbours_port: int) -> dict[str
     }
 
 
+def to_rows(results: dict[str, dict[str, Any]]) -> list[Row]:
+    """Both rates of each scenario; nothing is compared."""
+    units = {"messages_per_s": "messages/s", "messages_per_cpu_s": "messages/CPU s"}
+    return [
+        Row(f"{scenario}_{key}", result[key], unit, None, None)
+        for scenario, result in results.items()
+        for key, unit in units.items()
+    ]
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -496,9 +514,9 @@ def main() -> None:
             f"{row['cpu_us_per_message']:6.1f} us each  utilization {row['utilization']:.2f}  {bar}"
         )
     if options.json:
-        machine = {"machine": platform.machine(), "python": platform.python_version(), "cores": os.cpu_count()}
         settings = {k: getattr(options, k) for k in ("streams", "tokens", "messages", "offered", "repeats")}
-        options.json.write_text(json.dumps({"results": results, "settings": settings, "on": machine}, indent=2) + "\n")
+        machine = {"machine": platform.machine(), "python": platform.python_version(), "cores": os.cpu_count()}
+        write_results(options.json, to_rows(results), settings, benchmark="gateway", results=results, on=machine)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Times the CPU operations one by one, and whole model steps through `CpuRunner`.
 
-    python benchmarks/kernels_cpu.py --model model.gguf [--threads 2] [--dtype bfloat16]
+    python benchmarks/kernels_cpu.py --model model.gguf [--threads 2] [--dtype bfloat16] [--json kernels.json]
 
 Every number is the fastest of many runs, so a busy machine shows less of itself. "% peak" compares with what the
 script measures first: bytes read by all threads together from a buffer larger than the caches, and the arithmetic of a
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,6 +37,12 @@ from shoal.model_worker.runner.cpu import CpuRunner, layout_for
 from shoal.model_worker.sampling.params import SamplingParams
 from shoal.model_worker.sampling.sampler import Sampler
 from shoal.model_worker.step import Admission, StepPlan
+
+# PYTHONSAFEPATH, which the Makefile sets, keeps a script's folder off sys.path. Not the repository's root: its folders
+# `operator` and `kernels` are named like modules of others.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from rows import Row, write_results
 
 BLOCK_SIZE = 16
 CONTEXT = 200
@@ -90,35 +97,38 @@ def measure_ceiling(dtype: torch.dtype) -> Ceiling:
     return Ceiling(bytes_per_s, 2 * 2048**3 / fastest_s(lambda: linear(x), 1.0))
 
 
-def report(name: str, seconds: float, num_bytes: int, flops: int, ceiling: Ceiling) -> None:
-    """One line: time, rates, and the larger of the two shares of the ceiling."""
+def report(batch: Batch, name: str, seconds: float, num_bytes: int, flops: int, ceiling: Ceiling) -> Row:
+    """One line: time, rates, and the larger of the two shares of the ceiling; the peer is the time at the ceiling."""
     share = max(num_bytes / seconds / ceiling.bytes_per_s, flops / seconds / ceiling.flops_per_s)
     print(
         f"  {name:<16} {seconds * 1e6:>9.1f} us {num_bytes / seconds / 1e9:>7.1f} GB/s "
         f"{flops / seconds / 1e9:>7.0f} GFLOP/s {share:>5.0%} peak"
     )
+    return Row(f"{batch.name}: {name}", seconds * 1e6, "us", seconds * share * 1e6, share)
 
 
-def time_operations(config: ModelConfig, dtype: torch.dtype, ceiling: Ceiling) -> None:
+def time_operations(config: ModelConfig, dtype: torch.dtype, ceiling: Ceiling) -> Iterator[Row]:
     """Each operation of a layer, for each batch."""
     for batch in BATCHES:
         num_tokens = sum(queries for queries, _ in batch.sequences)
         print(f"{batch.name}: {num_tokens} tokens")
-        time_attention(batch, config, dtype, ceiling)
+        yield from time_attention(batch, config, dtype, ceiling)
         size, rows = dtype.itemsize, num_tokens
         x, residual = (torch.randn(rows, config.hidden_size).to(dtype) for _ in range(2))
         weight = torch.ones(config.hidden_size, dtype=dtype)
         seconds = fastest_s(partial(add_rms_norm, x, residual, weight, 1e-5))
         moved = norm_reference.bytes_moved(rows, config.hidden_size, size, residual=True)
-        report("add_rms_norm", seconds, moved, norm_reference.flops(rows, config.hidden_size), ceiling)
+        flops = norm_reference.flops(rows, config.hidden_size)
+        yield report(batch, "add_rms_norm", seconds, moved, flops, ceiling)
         gate_up = torch.randn(rows, 2 * config.intermediate_size).to(dtype)
         seconds = fastest_s(partial(silu_and_mul, gate_up))
         moved = silu_reference.bytes_moved(rows, config.intermediate_size, size)
-        report("silu_and_mul", seconds, moved, silu_reference.flops(rows, config.intermediate_size), ceiling)
-        time_linears(rows, config, dtype, ceiling)
+        flops = silu_reference.flops(rows, config.intermediate_size)
+        yield report(batch, "silu_and_mul", seconds, moved, flops, ceiling)
+        yield from time_linears(batch, rows, config, dtype, ceiling)
 
 
-def time_attention(batch: Batch, config: ModelConfig, dtype: torch.dtype, ceiling: Ceiling) -> None:
+def time_attention(batch: Batch, config: ModelConfig, dtype: torch.dtype, ceiling: Ceiling) -> Iterator[Row]:
     """Rotary embedding with KV write, and attention; layers in turn, so that KV does not stay in the caches."""
     layout = layout_for(config, BLOCK_SIZE, dtype)
     counts = [-(-length // BLOCK_SIZE) for _, length in batch.sequences]
@@ -151,13 +161,15 @@ def time_attention(batch: Batch, config: ModelConfig, dtype: torch.dtype, ceilin
 
     seconds = fastest_s(lambda: plan_attention(shape, starts, lengths, tables, rows))
     print(f"  {'plan (a step)':<16} {seconds * 1e6:>9.1f} us")
+    yield Row(f"{batch.name}: plan_attention", seconds * 1e6, "us", None, None)
     moved, flops = attention_reference.bytes_moved(plan), attention_reference.flops(plan)
-    report("paged_attention", fastest_s(attend), moved, flops, ceiling)
+    yield report(batch, "paged_attention", fastest_s(attend), moved, flops, ceiling)
     moved = rope_reference.bytes_moved(len(qkv), config.num_heads, layout)
-    report("rope_and_cache", fastest_s(rope), moved, rope_reference.flops(len(qkv), config.num_heads, layout), ceiling)
+    flops = rope_reference.flops(len(qkv), config.num_heads, layout)
+    yield report(batch, "rope_and_cache", fastest_s(rope), moved, flops, ceiling)
 
 
-def time_linears(rows: int, config: ModelConfig, dtype: torch.dtype, ceiling: Ceiling) -> None:
+def time_linears(batch: Batch, rows: int, config: ModelConfig, dtype: torch.dtype, ceiling: Ceiling) -> Iterator[Row]:
     """A layer's four products, layers in turn as in a step."""
     kv = config.num_kv_heads * config.head_dim
     q = config.num_heads * config.head_dim
@@ -171,14 +183,14 @@ def time_linears(rows: int, config: ModelConfig, dtype: torch.dtype, ceiling: Ce
         x, turn = torch.randn(rows, narrow).to(dtype), itertools.cycle(linears)
         seconds = fastest_s(partial(_call_next, turn, x))
         moved = (wide * narrow + rows * (wide + narrow)) * dtype.itemsize
-        report(name, seconds, moved, 2 * rows * wide * narrow, ceiling)
+        yield report(batch, name, seconds, moved, 2 * rows * wide * narrow, ceiling)
 
 
 def _call_next(linears: Iterator[Linear], x: torch.Tensor) -> None:
     next(linears)(x)
 
 
-def time_steps(loaded: LoadedModel) -> None:
+def time_steps(loaded: LoadedModel) -> Iterator[Row]:
     """Steps through the runner, greedy sampling included."""
     print("whole steps")
     for num_seqs in (1, 4, 16, 64):
@@ -188,9 +200,11 @@ def time_steps(loaded: LoadedModel) -> None:
             f"  decode {num_seqs:<5} {best * 1e3:>8.2f} ms ({num_seqs / best:>6.0f} tok/s)"
             f"   median {median * 1e3:>8.2f} ms ({num_seqs / median:>6.0f} tok/s)"
         )
+        yield Row(f"step: decode {num_seqs}", best * 1e3, "ms", None, None)
     for chunk in (256, 512, 1024):
         seconds = prefill_s(loaded, 1024, chunk)
         print(f"  prefill 1024 by {chunk:<5} {seconds * 1e3:>8.1f} ms ({1024 / seconds:>6.0f} tok/s)")
+        yield Row(f"steps: prefill 1024 by {chunk}", seconds * 1e3, "ms", None, None)
 
 
 def make_runner(loaded: LoadedModel, num_seqs: int, max_model_len: int) -> CpuRunner:
@@ -271,17 +285,22 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", choices=["operations", "steps"])
+    parser.add_argument("--json", type=Path, help="write the rows here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     loaded = load_model(arguments.model, dtype=arguments.dtype)
     print(f"{arguments.threads} threads of {os.cpu_count()} CPUs, {arguments.dtype}, load {os.getloadavg()[0]:.1f}")
+    rows: list[Row] = []
     with torch.inference_mode():
         if arguments.only != "steps":
             ceiling = measure_ceiling(loaded.dtype)
             print(f"ceiling: {ceiling.bytes_per_s / 1e9:.1f} GB/s, {ceiling.flops_per_s / 1e9:.0f} GFLOP/s")
-            time_operations(loaded.config, loaded.dtype, ceiling)
+            rows += time_operations(loaded.config, loaded.dtype, ceiling)
         if arguments.only != "operations":
-            time_steps(loaded)
+            rows += time_steps(loaded)
+    if arguments.json is not None:
+        settings = {"model": arguments.model.name, "dtype": arguments.dtype, "threads": arguments.threads}
+        write_results(arguments.json, rows, settings, benchmark="kernels_cpu")
 
 
 if __name__ == "__main__":

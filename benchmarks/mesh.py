@@ -20,10 +20,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import itertools
-import json
-import platform
 import statistics
 import sys
 import time
@@ -41,6 +38,12 @@ from shoal.api.generation.v1 import generation_pb2
 from shoal.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from shoal.operator.api import InferenceService, load_manifest
 from shoal.operator.substrate import LocalMesh
+
+# PYTHONSAFEPATH, which the Makefile sets, keeps a script's folder off sys.path. Not the repository's root: its folders
+# `operator` and `kernels` are named like modules of others.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from rows import Row, write_results
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_TTFT_OVERHEAD_MS = 5.0
@@ -78,17 +81,6 @@ class Paths:
     mesh: Ask
     direct: Ask
     tokenize: Callable[[str], Awaitable[list[int]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One result. `peer` is the worker asked directly."""
-
-    name: str
-    value: float
-    unit: str
-    peer: float | None
-    ratio: float | None
 
 
 @asynccontextmanager
@@ -245,14 +237,9 @@ def main() -> int:
     rows = asyncio.run(measure(options))
     met = show(rows)
     if options.json is not None:
-        document = {
-            "machine": f"{platform.machine()}, {platform.processor() or platform.system()}",
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "settings": {key: str(value) for key, value in vars(options).items() if key not in ("json", "check")}
-            | {"manifest": options.manifest.name},  # no path of the machine
-            "rows": [msgspec.to_builtins(row) for row in rows],
-        }
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
+        settings = {key: str(value) for key, value in vars(options).items() if key not in ("json", "check")}
+        settings["manifest"] = options.manifest.name  # no path of the machine
+        write_results(options.json, rows, settings, benchmark="mesh")
     return 1 if options.check and not met else 0
 
 
