@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -41,7 +42,7 @@ async def test_text_of_a_real_vocabulary_equals_the_tokenizers_own() -> None:
         start_tokenizer(f"--model={path}") as tokenizer,
         serve_fakes(Echo(info(vocab_size=49_152))) as mesh,
         start_gateway(f"--mesh-address={mesh}", f"--tokenizer-address={tokenizer.address}") as gateway,
-        grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel,
+        grpc.aio.insecure_channel(gateway.address) as channel,
     ):
         stub: Any = gateway_pb2_grpc.GatewayServiceStub(channel)
         ids = (await stub.Tokenize(gateway_pb2.TokenizeRequest(text=TEXT))).token_ids
@@ -64,7 +65,7 @@ async def test_sigterm_finishes_streams_and_exits_0() -> None:
     async with (
         serve_fakes(worker, FakeTokenizer()) as mesh,
         start_gateway(f"--mesh-address={mesh}", f"--tokenizer-address={mesh}") as gateway,
-        grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel,
+        grpc.aio.insecure_channel(gateway.address) as channel,
     ):
         health: Any = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest())
@@ -72,7 +73,7 @@ async def test_sigterm_finishes_streams_and_exits_0() -> None:
         stub: Any = gateway_pb2_grpc.GatewayServiceStub(channel)
         call = stub.Generate(gateway_pb2.GenerateRequest(text="x"))
         text = (await call.read()).text
-        gateway.terminate()
+        gateway.signal(signal.SIGTERM)
         async with asyncio.timeout(20):
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         watch.cancel()
@@ -90,7 +91,7 @@ async def test_health_follows_the_workers() -> None:
         mesh = await workers.enter_async_context(serve_fakes(FakeWorker()))
         flags = (f"--mesh-address={mesh}", f"--tokenizer-address={tokenizer}")
         gateway = await stack.enter_async_context(start_gateway(*flags))
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}"))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(gateway.address))
         health: Any = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING

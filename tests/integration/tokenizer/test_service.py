@@ -23,9 +23,10 @@ from shoal.rpc.errors import InvalidArgument, PayloadTooLarge, ResourceExhausted
 from shoal.rpc.status import from_rpc_error
 from support.chat_templates import CONVERSATIONS
 from support.gguf_files import sentencepiece_keys, write_gguf
+from support.logged_process import LoggedProcess
 from support.model import smollm2_path
 from support.texts import TEXTS
-from support.tokenizer_process import TokenizerProcess, launch_tokenizer, start_tokenizer, tokenizer_stub
+from support.tokenizer_process import launch_tokenizer, start_tokenizer, tokenizer_stub
 
 Stub: TypeAlias = "tokenizer_pb2_grpc.TokenizerServiceAsyncStub"  # exists in the type stubs only
 GOOD = pb.TokenIds(ids=[1])
@@ -33,14 +34,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def service() -> AsyncIterator[TokenizerProcess]:
+async def service() -> AsyncIterator[LoggedProcess]:
     path = await asyncio.to_thread(smollm2_path)
     async with start_tokenizer(f"--model={path}", "--max-text-bytes=100000", "--max-batch-size=64") as running:
         yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stub(service: TokenizerProcess) -> AsyncIterator[Stub]:
+async def stub(service: LoggedProcess) -> AsyncIterator[Stub]:
     async with tokenizer_stub(service) as client:
         yield client
 
@@ -165,13 +166,13 @@ async def test_many_callers_at_once(stub: Stub) -> None:
     assert [f"number {i}<|im_end|>" in answer.text for i, answer in enumerate(answers)] == [True] * 200
 
 
-async def test_health_and_metrics(service: TokenizerProcess, stub: Stub) -> None:
+async def test_health_and_metrics(service: LoggedProcess, stub: Stub) -> None:
     await stub.Encode(pb.EncodeRequest(texts=["x"]))
     async with grpc.aio.insecure_channel(service.address) as channel:
         request = health_pb2.HealthCheckRequest(service="shoal.api.tokenizer.v1.TokenizerService")
         answer = await health_pb2_grpc.HealthStub(channel).Check(request)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    text = await service.metrics()
+    text = await asyncio.to_thread(service.read_metrics)
     assert 'shoal_tokenizer_tokens_total{direction="encoded"}' in text
     assert 'method="/shoal.api.tokenizer.v1.TokenizerService/Encode"' in text
 
@@ -221,7 +222,7 @@ async def test_evil_templates_harm_only_their_own_call(tmp_path: Path) -> None:
         assert "only users, please" in str(await failure(render("raise")))
         assert isinstance(await failure(render("escape")), InvalidArgument)
         assert await render("again") == "ok again"
-        assert "shoal_tokenizer_render_restarts_total" in await service.metrics()
+        assert "shoal_tokenizer_render_restarts_total" in await asyncio.to_thread(service.read_metrics)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ async def test_sigterm_drains_and_leaves_no_process(tmp_path: Path) -> None:
     async with start_tokenizer(f"--model={path}") as service:
         children = children_of(service.process.pid)
         assert len(children) == 2
-        service.process.send_signal(signal.SIGTERM)
+        service.signal(signal.SIGTERM)
         assert await service.wait_ended() == 0
         assert service.logged("stopped")
     assert not any(is_running(child) for child in children)
