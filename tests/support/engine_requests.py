@@ -34,3 +34,8 @@ def make_request(
         priority=priority,
         deadline_s=deadline_s,
     )
+
+
+def exactly(max_tokens: int, **others: object) -> SamplingParams:
+    """Sampling that no end-of-sequence token ends before `max_tokens`."""
+    return SamplingParams(max_tokens=max_tokens, ignore_eos=True, **others)  # type: ignore[arg-type]
