@@ -9,6 +9,7 @@ Serves HTTP on PORT: GET / is 200. Appends `started NAME` and `ended NAME` to RE
     linger=S            takes S seconds to end after SIGTERM
     mute                never listens
     grandchild          starts another process in a session of its own
+    chatter=N           writes N numbered lines before it listens, and `goodbye` at its end
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def main() -> None:
         sys.exit(3)
     if "grandchild" in values:
         subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True)
+    for number in range(int(values.get("chatter", 0))):
+        print(f"line {number:08d} of a very talkative program", flush=True)
     if "mute" in values:
         signal.pause()
     server = HTTPServer(("127.0.0.1", port), _Handler)
@@ -55,6 +58,8 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN if "stubborn" in values else end)
     server.serve_forever()
+    if "chatter" in values:
+        print("goodbye", flush=True)
     with record.open("a") as file:
         file.write(f"ended {name}\n")
 

@@ -32,6 +32,7 @@ def observe(service: InferenceService, num_cores: int = 4) -> Observed:
     return Observed(
         machine=Machine(num_cores=num_cores, memory_bytes=16 << 30),
         run_dir="/run/shoal-1",
+        log_dir="/run/shoal-1/logs",
         model_path="/cache/model",
         python="/usr/bin/python3",
         envoy="/usr/bin/envoy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from msgspec.structs import replace
@@ -133,6 +135,31 @@ async def test_edge_is_the_asked_port_and_survives_a_crash_of_envoy(tmp_path: Pa
         assert mesh.run_dir.stat().st_mode & 0o777 == 0o700
     assert not mesh.run_dir.exists()
     assert events[-1] == Event("mesh", State.STOPPED)
+
+
+async def test_the_access_log_is_kept_with_the_others_and_bounded(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    service = make_service(tmp_path)
+    observability = replace(service.spec.observability, access_log=True)
+    mesh = LocalMesh(
+        replace(service, spec=replace(service.spec, observability=observability)),
+        handle_signals=False,
+        log_dir=logs,
+        options=dataclasses.replace(FAST, max_log_bytes=32 << 10, log_check_interval_s=0.01),
+        planner=plan_fakes(tmp_path / "record"),
+    )
+    async with mesh, httpx.AsyncClient(base_url=mesh.url, trust_env=False) as http:
+
+        async def ask_until_cut() -> bool:
+            for _ in range(100):
+                await http.get("/healthz")
+            return (logs / "access.log.1").exists()
+
+        await eventually(ask_until_cut, "Envoy's access log is cut")  # Envoy writes 64 KiB at once
+    access = (logs / "access.log").read_bytes()
+    assert b"\0" not in access
+    assert all(json.loads(line)["path"] == "/healthz" for line in access.splitlines())
+    assert access.splitlines()  # what Envoy still held when it ended came after the cut
 
 
 async def test_stop_while_starting(tmp_path: Path) -> None:

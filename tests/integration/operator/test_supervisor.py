@@ -20,6 +20,7 @@ from shoal.operator.planner import LocalPlan, ProcessPlan, Readiness, ReadinessK
 from shoal.operator.substrate import Event, ProcessFailed, State, SupervisorOptions
 from shoal.operator.substrate.guard import Guard
 from shoal.operator.substrate.guardian import find_marked
+from shoal.operator.substrate.logs import previous_log
 from shoal.operator.substrate.ports import PortReservations
 from shoal.operator.substrate.run_dir import create_run_dir
 from shoal.operator.substrate.supervisor import Supervisor
@@ -202,6 +203,22 @@ async def test_watch_raises_what_a_keeper_cannot_handle(stage: Stage) -> None:
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(OSError, match="eds-worker"):
             await asyncio.wait_for(supervisor.watch(), 10)
+
+
+async def test_a_talkative_process_does_not_fill_the_disk(stage: Stage) -> None:
+    limit_bytes = 64 << 10
+    options = dataclasses.replace(FAST, max_log_bytes=limit_bytes, log_check_interval_s=0.01)
+    log = stage.run_dir / "w.log"
+    async with stage.supervising(stage.process("w", "chatter=30000"), options=options) as supervisor:
+        await supervisor.start()  # 1.3 MB were written until then
+        await eventually(lambda: log.stat().st_size <= limit_bytes, "the log is cut a last time")
+        await supervisor.stop()
+        current, previous = log.read_bytes(), previous_log(log).read_bytes()
+    assert current.endswith(b"goodbye\n")
+    assert b"\0" not in current  # no hole: the writer went on at the start of the file
+    assert len(previous) <= 2 * limit_bytes
+    numbers = [int(line[5:13]) for line in (previous + current).splitlines()[1:-1] if line.startswith(b"line ")]
+    assert numbers[-1] == 29999
 
 
 async def test_environment_is_cleaned(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

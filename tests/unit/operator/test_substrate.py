@@ -22,7 +22,7 @@ from shoal.operator.substrate.model import source_uri
 from shoal.operator.substrate.model_facts import read_model_facts
 from shoal.operator.substrate.ports import PortReservations
 from shoal.operator.substrate.probes import http_get, probe
-from shoal.operator.substrate.process import describe_exit, read_tail
+from shoal.operator.substrate.process import describe_exit
 from shoal.operator.substrate.run_dir import create_run_dir, write_files
 
 
@@ -200,15 +200,6 @@ def test_exit_is_described() -> None:
         "killed by SIGKILL",
         "killed by signal 999",
     ]
-
-
-def test_tail_is_bounded(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    assert read_tail(log) == ""
-    log.write_bytes(b"".join(b"line %d \xff\n" % index for index in range(10_000)))
-    lines = read_tail(log).splitlines()
-    assert len(lines) == 20
-    assert lines[-1].startswith("line 9999")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from shoal.operator.planner.plan import LocalPlan, Observed, ProcessPlan, Readin
 
 HOST = "127.0.0.1"
 ADMIN_SOCKET = "admin.sock"
-LOG_FOLDER = "logs"
 
 _WORKER_DEADLINE_S = 600.0  # reads the weights: a large model from a slow disk
 _TOKENIZER_DEADLINE_S = 120.0
@@ -118,6 +117,7 @@ def _envoy(service: InferenceService, observed: Observed) -> ProcessPlan:
             log_level=service.spec.observability.log_level,
         ),
         ports={"edge": observed.ports["edge"], "mesh": observed.ports["mesh"]},
+        log_files=tuple(filter(None, (_access_log(service, observed),))),
         readiness=Readiness(
             kind=ReadinessKind.ENVOY_ADMIN,
             target=f"{observed.run_dir}/{ADMIN_SOCKET}",
@@ -125,6 +125,10 @@ def _envoy(service: InferenceService, observed: Observed) -> ProcessPlan:
             deadline_s=_ENVOY_DEADLINE_S,
         ),
     )
+
+
+def _access_log(service: InferenceService, observed: Observed) -> str | None:
+    return f"{observed.log_dir}/access.log" if service.spec.observability.access_log else None
 
 
 def _envoy_options(service: InferenceService, observed: Observed, edge: Endpoint) -> EnvoyOptions:
@@ -135,7 +139,7 @@ def _envoy_options(service: InferenceService, observed: Observed, edge: Endpoint
         edge=edge,
         mesh=Endpoint(HOST, observed.ports["mesh"]),
         num_workers=service.spec.workers.replicas,
-        access_log=f"{observed.run_dir}/{LOG_FOLDER}/access.log" if service.spec.observability.access_log else None,
+        access_log=_access_log(service, observed),
     )
 
 

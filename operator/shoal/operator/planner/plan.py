@@ -17,6 +17,8 @@ class Observed:
     machine: Machine
     run_dir: str
     """Absolute; files of the plan are relative to it."""
+    log_dir: str
+    """Absolute; exists."""
     model_path: str
     """The model's file or folder on this machine."""
     python: str
@@ -66,6 +68,8 @@ class ProcessPlan:
     """Processes that must be ready before this one starts, and that stop after it."""
     serves: Mapping[str, Endpoint] = field(default_factory=dict)
     """Envoy cluster -> the endpoint to put there while this process is ready."""
+    log_files: tuple[str, ...] = ()
+    """Absolute paths of logs that it appends to by itself, besides its output."""
     drain_timeout_s: float = 10.0
     """How long it may take to end after SIGTERM before it is killed."""
 

@@ -13,10 +13,11 @@ from shoal.operator.planner import ProcessPlan
 from shoal.operator.substrate.events import Event, OnEvent, State
 from shoal.operator.substrate.failures import ProcessFailed
 from shoal.operator.substrate.guard import Guard
+from shoal.operator.substrate.logs import read_tail
 from shoal.operator.substrate.membership import Membership
 from shoal.operator.substrate.options import SupervisorOptions
 from shoal.operator.substrate.probes import probe
-from shoal.operator.substrate.process import RunningProcess, describe_exit, read_tail
+from shoal.operator.substrate.process import RunningProcess, describe_exit
 
 _T = TypeVar("_T")
 _USAGE_EXIT_CODE = 2
@@ -67,6 +68,11 @@ class Keeper:
     def log_path(self) -> Path:
         """Where the process's output goes, over all of its starts."""
         return self._around.log_dir / f"{self.plan.name}.log"
+
+    @property
+    def log_paths(self) -> list[Path]:
+        """All logs of the process: its output, and what it writes by itself."""
+        return [self.log_path, *map(Path, self.plan.log_files)]
 
     def request_stop(self) -> None:
         """Makes `run` end its process and return."""

@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from shoal.operator.api import InferenceService, Machine, ManifestError, Problem, find_contradictions
+from shoal.operator.api import InferenceService, ManifestError, Problem, find_contradictions
 from shoal.operator.envoy import EnvoyMissing, find_envoy
 from shoal.operator.planner import LocalPlan, Observed, plan, required_ports
-from shoal.operator.planner.local import LOG_FOLDER
 from shoal.operator.substrate.events import Event, OnEvent, State
 from shoal.operator.substrate.failures import MeshError, MeshInterrupted
 from shoal.operator.substrate.guard import Guard
@@ -27,6 +26,7 @@ from shoal.operator.substrate.run_dir import create_run_dir, write_files
 from shoal.operator.substrate.supervisor import Supervisor
 
 COMPONENT = "mesh"
+_LOG_FOLDER = "logs"
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Planner = Callable[[InferenceService, Observed], LocalPlan]
 
@@ -157,15 +157,24 @@ class LocalMesh:
         self._exit.callback(shutil.rmtree, run_dir, ignore_errors=True)
         guard = await Guard.start(run_dir)
         self._exit.push_async_callback(guard.close)
-        self._plan = self._planner(self._service, self._observe(machine, run_dir, model_path, envoy, ports.by_name))
+        log_dir = (self._log_dir or run_dir / _LOG_FOLDER).resolve()
+        log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        observed = Observed(
+            machine=machine,
+            run_dir=str(run_dir),
+            log_dir=str(log_dir),
+            model_path=str(model_path),
+            python=sys.executable,
+            envoy=str(envoy),
+            ports=ports.by_name,
+        )
+        self._plan = self._planner(self._service, observed)
         for note in self._plan.notes:
             self._on_event(Event(COMPONENT, State.STARTING, note))
-        await self._supervise(run_dir, guard)
+        await self._supervise(run_dir, log_dir, guard)
 
-    async def _supervise(self, run_dir: Path, guard: Guard) -> None:
+    async def _supervise(self, run_dir: Path, log_dir: Path, guard: Guard) -> None:
         write_files(run_dir, self.plan.files)
-        log_dir = self._log_dir or run_dir / LOG_FOLDER
-        log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._supervisor = Supervisor(
             self.plan,
             run_dir=run_dir,
@@ -180,18 +189,6 @@ class LocalMesh:
     def _refuse(self, problems: Sequence[Problem]) -> None:
         if problems:
             raise ManifestError(self._service.metadata.name, problems)
-
-    def _observe(
-        self, machine: Machine, run_dir: Path, model_path: Path, envoy: Path, ports: dict[str, int]
-    ) -> Observed:
-        return Observed(
-            machine=machine,
-            run_dir=str(run_dir),
-            model_path=str(model_path),
-            python=sys.executable,
-            envoy=str(envoy),
-            ports=ports,
-        )
 
     async def _unless_stopped(self, awaitable: Awaitable[None]) -> None:
         work = asyncio.ensure_future(awaitable)

@@ -27,3 +27,6 @@ class SupervisorOptions:
     """Failures in a row that make a crash loop."""
     max_start_attempts: int = 3
     """Failures before a process was ever ready that end the whole start."""
+    max_log_bytes: int = 10 << 20
+    """A log above this size begins anew; the lines before are kept in one file beside it."""
+    log_check_interval_s: float = 1.0

@@ -8,13 +8,11 @@ import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 from shoal.operator.planner import ProcessPlan
 from shoal.operator.substrate.guard import Guard
+from shoal.operator.substrate.logs import open_log
 
-_TAIL_BYTES = 8 << 10
-_TAIL_LINES = 20
 _LOOPBACK = ("127.0.0.1", "localhost")
 
 
@@ -29,7 +27,7 @@ class RunningProcess:
     @classmethod
     async def start(cls, plan: ProcessPlan, environ: Mapping[str, str], log_path: Path, guard: Guard) -> RunningProcess:
         """Starts `plan.argv`; its output goes to the end of `log_path`. Raises OSError when it cannot be executed."""
-        with _open_log(log_path) as log:
+        with open_log(log_path) as log:
             process = await asyncio.create_subprocess_exec(
                 *plan.argv,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -77,10 +75,6 @@ class RunningProcess:
             os.killpg(self.pid, signal.SIGKILL)
 
 
-def _open_log(log_path: Path) -> BinaryIO:
-    return log_path.open("ab")
-
-
 def base_environment(environ: Mapping[str, str], marker: tuple[str, str]) -> dict[str, str]:
     """The supervisor's environment without SHOAL_* (settings come from the manifest alone), with the run's marker.
 
@@ -90,17 +84,6 @@ def base_environment(environ: Mapping[str, str], marker: tuple[str, str]) -> dic
     for name in ("no_proxy", "NO_PROXY"):
         result[name] = ",".join(filter(None, (result.get(name, ""), *_LOOPBACK)))
     return result | dict([marker])
-
-
-def read_tail(log_path: Path) -> str:
-    """The last lines of a log."""
-    try:
-        with log_path.open("rb") as log:
-            log.seek(max(0, log_path.stat().st_size - _TAIL_BYTES))
-            text = log.read(_TAIL_BYTES).decode(errors="replace")
-    except OSError:
-        return ""
-    return "\n".join(text.splitlines()[-_TAIL_LINES:])
 
 
 def describe_exit(code: int) -> str:

@@ -14,6 +14,7 @@ from shoal.operator.substrate.events import OnEvent
 from shoal.operator.substrate.failures import MeshError
 from shoal.operator.substrate.guard import MARKER_VARIABLE, Guard
 from shoal.operator.substrate.keeper import Keeper, Surroundings
+from shoal.operator.substrate.logs import keep_logs_bounded
 from shoal.operator.substrate.membership import Membership
 from shoal.operator.substrate.options import SupervisorOptions
 from shoal.operator.substrate.probes import http_get
@@ -48,9 +49,13 @@ class Supervisor:
         self._options = options
         self.keepers = {process.name: Keeper(process, around) for process in plan.processes}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._log_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Returns when all processes are ready and Envoy sends calls to them. Raises ProcessFailed or MeshError."""
+        log_paths = [path for keeper in self.keepers.values() for path in keeper.log_paths]
+        bounding = keep_logs_bounded(log_paths, self._options.max_log_bytes, self._options.log_check_interval_s)
+        self._log_task = asyncio.create_task(bounding, name="keep logs bounded")
         for name, keeper in self.keepers.items():
             dependencies = [self.keepers[other] for other in keeper.plan.depends_on]
             self._tasks[name] = asyncio.create_task(keeper.run(dependencies), name=f"keep {name}")
@@ -71,6 +76,9 @@ class Supervisor:
             dependents = [stopping[k.plan.name] for k in self.keepers.values() if name in k.plan.depends_on]
             stopping[name] = asyncio.create_task(self._stop_one(name, dependents), name=f"stop {name}")
         await asyncio.gather(*stopping.values())
+        if self._log_task is not None:
+            self._log_task.cancel()
+            await asyncio.gather(self._log_task, return_exceptions=True)
 
     def kill(self) -> None:
         """Ends all processes at once; `stop` then returns quickly."""
