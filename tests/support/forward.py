@@ -11,8 +11,11 @@ from shoal.model_worker.layers.batch import ForwardBatch
 from shoal.model_worker.loader import LoadedModel
 
 
-def forward_logits(loaded: LoadedModel, token_ids: Tensor) -> Tensor:
-    """float32 [tokens, vocab_size] of one sequence, computed in one step. token_ids: [tokens]."""
+def forward_logits(loaded: LoadedModel, token_ids: Tensor, output_rows: Tensor | None = None) -> Tensor:
+    """float32 [tokens, vocab_size] of one sequence, computed in one step. token_ids: [tokens].
+
+    With output_rows [R], only theirs.
+    """
     config, count = loaded.config, len(token_ids)
     layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, 16, loaded.dtype)
     shape = AttentionShape(layout, config.num_heads, config.head_dim**-0.5, config.sliding_window)
@@ -26,5 +29,5 @@ def forward_logits(loaded: LoadedModel, token_ids: Tensor) -> Tensor:
         torch.zeros(1, dtype=torch.int32),
     )
     with torch.inference_mode():
-        batch = ForwardBatch(token_ids.int(), positions, positions, plan)
+        batch = ForwardBatch(token_ids.int(), positions, positions, plan, output_rows)
         return loaded.model.compute_logits(loaded.model.forward(batch, layout.allocate(num_blocks)))

@@ -97,3 +97,13 @@ def test_one_native_call_equals_layer_by_layer(
     assert taken == [True]
     monkeypatch.setattr(Decoder, "accepts", lambda *arguments: False)
     assert torch.equal(forward_logits(loaded, token_ids), at_once)
+
+
+@pytest.mark.parametrize("num_tokens", [50, 150], ids=["one-call", "layer-by-layer"])
+@pytest.mark.parametrize("rows", [[], [0], [3, 17, 49]])
+def test_outputs_can_be_limited_to_rows(rows: list[int], num_tokens: int, tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    loaded = load_model(tmp_path, dtype="float32")
+    token_ids, output_rows = random_ids(num_tokens, loaded.config.vocab_size), torch.tensor(rows, dtype=torch.int64)
+    logits = forward_logits(loaded, token_ids, output_rows)
+    torch.testing.assert_close(logits, forward_logits(loaded, token_ids)[output_rows], atol=1e-4, rtol=0)

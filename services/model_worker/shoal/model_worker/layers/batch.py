@@ -21,3 +21,5 @@ class ForwardBatch:
     """[T] int32: where the token's KV goes, block id * block_size + offset."""
     attention: AttentionPlan
     """Query starts, KV lengths and block tables of the sequences."""
+    output_rows: Tensor | None = None
+    """[R] int64: the tokens whose hidden states are wanted; None: all of them."""

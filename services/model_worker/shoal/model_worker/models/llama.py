@@ -78,11 +78,19 @@ class LlamaForCausalLM:
         """See `Model.forward`."""
         residual = self._embed(batch.token_ids)
         if self._decoder.accepts(batch.attention, residual.shape[0]):
-            return self._decoder.run(residual, batch.positions, batch.slot_mapping, kv_cache, batch.attention)
+            x = self._decoder.run(residual, batch.positions, batch.slot_mapping, kv_cache, batch.attention)
+            return x if batch.output_rows is None else x[batch.output_rows]
+        return self._run_layers(residual, batch, kv_cache)
+
+    def _run_layers(self, residual: Tensor, batch: ForwardBatch, kv_cache: Tensor) -> Tensor:
         x: Tensor | None = None
         for layer in self._layers:
             x = layer.input_norm(residual) if x is None else layer.input_norm.add(x, residual)
             x = layer.attention(x, batch, kv_cache)
+            if layer is self._layers[-1] and batch.output_rows is not None:
+                # From here on rows do not see each other: the last feed-forward, 2.5% of a 135M model's prefill, is
+                # for those that somebody reads.
+                x, residual = x[batch.output_rows], residual[batch.output_rows]
             x = layer.post_attention_norm.add(x, residual)
             x = layer.mlp(x)
         assert x is not None

@@ -24,7 +24,7 @@ class Model(Protocol):
     """A model ready to run. Stateless between steps: the KV cache belongs to the runner."""
 
     def forward(self, batch: ForwardBatch, kv_cache: Tensor) -> Tensor:
-        """The final hidden states [tokens, hidden_size], normalised, of the batch's tokens; writes their KV."""
+        """Writes the KV of all tokens; returns the final, normalised hidden states [R, hidden_size] of output_rows."""
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """float32 [rows, vocab_size] from rows of `forward`'s result."""

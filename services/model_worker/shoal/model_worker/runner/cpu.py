@@ -88,7 +88,7 @@ class CpuRunner:
             self._apply_changes(plan)
             if not len(plan.slots):
                 return StepResult(np.empty(0, np.int32), np.empty(0, np.int32), {}, {})
-            batch = build_batch(plan, self._slots, self._shape)
+            batch = build_batch(plan, self._slots, self._shape, all_outputs=bool(self._prompt_logprobs))
             hidden = self._model.forward(batch.forward, self._kv_cache)
             self._slots.num_computed[plan.slots] += plan.num_tokens
             reported = self._report_prompts(plan, batch, hidden)
@@ -146,9 +146,8 @@ class CpuRunner:
         if not len(sampling):
             return np.empty(0, np.int32), np.empty(0, np.int32), {}
         slots: IntArray = plan.slots[sampling].astype(np.int32, copy=False)
-        last_rows = batch.query_starts[1:][sampling] - 1
-        if len(last_rows) < hidden.shape[0]:
-            hidden = hidden[torch.from_numpy(last_rows)]
+        if len(sampling) < hidden.shape[0]:
+            hidden = hidden[torch.from_numpy(batch.query_starts[1:][sampling] - 1)]
         logits = self._model.compute_logits(hidden)
         if plan.forks:
             row_of = {int(slot): row for row, slot in enumerate(slots)}

@@ -24,8 +24,11 @@ class FlatBatch:
     """[S] the position of that row's token."""
 
 
-def build_batch(plan: StepPlan, slots: SlotArrays, shape: AttentionShape) -> FlatBatch:
-    """Lays out a plan with at least one slot. Reads `slots`; its block tables are shared, not copied."""
+def build_batch(plan: StepPlan, slots: SlotArrays, shape: AttentionShape, *, all_outputs: bool = False) -> FlatBatch:
+    """Lays out a plan with at least one slot. Reads `slots`; its block tables are shared, not copied.
+
+    Hidden states are asked for the last row of each slot that samples, in order, or with `all_outputs` for every row.
+    """
     scheduled, counts = plan.slots.copy(), plan.num_tokens  # a plan is read-only, which torch.from_numpy refuses
     block_size = shape.layout.block_size
     first = slots.num_computed[scheduled]
@@ -45,10 +48,12 @@ def build_batch(plan: StepPlan, slots: SlotArrays, shape: AttentionShape) -> Fla
         torch.from_numpy(slots.block_tables),
         torch.from_numpy(scheduled),
     )
+    last_rows = starts[1:][plan.samples].astype(np.int64) - 1
     forward = ForwardBatch(
         token_ids=torch.from_numpy(slots.token_ids[rows, positions]),
         positions=torch.from_numpy(positions),
         slot_mapping=torch.from_numpy(slot_mapping),
         attention=attention,
+        output_rows=None if all_outputs or len(last_rows) == starts[-1] else torch.from_numpy(last_rows),
     )
     return FlatBatch(forward, starts, first)
