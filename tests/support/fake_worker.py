@@ -182,14 +182,16 @@ def _logprobs(token_id: int, num_top: int) -> generation_pb2.PositionLogprobs:
 
 
 @asynccontextmanager
-async def serve_fakes(worker: FakeWorker | None = None, tokenizer: FakeTokenizer | None = None) -> AsyncIterator[str]:
+async def serve_fakes(
+    worker: FakeWorker | None = None, tokenizer: FakeTokenizer | None = None, *, port: int = 0
+) -> AsyncIterator[str]:
     """Serves a worker, a tokenizer or both on one port, as Envoy's mesh listener would. Yields the address."""
     server = grpc.aio.server()
     if worker is not None:
         worker_pb2_grpc.add_ModelWorkerServiceServicer_to_server(worker, server)
     if tokenizer is not None:
         tokenizer.add_to_server(server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     if worker is not None:
         worker.address = f"127.0.0.1:{port}"

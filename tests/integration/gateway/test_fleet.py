@@ -121,6 +121,8 @@ async def test_a_worker_that_is_gone_is_not_picked_and_comes_back(tmp_path: Path
             write_workers(file, [address, mesh.address])
             await eventually(lambda: len(fleet.ready_endpoints(MODEL)) == 2, "both are ready")
         await eventually(lambda: fleet.ready_endpoints(MODEL) == [mesh.address], "the dead one is left out")
+        async with serve_fakes(FakeWorker(), port=int(address.rpartition(":")[2])):
+            await eventually(lambda: len(fleet.ready_endpoints(MODEL)) == 2, "it is back")
 
 
 async def test_models_of_a_mixed_fleet_are_kept_apart(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ async def test_one_refused_prompt_refuses_all_and_ends_the_others() -> None:
         running.worker.replies[0] = Reply("xy", hold=asyncio.Event())
         response = await running.http.post(COMPLETIONS, json={"prompt": ["ab", "y" * 1024]})
         assert response.status_code == 400
-        for call in running.worker.calls:
-            await asyncio.wait_for(call.ended.wait(), 10)
-            assert call.cancelled
+        [call] = running.worker.calls
+        await asyncio.wait_for(call.ended.wait(), 10)
+        assert call.cancelled
 
 
 @pytest.mark.parametrize(

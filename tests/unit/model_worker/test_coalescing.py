@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from shoal.model_worker.coalescing import Coalescer
 from shoal.model_worker.sampling.params import SamplingParams
@@ -55,13 +54,12 @@ async def test_the_first_token_never_waits() -> None:
 async def test_no_token_waits_longer_than_the_delay() -> None:
     coalescer = Coalescer(above_streams=32, max_tokens=100, max_delay_s=0.02)
     outputs = [make_output() for _ in range(3)]
-    start_s = time.monotonic()
     for output in outputs:
         add_token(coalescer, output, MANY)
+    assert not any(awake(output) for output in outputs)
     async with asyncio.timeout(5):
         for output in outputs:
             await output.stream.wait()
-    assert time.monotonic() - start_s >= 0.015
 
 
 async def test_what_was_sent_meanwhile_is_not_woken_for_again() -> None:

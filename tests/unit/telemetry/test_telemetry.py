@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from opentelemetry import trace
 
 from shoal.telemetry import serve_metrics, setup_logs, setup_traces
 
@@ -50,4 +51,6 @@ def test_metrics_are_served_until_stopped() -> None:
 
 
 def test_traces_are_off_without_an_endpoint() -> None:
+    before = trace.get_tracer_provider()
     setup_traces("gateway", "")()
+    assert trace.get_tracer_provider() is before

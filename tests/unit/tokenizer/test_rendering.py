@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -56,11 +55,9 @@ async def test_renders_many_in_order() -> None:
 @pytest.mark.parametrize("name", ["endless", "endless in C"])
 async def test_a_runaway_template_is_stopped_and_the_next_render_works(name: str) -> None:
     async with renderer() as pool:
-        start_s = time.monotonic()
-        with pytest.raises(ResourceExhausted, match=r"took longer than 0\.5 s"):
-            await pool.render(job(name))
-        assert time.monotonic() - start_s < 3
         async with asyncio.timeout(20):
+            with pytest.raises(ResourceExhausted, match=r"took longer than 0\.5 s"):
+                await pool.render(job(name))
             while True:  # the replacement is on its way
                 try:
                     assert await pool.render(job("echo")) == "<s>hello"
@@ -101,10 +98,9 @@ async def start_and_render(source: str) -> None:
 
 @pytest.mark.parametrize("source", ["{{ 9 ** (9 ** 9) }}", "{{ 'x' * 4000000000 }}"])
 async def test_constants_are_folded_under_the_limits(source: str) -> None:
-    start_s = time.monotonic()
-    with pytest.raises((TokenizerError, ResourceExhausted)):
-        await start_and_render(source)
-    assert time.monotonic() - start_s < 20
+    async with asyncio.timeout(20):
+        with pytest.raises((TokenizerError, ResourceExhausted)):
+            await start_and_render(source)
 
 
 async def test_full_means_refused() -> None:
