@@ -9,6 +9,7 @@ Serves HTTP on PORT: GET / is 200. Appends `started NAME` and `ended NAME` to RE
     linger=S            takes S seconds to end after SIGTERM
     mute                never listens
     grandchild          starts another process in a session of its own
+    loading-until=FILE  logs that it loads, and listens once FILE exists
     chatter=N           writes N numbered lines before it listens, and `goodbye` at its end
 """
 
@@ -18,6 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import FrameType
@@ -47,6 +49,11 @@ def main() -> None:
         sys.exit(3)
     if "grandchild" in values:
         subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True)
+    if "loading-until" in values:
+        for percent in (0, 40):
+            print(f'{{"event": "loading", "stage": "weights", "percent": {percent}}}', flush=True)
+        while not Path(values["loading-until"]).exists():
+            time.sleep(0.01)
     for number in range(int(values.get("chatter", 0))):
         print(f"line {number:08d} of a very talkative program", flush=True)
     if "mute" in values:

@@ -15,6 +15,8 @@ class State(StrEnum):
     PREPARING = "preparing"
     """Something is being fetched; `progress` says how much of it is there."""
     STARTING = "starting"
+    """Reported again whenever the process says how far it is (`detail` is the stage, `progress` how much of it), and
+    every now and then when it says nothing."""
     READY = "ready"
     UNHEALTHY = "unhealthy"
     """Runs, but fails its health checks."""

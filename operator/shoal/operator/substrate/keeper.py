@@ -13,6 +13,7 @@ from shoal.operator.planner import ProcessPlan
 from shoal.operator.substrate.events import Event, OnEvent, State
 from shoal.operator.substrate.failures import ProcessFailed
 from shoal.operator.substrate.guard import Guard
+from shoal.operator.substrate.loading import Loading, LoadingLog
 from shoal.operator.substrate.logs import read_tail
 from shoal.operator.substrate.membership import Membership
 from shoal.operator.substrate.options import SupervisorOptions
@@ -104,13 +105,14 @@ class Keeper:
     async def _run_once(self) -> _End | None:
         """One life of the process. None when it was ended because of a stop."""
         self._report(State.STARTING)
+        loading_log = LoadingLog(self.log_path)
         try:
             process = await RunningProcess.start(self.plan, self._around.environ, self.log_path, self._around.guard)
         except OSError as error:
             return _End(f"cannot execute {self.plan.argv[0]}: {error.strerror or error}", permanent=True)
         self._process = process
         try:
-            end = await self._unless_stopped(self._live(process))
+            end = await self._unless_stopped(self._live(process, loading_log))
         finally:
             self.is_ready = False
             try:
@@ -120,9 +122,9 @@ class Keeper:
                 self._process = None
         return end
 
-    async def _live(self, process: RunningProcess) -> _End:
+    async def _live(self, process: RunningProcess, loading_log: LoadingLog) -> _End:
         """Follows the process from its start to its end."""
-        end = await self._await_ready(process)
+        end = await self._await_ready(process, loading_log)
         if end is not None:
             return end
         ready_since_s = time.monotonic()
@@ -135,10 +137,11 @@ class Keeper:
             self._failures = 0
         return end
 
-    async def _await_ready(self, process: RunningProcess) -> _End | None:
+    async def _await_ready(self, process: RunningProcess, loading_log: LoadingLog) -> _End | None:
         readiness = self.plan.readiness
-        deadline_s = time.monotonic() + readiness.deadline_s
-        detail = ""
+        reported_s = time.monotonic()
+        deadline_s = reported_s + readiness.deadline_s
+        detail, loading = "", Loading("", None)
         while time.monotonic() < deadline_s:
             code = await _within(process.wait(), self._options.probe_interval_s)
             if code is not None:
@@ -147,6 +150,11 @@ class Keeper:
             if result.ready:
                 return None
             detail = result.detail
+            said = loading_log.read()
+            loading = said or loading
+            if said or time.monotonic() - reported_s >= self._options.start_report_interval_s:
+                reported_s = time.monotonic()
+                self._report(State.STARTING, loading.stage, loading.fraction)
         return _End(f"not ready after {readiness.deadline_s:g} s ({detail})")
 
     async def _watch(self, process: RunningProcess) -> _End:
@@ -209,8 +217,8 @@ class Keeper:
         finally:
             await _cancel(task, stop)
 
-    def _report(self, state: State, detail: str = "") -> None:
-        self._around.on_event(Event(self.plan.name, state, detail))
+    def _report(self, state: State, detail: str = "", progress: float | None = None) -> None:
+        self._around.on_event(Event(self.plan.name, state, detail, progress))
 
 
 async def _within(awaitable: Awaitable[_T], timeout_s: float) -> _T | None:

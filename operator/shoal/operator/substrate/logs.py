@@ -64,11 +64,11 @@ def bound_log(log_path: Path, max_bytes: int) -> bool:
 
 def _copy(log: BinaryIO, target: Path, *, at_most_bytes: int) -> None:
     """To the end of the log, which its writer may be moving; but not forever."""
-    copied_bytes = 0
+    left_bytes = at_most_bytes
     with target.open("wb", buffering=0) as file:
-        while copied_bytes < at_most_bytes and (part := log.read(_COPY_BYTES)):
+        while part := log.read(min(_COPY_BYTES, left_bytes)):
             file.write(part)
-            copied_bytes += len(part)
+            left_bytes -= len(part)
 
 
 def read_tail(log_path: Path) -> str:

@@ -12,6 +12,8 @@ class SupervisorOptions:
     probe_interval_s: float = 0.1
     """Between readiness probes of a starting process."""
     probe_timeout_s: float = 5.0
+    start_report_interval_s: float = 10.0
+    """A process that starts and says nothing of how far it is gets reported again this often."""
     health_interval_s: float = 2.0
     """Between health probes of a ready process."""
     health_failures: int = 3
