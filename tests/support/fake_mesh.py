@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -25,9 +26,9 @@ FAST = SupervisorOptions(
 
 
 def make_service(folder: Path, **gateway: int) -> InferenceService:
-    """A service whose model is an empty file in `folder`."""
+    """A service whose model is a file without any tensor in `folder`."""
     model = folder / "model.gguf"
-    model.touch()
+    model.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 0))
     text = f"""
 apiVersion: shoal.dev/v1alpha1
 kind: InferenceService

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from shoal.gguf import GgufError
 from shoal.operator.api import ModelFacts, parse_manifest
 from shoal.operator.envoy import Endpoint
 from shoal.operator.planner import Readiness, ReadinessKind
@@ -159,7 +160,7 @@ FACTS = ModelFacts(num_layers=30, num_kv_heads=3, head_size=64, max_position=204
 def test_facts_of_gguf(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     tags = struct.pack("<IQQ", 8, 1, 4) + b"chat"
-    path.write_bytes(gguf([("general.tags", 9, tags), *ARCHITECTURE, ("tokenizer.ggml.tokens", 9, b"never read")]))
+    path.write_bytes(gguf([("general.tags", 9, tags), *ARCHITECTURE]))
     assert read_model_facts(path) == FACTS
 
 
@@ -172,14 +173,7 @@ def test_facts_of_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"GGUF",
-        b"PK" * 50,
-        gguf(ARCHITECTURE, version=1),
         gguf(ARCHITECTURE[:3]),
-        gguf([("general.architecture", 8, struct.pack("<Q", 1 << 60))]),
-        gguf([("general.tags", 9, struct.pack("<IQ", 8, 1 << 60)), *ARCHITECTURE]),
-        gguf([("general.tags", 99, b""), *ARCHITECTURE]),
         gguf([*ARCHITECTURE[1:], ("general.architecture", 4, struct.pack("<I", 7))]),
         gguf([ARCHITECTURE[0], ("llama.block_count", 4, struct.pack("<I", 0)), *ARCHITECTURE[2:]]),
         gguf([*ARCHITECTURE[:-1], ("llama.attention.head_count_kv", 9, struct.pack("<IQII", 4, 2, 3, 3))]),
@@ -191,6 +185,35 @@ def test_odd_files_have_no_facts(content: bytes, tmp_path: Path) -> None:
     assert read_model_facts(path) is None
     assert read_model_facts(tmp_path) is None
     assert read_model_facts(tmp_path / "none") is None
+    (tmp_path / "other").write_bytes(b"PK" * 50)
+    assert read_model_facts(tmp_path / "other") is None
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "model"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"GGUF",
+        gguf(ARCHITECTURE, version=1),
+        gguf(ARCHITECTURE)[:-4],
+        gguf([("general.architecture", 8, struct.pack("<Q", 1 << 60))]),
+        gguf([("general.tags", 9, struct.pack("<IQ", 8, 1 << 60)), *ARCHITECTURE]),
+        gguf([("general.tags", 99, b""), *ARCHITECTURE]),
+    ],
+)
+def test_a_damaged_gguf_file_is_refused(content: bytes, name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(GgufError, match=str(path)):
+        read_model_facts(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_what_is_gguf_by_name_alone_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(GgufError, match="m.gguf"):
+        read_model_facts(path)
 
 
 def test_exit_is_described() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from shoal.gguf import GgufError
 from shoal.operator.api import InferenceService, ManifestError, Problem, find_contradictions
 from shoal.operator.envoy import EnvoyMissing, find_envoy
 from shoal.operator.planner import LocalPlan, Observed, plan, required_ports
@@ -152,7 +153,11 @@ class LocalMesh:
         for name in required_ports(self._service):
             ports.reserve(name, wanted.get(name, 0))
         model_path = await fetch_model(self._service.spec.model, self._on_event)
-        self._refuse(find_contradictions(self._service, machine, read_model_facts(model_path)))
+        try:
+            facts = read_model_facts(model_path)
+        except GgufError as error:
+            raise MeshError(f"cannot use the model: {error}") from error
+        self._refuse(find_contradictions(self._service, machine, facts))
         run_dir = self._run_dir = create_run_dir()
         self._exit.callback(shutil.rmtree, run_dir, ignore_errors=True)
         guard = await Guard.start(run_dir)

@@ -1,7 +1,8 @@
 """Reads from a model's header what its KV cache will cost, so that a size that cannot work is refused before the start.
 
-Knows `config.json` of Hugging Face folders and the first metadata of GGUF files (by shoal.gguf). Anything else, or
-anything odd, gives None: the worker checks again, with all it knows.
+Knows `config.json` of Hugging Face folders and the headers of GGUF files (by shoal.gguf). A damaged GGUF file is refused
+here, before a process is started for it. Anything else, or anything odd, gives None: the worker checks again, with all it
+knows.
 """
 
 from __future__ import annotations
@@ -12,23 +13,37 @@ from typing import Any
 
 import msgspec
 
-from shoal.gguf import GgufError, map_file, read_metadata
+from shoal.gguf import GgufError, is_gguf, map_file, read_header
 from shoal.operator.api import ModelFacts
 
 _MAX_CONFIG_BYTES = 4 << 20
-_TOKENIZER_PREFIX = "tokenizer."
-"""Writers put the architecture before the tokenizer, whose arrays are megabytes."""
 
 
 def read_model_facts(path: Path) -> ModelFacts | None:
-    """Facts about the model at `path`, a GGUF file or a folder; None when they cannot be told."""
+    """Facts about the model at `path`, a GGUF file or a folder; None when they cannot be told.
+
+    Raises GgufError for a GGUF file, by name or by content, that is damaged, cut or of an unknown version.
+    """
+    metadata = _read_gguf(path)
     try:
-        if path.is_dir():
-            return _read_config(path / "config.json")
-        with map_file(path) as data:
-            return _facts_of_gguf(read_metadata(path, data, stop_before=_TOKENIZER_PREFIX))
-    except (OSError, GgufError, ValueError, KeyError, TypeError, msgspec.DecodeError):
+        return _read_config(path / "config.json") if metadata is None else _facts_of_gguf(metadata)
+    except (OSError, ValueError, KeyError, TypeError, msgspec.DecodeError):
         return None
+
+
+def _read_gguf(path: Path) -> Mapping[str, Any] | None:
+    """Metadata; None for what is no GGUF file. The whole header is read, to find a download that ended too early."""
+    try:
+        if path.is_dir() or not (path.suffix == ".gguf" or is_gguf(path)):
+            return None
+    except OSError:
+        return None
+    with map_file(path) as data:
+        header = read_header(path, data)
+        last_start = header.data_start + max((tensor.offset for tensor in header.tensors.values()), default=0)
+        if header.tensors and last_start >= len(data):
+            raise GgufError(path, f"is truncated: it has {len(data)} bytes, and its last tensor begins at {last_start}")
+        return header.metadata
 
 
 def _read_config(path: Path) -> ModelFacts:
