@@ -59,8 +59,13 @@ async def _serve(
     registration = Registration(worker_pb2_grpc.add_ModelWorkerServiceServicer_to_server, servicer, SERVICE)
     server = await start_server(options, [registration], [orca.handler()])
     servicer.on_drain(lambda: server.set_serving(False))
-    if not await _load(config, engine, stop):
-        await server.stop(0)
+    loaded = False
+    try:
+        loaded = await _load(config, engine, stop)
+    finally:
+        if not loaded:
+            await server.stop(0)
+    if not loaded:
         return 0
 
     async def drain(timeout_s: float) -> None:
