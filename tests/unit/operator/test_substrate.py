@@ -212,7 +212,7 @@ def test_a_damaged_gguf_file_is_refused(content: bytes, name: str, tmp_path: Pat
 def test_what_is_gguf_by_name_alone_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
-    with pytest.raises(GgufError, match="m.gguf"):
+    with pytest.raises(GgufError, match=r"m\.gguf"):
         read_model_facts(path)
 
 

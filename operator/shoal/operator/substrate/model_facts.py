@@ -1,8 +1,8 @@
 """Reads from a model's header what its KV cache will cost, so that a size that cannot work is refused before the start.
 
-Knows `config.json` of Hugging Face folders and the headers of GGUF files (by shoal.gguf). A damaged GGUF file is refused
-here, before a process is started for it. Anything else, or anything odd, gives None: the worker checks again, with all it
-knows.
+Knows `config.json` of Hugging Face folders and the headers of GGUF files (by shoal.gguf). A damaged GGUF file is
+refused here, before a process is started for it. Anything else, or anything odd, gives None: the worker checks again,
+with all it knows.
 """
 
 from __future__ import annotations
