@@ -45,7 +45,9 @@ def test_http_refusals_name_the_problem(
     assert error["type"]
 
 
-@pytest.mark.parametrize("raw", [b"{", b"", b"[]", b'{"model": NaN}', b"\xff\xfe", b'{"messages": ' + b"[" * 100_000])
+@pytest.mark.parametrize(
+    "raw", [b"{", b"", b"[]", b'{"temperature": NaN}', b"\xff\xfe", b'{"messages": ' + b"[" * 100_000]
+)
 def test_malformed_json_is_refused(http: httpx.Client, raw: bytes) -> None:
     response = http.post("/v1/chat/completions", content=raw, headers={"content-type": "application/json"})
     assert response.status_code == 400
@@ -74,6 +76,7 @@ def test_a_ten_megabyte_prompt_is_refused_by_size(http: httpx.Client, client: Cl
         ({"logprobs": 21}, "logprobs"),
         ({"stop": [""]}, "stop"),
         ({"stop": ["y" * 2000]}, "stop"),
+        ({"stop": ["y"] * 5000}, "stop"),
         ({"stop_token_ids": [10**6]}, "stop_token_ids"),
     ],
 )
@@ -82,9 +85,11 @@ def test_grpc_refusals_name_the_field(client: Client, options: dict[str, Any], f
         client.generate("Hello", **({"max_tokens": 4} | options))
 
 
-def test_grpc_refuses_empty_unknown_and_out_of_vocabulary(client: Client) -> None:
+def test_grpc_refuses_empty_long_unknown_and_out_of_vocabulary(client: Client) -> None:
     with pytest.raises(InvalidArgument):
         client.generate("", max_tokens=4)
+    with pytest.raises(InvalidArgument, match="8192"):
+        client.generate("sea " * 9000, max_tokens=4)
     with pytest.raises(InvalidArgument):
         client.generate(token_ids=[10**7], max_tokens=4)
     with pytest.raises(NotFound, match=MODEL):

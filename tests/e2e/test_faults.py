@@ -15,9 +15,9 @@ import httpx
 import psutil
 import pytest
 
-from shoal.client import Client, Completion, DeadlineExceeded, ResourceExhausted, ShoalError
+from shoal.client import Client, Completion, DeadlineExceeded, ResourceExhausted, RetryPolicy, ShoalError
 from support.eventually import wait_until
-from support.shoal_up import Up, manifest, shoal_up
+from support.shoal_up import MODEL, Up, manifest, shoal_up
 
 LONG = 2000
 
@@ -33,12 +33,22 @@ def gauge(up: Up, name: str) -> float:
 
 
 def idle(up: Up) -> bool:
-    return gauge(up, "shoal_worker_num_requests_running") == 0 and gauge(up, "shoal_worker_num_requests_waiting") == 0
+    names = ("num_requests_running", "num_requests_waiting", "kv_cache_used_blocks")
+    return all(gauge(up, f"shoal_worker_{name}") == 0 for name in names)
 
 
 def test_a_vanished_client_frees_its_blocks(up: Up, client: Client) -> None:
     with client.stream("Once upon a time", max_tokens=LONG, ignore_eos=True) as stream:
         next(stream)
+        wait_until(lambda: not idle(up), "the request shows as running")
+    wait_until(lambda: idle(up), "the abandoned request ends")
+
+
+def test_a_vanished_http_client_frees_its_blocks(up: Up, http: httpx.Client) -> None:
+    body = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": LONG, "ignore_eos": True, "stream": True}
+    with http.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.iter_lines()  # kept: it closes the response when it is collected
+        assert next(lines).startswith("data: ")
         wait_until(lambda: not idle(up), "the request shows as running")
     wait_until(lambda: idle(up), "the abandoned request ends")
 
@@ -78,12 +88,16 @@ def test_a_killed_worker_harms_no_other_stream_and_comes_back(up: Up, client: Cl
     assert victim.pid not in {worker.pid for worker in up.components("shoal.model_worker.main")}
 
 
-def test_a_full_queue_answers_with_a_hint_before_any_token(tmp_path: Path) -> None:
+def test_a_full_queue_answers_with_a_hint_before_any_token_and_deadlines_pass_in_it(tmp_path: Path) -> None:
     document = manifest(workers={"replicas": 1, "maxNumSeqs": 1, "maxQueuedRequests": 1})
-    with shoal_up(tmp_path, document) as up, Client(up.endpoint, timeout_s=60, retry=None) as client:
+    no_retry = RetryPolicy(max_attempts=1)
+    with shoal_up(tmp_path, document) as up, Client(up.endpoint, timeout_s=60, retry=no_retry) as client:
         with contextlib.ExitStack() as stack:
             first = stack.enter_context(client.stream("One", max_tokens=LONG, ignore_eos=True))
             next(first)
+            with pytest.raises(DeadlineExceeded):  # in the queue
+                client.generate("Late", max_tokens=1, timeout_s=0.3)
+            wait_until(lambda: gauge(up, "shoal_worker_num_requests_waiting") == 0, "the late request leaves the queue")
             waiting = threading.Thread(target=lambda: client.generate("Two", max_tokens=1))
             waiting.start()
             wait_until(lambda: gauge(up, "shoal_worker_num_requests_waiting") == 1, "the second request waits")
@@ -91,7 +105,7 @@ def test_a_full_queue_answers_with_a_hint_before_any_token(tmp_path: Path) -> No
                 client.generate("Three", max_tokens=1)
             assert caught.value.retry_after_s is not None
             refused = httpx.post(
-                f"http://{up.endpoint}/v1/completions", json={"model": "smollm2", "prompt": "x"}, trust_env=False
+                f"http://{up.endpoint}/v1/completions", json={"model": MODEL, "prompt": "x"}, trust_env=False
             )
             assert refused.status_code == 429
             assert int(refused.headers["retry-after"]) >= 1
@@ -100,7 +114,8 @@ def test_a_full_queue_answers_with_a_hint_before_any_token(tmp_path: Path) -> No
         assert up.stop() == 0
 
 
-def test_ctrl_c_under_load_loses_no_stream_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_stop_under_load_loses_no_stream_and_leaves_nothing(tmp_path: Path, signum: signal.Signals) -> None:
     shared_memory = set(Path("/dev/shm").iterdir())
     with shoal_up(tmp_path, manifest()) as up:
         family = psutil.Process(up.process.pid).children(recursive=True)
@@ -118,7 +133,7 @@ def test_ctrl_c_under_load_loses_no_stream_and_leaves_nothing(tmp_path: Path) ->
         with ThreadPoolExecutor(num_streams) as pool:
             running = [pool.submit(run, index) for index in range(num_streams)]
             started.wait()
-            assert up.stop() == 0
+            assert up.stop(signum) == 0
             assert [future.result(10) for future in running] == [150] * num_streams
     assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
     assert list(up.runtime_dir.iterdir()) == []

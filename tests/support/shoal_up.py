@@ -64,9 +64,9 @@ class Up:
         ]
         return [f"http://127.0.0.1:{port}/metrics" for port in ports]
 
-    def stop(self, timeout_s: float = 90.0) -> int:
-        """Ctrl-C; the exit code."""
-        self.process.send_signal(signal.SIGINT)
+    def stop(self, signum: signal.Signals = signal.SIGINT, timeout_s: float = 90.0) -> int:
+        """Ctrl-C, or another signal; the exit code."""
+        self.process.send_signal(signum)
         return self.process.wait(timeout_s)
 
 
