@@ -4,6 +4,7 @@
  * layers of a 135M model whose weights take 5 ms to read.
  */
 #include "../native/operations.h"
+#include "../native/threads.h"
 
 typedef struct {
     const void *input_norm, *post_attention_norm;
@@ -29,6 +30,8 @@ typedef struct {
 void shoal_decoder(const decoder_step *s) {
     const attention_step *a = s->attention;
     const int dtype = a->dtype, threads = a->num_threads;
+    const int before = shoal_on_own_pool;
+    shoal_on_own_pool = 1;
     const int64_t q_width = (int64_t)a->num_heads * a->head_dim;
     for (int i = 0; i < s->num_layers; i++) {
         const decoder_layer *layer = s->layers + i;
@@ -49,4 +52,5 @@ void shoal_decoder(const decoder_step *s) {
                      threads);
     }
     shoal_rms_norm(s->x, s->residual, s->final_norm, s->x, s->rows, s->hidden, s->eps, dtype, threads);
+    shoal_on_own_pool = before;
 }

@@ -115,5 +115,8 @@ void shoal_linear(const void *x, const void *weight, const void *bias, void *out
     linear_job job = {x, weight, bias, out, rows, in, features, whole, out_float32};
     const int64_t items = whole + 2 * (panels - whole);
     const int64_t grain = items / (16 * num_threads) + 1;
+    const int before = shoal_on_own_pool;
+    shoal_on_own_pool = 1;
     shoal_parallel_for(items, grain, num_threads, dtype == SHOAL_BFLOAT16 ? linear_bf16 : linear_f32, &job);
+    shoal_on_own_pool = before;
 }

@@ -42,7 +42,7 @@ class NativeLibrary:
 
 
 def load(path: Path) -> NativeLibrary:
-    """Loads the library at `path`. Raises NativeBuildError if it does not load."""
+    """Loads the library at `path` and hands it torch's thread pool. Raises NativeBuildError if it does not load."""
     try:
         handle = ctypes.CDLL(str(path))
     except OSError as error:
@@ -53,6 +53,8 @@ def load(path: Path) -> NativeLibrary:
         function.argtypes, function.restype = argtypes, restype
         return function  # type: ignore[no-any-return]
 
+    use_pool = bind("shoal_use_pool", _POINTER)
+    use_pool(pool_address())
     norm = bind("shoal_rms_norm", _POINTER, _POINTER, _POINTER, _POINTER, _I64, _I64, _FLOAT, _INT, _INT)
     rope_types = (_POINTER,) * 5 + (_I64,) * 5 + (_INT,) * 7
     plan_types = (_POINTER, _POINTER, ctypes.c_int32, _POINTER, _POINTER, _POINTER)
@@ -68,6 +70,15 @@ def load(path: Path) -> NativeLibrary:
         decoder=bind("shoal_decoder", _POINTER),
         attention_max_rows=bind("shoal_attention_max_rows", restype=ctypes.c_int32)(),
     )
+
+
+def pool_address() -> int | None:
+    """GOMP_parallel of the OpenMP runtime that torch has loaded (globally, so the process can see it), if it has it."""
+    try:
+        function = ctypes.CDLL(None).GOMP_parallel
+    except AttributeError:
+        return None
+    return ctypes.cast(function, ctypes.c_void_p).value
 
 
 @functools.cache

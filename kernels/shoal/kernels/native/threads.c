@@ -1,4 +1,4 @@
-/* The pool: helpers that look for an open region, spin for a while, then sleep.
+/* Our own pool: helpers that look for an open region, spin for a while, then sleep.
  *
  * One region is open at a time. A helper enters by counting itself in and then looking for the region; the caller closes
  * the region and then looks at the count. Both orders are sequentially consistent, so either the helper sees that it is
@@ -17,6 +17,13 @@
  * spins; in the second it spins but lets others have the core. To sleep at once would be cheaper for nobody: waking a
  * virtual machine's halted core takes 50 us, and over 2 ms where the host is busy. */
 enum { MAX_HELPERS = 255, SPIN_NS = 50000, YIELD_NS = 2000000, PAUSES_PER_LOOK_AT_THE_CLOCK = 32 };
+
+typedef void (*gomp_parallel_fn)(void (*)(void *), void *, unsigned, unsigned);
+static gomp_parallel_fn gomp_parallel = NULL;
+_Thread_local int shoal_on_own_pool = 0;
+
+/* Called once, right after loading; NULL where torch has no such pool. */
+void shoal_use_pool(void *address) { gomp_parallel = (gomp_parallel_fn)address; }
 
 typedef struct {
     shoal_body body;
@@ -114,8 +121,8 @@ static int start_helper(int index) {
     return !failed;
 }
 
-void shoal_parallel(shoal_body body, void *data, int num_threads) {
-    if (num_threads < 2 || atomic_flag_test_and_set_explicit(&busy, memory_order_acquire)) {
+static void run_on_own_pool(shoal_body body, void *data, int num_threads) {
+    if (atomic_flag_test_and_set_explicit(&busy, memory_order_acquire)) {
         body(data);
         return;
     }
@@ -130,6 +137,15 @@ void shoal_parallel(shoal_body body, void *data, int num_threads) {
     atomic_store(&open_region, NULL);
     for (unsigned count; (count = atomic_load(&inside.value)) != 0;) wait_while(&inside, count);
     atomic_flag_clear_explicit(&busy, memory_order_release);
+}
+
+void shoal_parallel(shoal_body body, void *data, int num_threads) {
+    if (num_threads < 2)
+        body(data);
+    else if (shoal_on_own_pool || !gomp_parallel)
+        run_on_own_pool(body, data, num_threads);
+    else
+        gomp_parallel(body, data, (unsigned)num_threads, 0);
 }
 
 typedef struct {
