@@ -1,4 +1,4 @@
-"""Random paged attention problems whose unused cache slots hold NaN."""
+"""Random paged attention problems whose unused cache slots hold NaN, on the device of their layout's cache."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def make_case(
     layout = shape.layout
     counts = [-(-length // layout.block_size) for _, length in sequences]
     cache = layout.allocate(sum(counts) + 3).fill_(poison)
+    device = cache.device
     free = torch.randperm(cache.shape[0], generator=generator).int()
     rows = torch.randperm(len(sequences) + 2, generator=generator)[: len(sequences)].int()
     # Entries past a sequence's blocks are poison as well: following one would crash or read another block.
@@ -43,12 +44,13 @@ def make_case(
         tables[row, :count], free = free[:count], free[count:]
         slots = slots_of(tables[row], torch.arange(length), layout)
         k, v = (_normal((length, layout.num_kv_heads, layout.head_dim), layout.dtype, generator) for _ in range(2))
-        layout.write(cache[:, LAYER], slots, k, v)
+        layout.write(cache[:, LAYER], slots.to(device), k.to(device), v.to(device))
     starts = torch.tensor([0, *(queries for queries, _ in sequences)]).cumsum(0).int()
     lengths = torch.tensor([length for _, length in sequences], dtype=torch.int32)
     width = (shape.num_heads + 2 * layout.num_kv_heads) * layout.head_dim
     qkv = _normal((int(starts[-1]), width), layout.dtype, generator)
-    return AttentionCase(qkv, cache, plan_attention(shape, starts, lengths, tables, rows))
+    plan = plan_attention(shape, *(tensor.to(device) for tensor in (starts, lengths, tables, rows)))
+    return AttentionCase(qkv.to(device), cache, plan)
 
 
 def slots_of(table: Tensor, positions: Tensor, layout: KVLayout) -> Tensor:

@@ -1,8 +1,9 @@
-"""How keys and values lie in the paged cache on a CPU, for every operation that reads or writes it.
+"""How keys and values lie in the paged cache, for every operation that reads or writes it.
 
 A block holds `block_size` tokens of all layers in one contiguous run of bytes, so that copying, storing or sending a
-block is one memory copy. Within a block: [num_layers, 2 (k, v), num_kv_heads, block_size * head_dim]. A head's part is
-packed in 32-bit lanes of p elements (p = 1 for float32, 2 for bfloat16):
+block is one memory copy. Within a block: [num_layers, 2 (k, v), num_kv_heads, block_size * head_dim]. On a GPU a head's
+part is plain rows [block_size, head_dim], a tile for TMA (`RowsLayout`). On a CPU (`KVLayout` itself) it is packed in
+32-bit lanes of p elements (p = 1 for float32, 2 for bfloat16):
 
     k  [head_dim / p, block_size, p]    sixteen tokens side by side: scores need no horizontal sums
     v  [block_size / p, head_dim, p]
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 LAYOUT_NAME = "cpu-lanes-1"
+ROWS_LAYOUT_NAME = "gpu-rows-1"
 """Names the layout in the namespace of block keys: other bytes for the same tokens need another name."""
 
 
@@ -101,3 +103,38 @@ class KVLayout:
         lead = (layer_cache.shape[0], self.num_kv_heads)
         keys = layer_cache[:, 0].view(*lead, self.head_dim // self.pack, self.block_size, self.pack)
         return keys, layer_cache[:, 1].view(*lead, self.block_size // self.pack, self.head_dim, self.pack)
+
+
+@dataclass(frozen=True, slots=True)
+class RowsLayout(KVLayout):
+    """The layout on a GPU: [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim], contiguous."""
+
+    def __post_init__(self) -> None:
+        # Named: with slots the class is made twice, and a plain super() would not find it.
+        super(RowsLayout, self).__post_init__()
+        if self.head_dim * self.dtype.itemsize % 16:
+            raise ValueError(f"head_dim ({self.head_dim}) must be a multiple of {16 // self.dtype.itemsize} on a GPU")
+
+    @property
+    def name(self) -> str:
+        """See `KVLayout.name`."""
+        return super(RowsLayout, self).name.replace(LAYOUT_NAME, ROWS_LAYOUT_NAME, 1)
+
+    def allocate(self, num_blocks: int) -> Tensor:
+        """A zeroed cache on the current CUDA device, or where there is none (interpreted kernels) on the CPU."""
+        sizes = (self.num_layers, 2, self.num_kv_heads, self.block_size, self.head_dim)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.zeros((num_blocks, *sizes), dtype=self.dtype, device=device)
+
+    def write(self, layer_cache: Tensor, slot_mapping: Tensor, k: Tensor, v: Tensor) -> None:
+        """See `KVLayout.write`; negative slots are skipped."""
+        kept = slot_mapping >= 0
+        blocks = slot_mapping[kept].long() // self.block_size
+        offsets = slot_mapping[kept].long() % self.block_size
+        layer_cache[blocks, 0, :, offsets], layer_cache[blocks, 1, :, offsets] = k[kept], v[kept]
+
+    def read(self, layer_cache: Tensor, block_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """See `KVLayout.read`."""
+        shape = (*block_ids.shape[:-1], block_ids.shape[-1] * self.block_size, self.num_kv_heads, self.head_dim)
+        both = layer_cache[block_ids.long()].transpose(-3, -2)  # [..., n, 2, size, heads, dim]
+        return both.select(-4, 0).reshape(shape), both.select(-4, 1).reshape(shape)

@@ -73,6 +73,8 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *, out_f
     if x.dim() != 2 or x.shape[1] != weight.in_features or x.dtype != weight.dtype or not x.is_contiguous():
         raise ValueError(f"x must be contiguous {weight.dtype} [rows, {weight.in_features}], not {tuple(x.shape)}")
     rows = x.shape[0]
+    if x.is_cuda:
+        return _linear_on_gpu(x, weight, bias, out_float32=out_float32)
     native = library() if rows <= weight.native_max_rows or (out_float32 and weight.panels is not None) else None
     if native is not None:
         out = torch.empty((rows, weight.out_features), dtype=torch.float32 if out_float32 else x.dtype)
@@ -93,6 +95,15 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *, out_f
         product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight.data, bias, "none", [], "")
     else:
         product = torch.nn.functional.linear(x, weight.data, bias)
+    return product.float() if out_float32 else product
+
+
+def _linear_on_gpu(x: Tensor, weight: PackedWeight, bias: Tensor | None, *, out_float32: bool) -> Tensor:
+    from shoal.kernels.linear import triton_impl
+
+    if triton_impl.supports(x, weight.data):
+        return triton_impl.linear(x, weight.data, bias, out_float32=out_float32)
+    product = torch.nn.functional.linear(x, weight.data, bias)
     return product.float() if out_float32 else product
 
 

@@ -26,6 +26,10 @@ def paged_attention(qkv: Tensor, layer_cache: Tensor, plan: AttentionPlan) -> Te
     width = (shape.num_heads + 2 * layout.num_kv_heads) * layout.head_dim
     if qkv.dim() != 2 or qkv.shape[1] != width or qkv.dtype != layout.dtype or not qkv.is_contiguous():
         raise ValueError(f"qkv must be contiguous {layout.dtype} [tokens, {width}], not {qkv.dtype} {tuple(qkv.shape)}")
+    if plan.launches:
+        from shoal.kernels.paged_attention import triton_impl
+
+        return triton_impl.paged_attention(qkv, layer_cache, plan)
     if plan.native is None:
         return torch_impl.paged_attention(qkv, layer_cache, plan)
     native = library()

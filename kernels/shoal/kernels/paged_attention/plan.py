@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from shoal.kernels.kv_layout import KVLayout
 from shoal.kernels.native import DTYPE_CODES, NativeLibrary, library
+
+if TYPE_CHECKING:
+    from shoal.kernels.paged_attention.gpu_plan import Launch
 
 _I32, _I64, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 _ITEM_FIELDS = 10
@@ -68,6 +72,8 @@ class AttentionPlan:
     """[S] int32: the row of `block_tables` of each sequence."""
     native: NativeStep | None = None
     buffers: tuple[Tensor, ...] = ()
+    launches: tuple[Launch, ...] = ()
+    """On a GPU, instead of `native`; see gpu_plan."""
 
     @property
     def num_tokens(self) -> int:

@@ -22,7 +22,8 @@ def paged_attention(qkv: Tensor, layer_cache: Tensor, plan: AttentionPlan) -> Te
         v = v[:length].float().repeat_interleave(group, dim=1)
         q = qkv.view(qkv.shape[0], -1, layout.head_dim)[begin:end, : shape.num_heads].float()
         scores = torch.einsum("qhd,khd->hqk", q, k) * shape.scale
-        visible = visible_keys(shape, torch.arange(length - (end - begin), length), torch.arange(length))
+        keys = torch.arange(length, device=qkv.device)
+        visible = visible_keys(shape, keys[length - (end - begin) :], keys)
         weights = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1)
         out[begin:end] = torch.einsum("hqk,khd->qhd", weights, v).to(out.dtype)
     return out.flatten(1)

@@ -17,9 +17,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x: [rows, hidden] contiguous, float32 or bfloat16; weight: [hidden] of the same dtype. Returns a new tensor.
     """
     _check(x, weight)
+    if x.is_cuda:
+        from shoal.kernels.rms_norm import triton_impl
+
+        return triton_impl.rms_norm(x, weight, eps)
     native = library()
     code = DTYPE_CODES.get(x.dtype)
-    if native is None or code is None or x.device.type != "cpu":
+    if native is None or code is None:
         return reference.rms_norm(x, weight, eps)
     out = torch.empty_like(x)
     rows, hidden = x.shape
@@ -37,9 +41,13 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     _check(x, weight)
     if residual.shape != x.shape or residual.dtype != x.dtype or not residual.is_contiguous():
         raise ValueError(f"residual must be a contiguous {x.dtype} of shape {tuple(x.shape)}")
+    if x.is_cuda:
+        from shoal.kernels.rms_norm import triton_impl
+
+        return triton_impl.add_rms_norm(x, residual, weight, eps)
     native = library()
     code = DTYPE_CODES.get(x.dtype)
-    if native is None or code is None or x.device.type != "cpu":
+    if native is None or code is None:
         return reference.add_rms_norm(x, residual, weight, eps)
     out = torch.empty_like(x)
     rows, hidden = x.shape

@@ -32,8 +32,13 @@ def rope_and_cache(
         raise ValueError(f"qkv must be contiguous {layout.dtype} [tokens, {width}], not {qkv.dtype} {tuple(qkv.shape)}")
     if positions.shape[0] != qkv.shape[0] or slot_mapping.shape[0] != qkv.shape[0]:
         raise ValueError("positions and slot_mapping must have one entry per token")
+    if qkv.is_cuda:
+        from shoal.kernels.rope import triton_impl
+
+        triton_impl.rope_and_cache(qkv, cos_sin, positions, slot_mapping, layer_cache, layout, num_heads)
+        return
     native = library()
-    if native is None or qkv.device.type != "cpu":
+    if native is None:
         reference.rope_and_cache(qkv, cos_sin, positions, slot_mapping, layer_cache, layout, num_heads)
         return
     block_stride, v_offset, head_stride, _ = layer_cache.stride()

@@ -17,9 +17,13 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     """
     if gate_up.dim() != 2 or not gate_up.is_contiguous() or gate_up.shape[1] % 2:
         raise ValueError(f"gate_up must be contiguous [rows, 2 * width], not {tuple(gate_up.shape)}")
+    if gate_up.is_cuda:
+        from shoal.kernels.silu_and_mul import triton_impl
+
+        return triton_impl.silu_and_mul(gate_up)
     native = library()
     code = DTYPE_CODES.get(gate_up.dtype)
-    if native is None or code is None or gate_up.device.type != "cpu":
+    if native is None or code is None:
         return reference.silu_and_mul(gate_up)
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty((rows, width))

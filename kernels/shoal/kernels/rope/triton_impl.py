@@ -1,0 +1,102 @@
+"""Rotary embedding and cache write on a GPU, one program a token."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from shoal.kernels.kv_layout import KVLayout
+
+
+def rope_and_cache(
+    qkv: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    layer_cache: Tensor,
+    layout: KVLayout,
+    num_heads: int,
+) -> None:
+    """See `shoal.kernels.rope.rope_and_cache`. layer_cache: of a `RowsLayout`; a negative slot stores nothing."""
+    if not qkv.shape[0]:
+        return
+    _rotate_token[(qkv.shape[0],)](
+        qkv,
+        cos_sin,
+        positions,
+        slot_mapping,
+        layer_cache,
+        qkv.stride(0),
+        layer_cache.stride(0),
+        layer_cache.stride(1),
+        layer_cache.stride(2),
+        NUM_HEADS=num_heads,
+        NUM_KV_HEADS=layout.num_kv_heads,
+        ROTATED_PADDED=triton.next_power_of_2(num_heads + layout.num_kv_heads),
+        KV_PADDED=triton.next_power_of_2(layout.num_kv_heads),
+        HEAD_DIM=layout.head_dim,
+        DIM=triton.next_power_of_2(layout.head_dim),
+        ROTARY_DIM=cos_sin.shape[1],
+        HALF=triton.next_power_of_2(cos_sin.shape[1] // 2),
+        BLOCK_SIZE=layout.block_size,
+        num_warps=4,
+    )
+
+
+@triton.jit
+def _rotate_token(
+    qkv_ptr,
+    cos_sin_ptr,
+    positions,
+    slot_mapping,
+    cache_ptr,
+    qkv_stride,
+    block_stride,
+    v_offset,
+    head_stride,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    ROTATED_PADDED: tl.constexpr,
+    KV_PADDED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    position = tl.load(positions + token).to(tl.int64)
+    slot = tl.load(slot_mapping + token).to(tl.int64)
+    qkv = qkv_ptr + token * qkv_stride
+    in_cache = cache_ptr + slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * HEAD_DIM
+
+    half = tl.arange(0, HALF)
+    has_angle = half < ROTARY_DIM // 2
+    cosine = tl.load(cos_sin_ptr + position * ROTARY_DIM + half, mask=has_angle, other=1.0)[None, :]
+    sine = tl.load(cos_sin_ptr + position * ROTARY_DIM + ROTARY_DIM // 2 + half, mask=has_angle, other=0.0)[None, :]
+    head = tl.arange(0, ROTATED_PADDED)
+    exists = (head < NUM_HEADS + NUM_KV_HEADS)[:, None] & has_angle[None, :]
+    at = head[:, None] * HEAD_DIM + half[None, :]
+    low = tl.load(qkv + at, mask=exists, other=0.0).to(tl.float32)
+    high = tl.load(qkv + at + ROTARY_DIM // 2, mask=exists, other=0.0).to(tl.float32)
+    rotated_low = (low * cosine - high * sine).to(qkv_ptr.dtype.element_ty)
+    rotated_high = (high * cosine + low * sine).to(qkv_ptr.dtype.element_ty)
+    tl.store(qkv + at, rotated_low, mask=exists)
+    tl.store(qkv + at + ROTARY_DIM // 2, rotated_high, mask=exists)
+
+    if slot >= 0:
+        is_key = exists & (head >= NUM_HEADS)[:, None]
+        key_at = (head - NUM_HEADS)[:, None] * head_stride + half[None, :]
+        tl.store(in_cache + key_at, rotated_low, mask=is_key)
+        tl.store(in_cache + key_at + ROTARY_DIM // 2, rotated_high, mask=is_key)
+
+        kv_head, dim = tl.arange(0, KV_PADDED), tl.arange(0, DIM)
+        is_value = (kv_head < NUM_KV_HEADS)[:, None] & (dim < HEAD_DIM)[None, :]
+        value_at = (NUM_HEADS + NUM_KV_HEADS + kv_head)[:, None] * HEAD_DIM + dim[None, :]
+        value = tl.load(qkv + value_at, mask=is_value, other=0.0)
+        tl.store(in_cache + v_offset + kv_head[:, None] * head_stride + dim[None, :], value, mask=is_value)
+        if ROTARY_DIM < HEAD_DIM:  # the part of a key that is not rotated
+            rest = is_value & (dim >= ROTARY_DIM)[None, :]
+            key = tl.load(qkv + (NUM_HEADS + kv_head)[:, None] * HEAD_DIM + dim[None, :], mask=rest, other=0.0)
+            tl.store(in_cache + kv_head[:, None] * head_stride + dim[None, :], key, mask=rest)

@@ -1,0 +1,101 @@
+"""The GPU's attention kernel: interpreted on a CPU, compiled on a GPU. Unused cache slots hold NaN."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from shoal.kernels.kv_layout import RowsLayout
+from shoal.kernels.paged_attention import AttentionPlan, AttentionShape, reference
+from shoal.kernels.paged_attention.gpu_plan import describe_pages, plan_decode, plan_mixed
+from support.attention_cases import AttentionCase, make_case
+
+triton_impl = pytest.importorskip("shoal.kernels.paged_attention.triton_impl", reason="needs triton")
+
+# Triton's interpreter (3.9) multiplies bfloat16 as if it were integers.
+ALL = [torch.float32, *([torch.bfloat16] if torch.cuda.is_available() else [])]
+DTYPES = pytest.mark.parametrize("dtype", ALL, ids=lambda dtype: str(dtype).removeprefix("torch."))
+MIXES = {
+    "one token": [(1, 1)],
+    "split decode": [(1, 200)],
+    "decode": [(1, 1), (1, 33), (1, 16), (1, 90)],
+    "prefill": [(37, 37), (1, 1), (70, 70)],
+    "chunks": [(40, 111), (1, 60), (33, 33), (2, 77)],
+    "split extension": [(40, 300)],
+}
+HEADS = [(8, 2, 64), (9, 3, 64), (4, 4, 32), (8, 1, 64), (2, 1, 96), (7, 1, 48)]
+
+
+def shape_of(
+    heads: tuple[int, int, int], dtype: torch.dtype, *, block_size: int = 16, window: int | None = None
+) -> AttentionShape:
+    num_heads, num_kv_heads, head_dim = heads
+    return AttentionShape(RowsLayout(2, num_kv_heads, head_dim, block_size, dtype), num_heads, head_dim**-0.5, window)
+
+
+def tolerances(dtype: torch.dtype) -> tuple[float, float]:
+    """(absolute, relative). float32: sums in another order. bfloat16: probabilities and the result have 8 bits."""
+    return (1e-5, 1e-4) if dtype == torch.float32 else (2**-7, 2**-7)
+
+
+def mixed(case: AttentionCase) -> AttentionPlan:
+    plan = case.plan
+    counts, lengths = (
+        np.ascontiguousarray(x.cpu().numpy(), np.int32) for x in (plan.query_starts.diff(), plan.seq_lens)
+    )
+    pages = describe_pages(case.cache, plan.shape)
+    return plan_mixed(plan.shape, pages, counts, lengths, plan.block_tables, plan.table_rows)
+
+
+def assert_matches(case: AttentionCase, plan: AttentionPlan) -> None:
+    atol, rtol = tolerances(case.plan.shape.layout.dtype)
+    expected = reference.paged_attention(case.qkv, case.layer_cache, case.plan)
+    for _ in range(2):  # twice: the counters of split tiles must be back at zero
+        actual = triton_impl.paged_attention(case.qkv, case.layer_cache, plan)
+        torch.testing.assert_close(actual, expected, atol=atol, rtol=rtol)
+
+
+@DTYPES
+@pytest.mark.parametrize("mix", MIXES)
+def test_any_mix_matches_the_reference(mix: str, dtype: torch.dtype) -> None:
+    case = make_case(shape_of((8, 2, 64), dtype), MIXES[mix])
+    assert_matches(case, mixed(case))
+
+
+@DTYPES
+@pytest.mark.parametrize("block_size", [16, 64])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_any_heads_match_the_reference(heads: tuple[int, int, int], block_size: int, dtype: torch.dtype) -> None:
+    case = make_case(shape_of(heads, dtype, block_size=block_size), [(1, 100), (21, 70), (1, 7)])
+    assert_matches(case, mixed(case))
+
+
+@DTYPES
+@pytest.mark.parametrize("window", [1, 16, 50])
+def test_sliding_window(window: int, dtype: torch.dtype) -> None:
+    case = make_case(shape_of((8, 2, 32), dtype, window=window), [(1, 170), (50, 133), (30, 30), (1, 3)])
+    assert_matches(case, mixed(case))
+
+
+def test_a_plan_for_decoding_skips_padding() -> None:
+    """Entries of length 0 stand for the unused places of a CUDA graph."""
+    case = make_case(shape_of((8, 2, 64), torch.float32), [(1, 40), (1, 150)])
+    plan = case.plan
+    device = plan.seq_lens.device
+
+    def padded(tensor: torch.Tensor, values: list[int]) -> torch.Tensor:
+        return torch.cat((tensor, torch.tensor(values, dtype=torch.int32, device=device)))
+
+    decode = plan_decode(
+        plan.shape,
+        describe_pages(case.cache, plan.shape),
+        padded(plan.query_starts, [3, 4]),
+        padded(plan.seq_lens, [0, 0]),
+        plan.block_tables,
+        padded(plan.table_rows, [0, 0]),
+    )
+    expected = reference.paged_attention(case.qkv, case.layer_cache, case.plan)
+    actual = triton_impl.paged_attention(torch.cat((case.qkv, case.qkv)), case.layer_cache, decode)[:2]
+    atol, rtol = tolerances(torch.float32)
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=rtol)

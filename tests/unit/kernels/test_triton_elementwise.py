@@ -1,0 +1,98 @@
+"""The GPU's elementwise kernels against their references: interpreted on a CPU, compiled on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from shoal.kernels.decode_inputs import DecodeInputs, SlotState
+from shoal.kernels.decode_inputs import reference as inputs_reference
+from shoal.kernels.kv_layout import RowsLayout
+from shoal.kernels.rms_norm import reference as norm_reference
+from shoal.kernels.rope import reference as rope_reference
+from shoal.kernels.silu_and_mul import reference as silu_reference
+
+inputs_impl = pytest.importorskip("shoal.kernels.decode_inputs.triton_impl", reason="needs triton")
+norm = pytest.importorskip("shoal.kernels.rms_norm.triton_impl", reason="needs triton")
+rope = pytest.importorskip("shoal.kernels.rope.triton_impl", reason="needs triton")
+silu = pytest.importorskip("shoal.kernels.silu_and_mul.triton_impl", reason="needs triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+WIDTHS = pytest.mark.parametrize("width", [1, 42, 576, 4096])
+
+
+def tolerances(dtype: torch.dtype) -> dict[str, Any]:
+    """A few roundings in float32; in bfloat16 one rounding of the same value, or interpreted two cut-offs, since the
+    interpreter drops what bfloat16 has no room for."""
+    if dtype == torch.float32:
+        return {"atol": 1e-6, "rtol": 1e-5}
+    return {"atol": 1e-6, "rtol": 2**-7 if DEVICE == "cuda" else 2**-6}
+
+
+def randn(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+@DTYPES
+@WIDTHS
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_norms(rows: int, width: int, dtype: torch.dtype) -> None:
+    x, residual, weight = (randn(rows + 1, width, dtype=dtype, seed=s) for s in range(3))
+    x, residual, weight = x[:rows], residual[:rows], weight[0].contiguous()
+    torch.testing.assert_close(
+        norm.rms_norm(x, weight, 1e-5), norm_reference.rms_norm(x, weight, 1e-5), **tolerances(dtype)
+    )
+    expected_residual = residual.clone()
+    expected = norm_reference.add_rms_norm(x, expected_residual, weight, 1e-5)
+    torch.testing.assert_close(norm.add_rms_norm(x, residual, weight, 1e-5), expected, **tolerances(dtype))
+    torch.testing.assert_close(residual, expected_residual, **tolerances(dtype))
+
+
+@DTYPES
+@WIDTHS
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_silu_and_mul(rows: int, width: int, dtype: torch.dtype) -> None:
+    gate_up = randn(rows, 2 * width, dtype=dtype) * 8
+    torch.testing.assert_close(silu.silu_and_mul(gate_up), silu_reference.silu_and_mul(gate_up), **tolerances(dtype))
+
+
+@DTYPES
+@pytest.mark.parametrize("rotary_dim", [64, 48, 16])
+@pytest.mark.parametrize("heads", [(9, 3), (4, 4), (8, 1)], ids=str)
+def test_rope_and_cache(heads: tuple[int, int], rotary_dim: int, dtype: torch.dtype) -> None:
+    num_heads, num_kv_heads = heads
+    layout = RowsLayout(2, num_kv_heads, 64, 16, dtype)
+    qkv = randn(5, (num_heads + 2 * num_kv_heads) * 64, dtype=dtype)
+    cos_sin = randn(100, rotary_dim, dtype=torch.float32, seed=1)
+    positions = torch.tensor([0, 99, 3, 4, 50], dtype=torch.int32, device=DEVICE)
+    slots = torch.tensor([0, 47, 17, -1, 16], dtype=torch.int32, device=DEVICE)
+    caches = [layout.allocate(3).fill_(7.0) for _ in range(2)]
+    expected = qkv.clone()
+    rope_reference.rope_and_cache(expected, cos_sin, positions, slots, caches[0][:, 1], layout, num_heads)
+    rope.rope_and_cache(qkv, cos_sin, positions, slots, caches[1][:, 1], layout, num_heads)
+    torch.testing.assert_close(qkv, expected, **tolerances(dtype))
+    torch.testing.assert_close(caches[1], caches[0], **tolerances(dtype))
+
+
+def test_decode_inputs_and_appended_tokens() -> None:
+    device = torch.device(DEVICE)
+    results = []
+    for implementation in (inputs_impl, inputs_reference):
+        state, inputs = SlotState.allocate(9, 7, 16, device), DecodeInputs.allocate(200, device)
+        state.block_tables.copy_(torch.arange(63).view(9, 7) * 3)
+        state.num_computed.copy_(torch.arange(9) * 11)
+        state.last_tokens.copy_(torch.arange(9) + 100)
+        inputs.slots[:4] = torch.tensor([3, 0, 8, 5], dtype=torch.int32)
+        implementation.fill_inputs(inputs, state)
+        implementation.append_tokens(inputs, state, torch.arange(200, device=device) + 1000)
+        results.append((inputs, state))
+    for kernel, reference in zip(*results, strict=True):
+        for field in kernel.__dataclass_fields__:
+            if field != "block_size":
+                assert torch.equal(getattr(kernel, field), getattr(reference, field)), field
+    inputs, state = results[0]
+    assert inputs.seq_lens[:5].tolist() == [34, 1, 89, 56, 0]
+    assert state.last_tokens.tolist() == [1001, 101, 102, 1000, 104, 1003, 106, 107, 1002]
