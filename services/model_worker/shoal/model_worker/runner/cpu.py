@@ -12,14 +12,12 @@ from shoal.kernels.native import library
 from shoal.kernels.paged_attention import AttentionShape
 from shoal.model_worker.models.config import ModelConfig
 from shoal.model_worker.models.registry import Model
-from shoal.model_worker.runner.flat_batch import FlatBatch, build_batch
+from shoal.model_worker.runner.flat_batch import build_batch
+from shoal.model_worker.runner.sequences import Sequences
 from shoal.model_worker.runner.slots import SlotArrays
 from shoal.model_worker.sampling.params import SamplingParams
-from shoal.model_worker.sampling.sampler import Sampler, prompt_logprobs
-from shoal.model_worker.step import Admission, IntArray, StepPlan, StepResult, TokenLogprobs
-
-_LOGPROB_ROWS = 64
-"""Rows of prompt logits made at once: 64 of 128k tokens are 34 MB in float32."""
+from shoal.model_worker.sampling.sampler import Sampler
+from shoal.model_worker.step import Admission, StepPlan, StepResult, TokenLogprobs
 
 
 def layout_for(config: ModelConfig, block_size: int, dtype: torch.dtype) -> KVLayout:
@@ -59,13 +57,13 @@ class CpuRunner:
             )
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        self._model, self._config, self._sampler = model, config, sampler
+        self._model = model
         layout = layout_for(config, block_size, dtype)
         self._shape = AttentionShape(layout, config.num_heads, config.head_dim**-0.5, config.sliding_window)
         self._kv_cache = layout.allocate(num_blocks)
         self._num_blocks = num_blocks
         self._slots = SlotArrays(max_num_seqs, max_model_len, block_size)
-        self._prompt_logprobs: dict[int, int] = {}
+        self._sequences = Sequences(self._slots, sampler, config.eos_token_ids)
 
     @property
     def num_blocks(self) -> int:
@@ -88,11 +86,17 @@ class CpuRunner:
             self._apply_changes(plan)
             if not len(plan.slots):
                 return StepResult(np.empty(0, np.int32), np.empty(0, np.int32), {}, {})
-            batch = build_batch(plan, self._slots, self._shape, all_outputs=bool(self._prompt_logprobs))
-            hidden = self._model.forward(batch.forward, self._kv_cache)
+            sequences, model = self._sequences, self._model
+            batch = build_batch(plan, self._slots, self._shape, all_outputs=sequences.wants_prompt_logprobs)
+            hidden = model.forward(batch.forward, self._kv_cache)
             self._slots.num_computed[plan.slots] += plan.num_tokens
-            reported = self._report_prompts(plan, batch, hidden)
-            slots, token_ids, logprobs = self._sample(plan, batch, hidden)
+            reported: dict[int, tuple[TokenLogprobs, ...]] = {}
+            if sequences.wants_prompt_logprobs:
+                starts, first = batch.query_starts, batch.first_positions
+                reported = sequences.report_prompts(plan, starts, first, hidden, model.compute_logits)
+                hidden = hidden[torch.from_numpy(starts[1:][plan.samples] - 1)]
+            logits = model.compute_logits(hidden) if len(hidden) else hidden.new_empty(0)
+            slots, token_ids, logprobs = sequences.sample(plan, logits)
             return StepResult(slots, token_ids, logprobs, reported)
 
     def warm_up(self) -> None:
@@ -114,69 +118,8 @@ class CpuRunner:
 
     def _apply_changes(self, plan: StepPlan) -> None:
         for slot in plan.released:
-            self._slots.release(slot)
-            self._sampler.release(slot)
-            self._prompt_logprobs.pop(slot, None)
+            self._sequences.release(slot)
         for admission in plan.admitted:
-            self._admit(admission)
+            self._sequences.admit(admission)
         block_copy(self._kv_cache, plan.block_copies)
         self._slots.assign(plan.assigned)
-
-    def _admit(self, admission: Admission) -> None:
-        self._slots.admit(admission)
-        params = admission.sampling
-        eos = () if params.ignore_eos else self._config.eos_token_ids
-        self._sampler.admit(
-            admission.slot,
-            params,
-            admission.seed,
-            admission.choice,
-            admission.token_ids,
-            admission.num_prompt_tokens,
-            (*eos, *params.stop_token_ids),
-        )
-        if params.prompt_logprobs is not None:
-            self._prompt_logprobs[admission.slot] = params.prompt_logprobs
-
-    def _sample(
-        self, plan: StepPlan, batch: FlatBatch, hidden: Tensor
-    ) -> tuple[IntArray, IntArray, dict[int, TokenLogprobs]]:
-        """Samples for the slots that ask for it, then for forks, which share their source's logits."""
-        sampling = np.flatnonzero(plan.samples)
-        if not len(sampling):
-            return np.empty(0, np.int32), np.empty(0, np.int32), {}
-        slots: IntArray = plan.slots[sampling].astype(np.int32, copy=False)
-        if len(sampling) < hidden.shape[0]:
-            hidden = hidden[torch.from_numpy(batch.query_starts[1:][sampling] - 1)]
-        logits = self._model.compute_logits(hidden)
-        if plan.forks:
-            row_of = {int(slot): row for row, slot in enumerate(slots)}
-            for fork in plan.forks:
-                self._slots.fork(fork.source, fork.target)
-                self._sampler.fork(fork.source, fork.target, fork.choice)
-                if fork.source in self._prompt_logprobs:
-                    self._prompt_logprobs[fork.target] = self._prompt_logprobs[fork.source]
-            logits = torch.cat((logits, logits[[row_of[fork.source] for fork in plan.forks]]))
-            slots = np.concatenate((slots, np.array([fork.target for fork in plan.forks], np.int32)))
-        output = self._sampler.sample(logits, slots)
-        self._slots.append(slots, output.token_ids)
-        return slots, output.token_ids, output.logprobs
-
-    def _report_prompts(self, plan: StepPlan, batch: FlatBatch, hidden: Tensor) -> dict[int, tuple[TokenLogprobs, ...]]:
-        """Log-probabilities of the prompt tokens that follow tokens computed in this step."""
-        if not self._prompt_logprobs:
-            return {}
-        reported: dict[int, tuple[TokenLogprobs, ...]] = {}
-        for index, slot in enumerate(plan.slots.tolist()):
-            first, row = int(batch.first_positions[index]), int(batch.query_starts[index])
-            count = min(int(plan.num_tokens[index]), int(self._slots.num_prompt[slot]) - 1 - first)
-            if slot not in self._prompt_logprobs or count <= 0:
-                continue
-            entries: list[TokenLogprobs] = []
-            for begin in range(0, count, _LOGPROB_ROWS):
-                end = min(begin + _LOGPROB_ROWS, count)
-                next_ids = self._slots.token_ids[slot, first + begin + 1 : first + end + 1]
-                logits = self._model.compute_logits(hidden[row + begin : row + end])
-                entries.extend(prompt_logprobs(logits, torch.from_numpy(next_ids), self._prompt_logprobs[slot]))
-            reported[slot] = tuple(entries)
-        return reported
