@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-from shoal.model_worker.runner.cpu import CpuRunner
+from shoal.kernels.kv_layout import KVLayout
 from shoal.model_worker.sampling.params import SamplingParams
-from shoal.model_worker.step import Admission, BlockAssignment, Fork, StepPlan, StepResult
+from shoal.model_worker.step import Admission, BlockAssignment, Fork, Runner, StepPlan, StepResult
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
+
+
+class PagedRunner(Runner, Protocol):
+    """A runner with a paged cache."""
+
+    @property
+    def layout(self) -> KVLayout:
+        """How the KV cache is laid out."""
+
+    def warm_up(self) -> None:
+        """Does once what steps would otherwise do first."""
 
 
 class RunnerDriver:
     """Keeps what a scheduler would: each slot's tokens, how many are computed, and its blocks."""
 
-    def __init__(self, runner: CpuRunner) -> None:
+    def __init__(self, runner: PagedRunner) -> None:
         self.runner = runner
         self._size = runner.layout.block_size
         self._free = list(range(runner.num_blocks))[::-1]

@@ -25,7 +25,7 @@ class WorkerConfig:
     host: str = option("127.0.0.1", "Address to listen on.")
     port: Port = option(50061, "gRPC port; 0 picks a free one.")
     metrics_port: Port = option(9461, "Port of Prometheus /metrics; 0 picks a free one.")
-    device: Literal["cpu", "simulated"] = option(
+    device: Literal["cpu", "cuda", "simulated"] = option(
         "cpu", "What computes. simulated: no model; tokens are hashes, for tests of everything around the engine."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Type of the weights in memory; auto: the file's.")
@@ -33,9 +33,12 @@ class WorkerConfig:
         "auto", "How to read the weights. dummy: random ones, for tests."
     )
     max_model_len: NotNegative = option(0, "Longest prompt plus output, in tokens; 0: what model and cache allow.")
-    block_size: Positive = option(16, "Tokens in a KV block.")
-    num_blocks: NotNegative = option(0, "KV blocks; 0: as many as --kv-cache-memory-bytes holds.")
-    kv_cache_memory_bytes: Positive = option(1 << 30, "Memory for KV blocks.")
+    block_size: Positive = option(16, "Tokens in a KV block; on a GPU 64 is the fastest.")
+    num_blocks: NotNegative = option(0, "KV blocks; 0: as many as fit in the memory for them.")
+    kv_cache_memory_bytes: Positive = option(1 << 30, "Memory for KV blocks on a CPU.")
+    gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = option(
+        0.9, "Share of a GPU's memory that the worker may use; what weights and steps leave of it holds KV blocks."
+    )
     max_num_seqs: Positive = option(64, "Most sequences in one step.")
     max_num_batched_tokens: Positive = option(512, "Most tokens in one step; at least --max-num-seqs.")
     max_queued_requests: Positive = option(256, "Requests that may wait; more are refused with a retry hint.")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from shoal.artifacts import ArtifactError, LogProgress, resolve
 from shoal.model_worker.config import WorkerConfig
+from shoal.model_worker.device_loading import load_for_device
 from shoal.model_worker.engine_setup import Device, Progress, SetupError, choose_max_model_len
-from shoal.model_worker.loader import LoadedModel, ModelLoadError, load_model
 from shoal.model_worker.runner.cpu import CpuRunner, layout_for, num_blocks_for
 from shoal.model_worker.sampling.sampler import Sampler
 
 
 def make_cpu_device(config: WorkerConfig, progress: Progress) -> Device:
     """See `engine_setup.MakeDevice`."""
-    loaded = _load(config, progress)
+    loaded = load_for_device(config, progress, "cpu")
     model_config = loaded.config
     try:
         layout = layout_for(model_config, config.block_size, loaded.dtype)
@@ -48,18 +47,3 @@ def make_cpu_device(config: WorkerConfig, progress: Progress) -> Device:
         eos_token_ids=model_config.eos_token_ids,
         max_position=model_config.max_position_embeddings,
     )
-
-
-def _load(config: WorkerConfig, progress: Progress) -> LoadedModel:
-    try:
-        progress("fetch", 0.0)
-        path = resolve(config.model, progress=LogProgress(config.model), timeout_s=config.load_timeout_s)
-        return load_model(
-            path,
-            dtype=config.dtype,
-            load_format=config.load_format,
-            progress=lambda done, total: progress("weights", done / total if total else 1.0),
-            seed=config.seed,
-        )
-    except (ArtifactError, ModelLoadError) as error:
-        raise SetupError(str(error)) from error

@@ -56,6 +56,7 @@ class EngineParts:
 
 _DEVICES = {
     "cpu": "shoal.model_worker.cpu_device:make_cpu_device",
+    "cuda": "shoal.model_worker.cuda_device:make_cuda_device",
     "simulated": "shoal.model_worker.engine_setup:make_simulated_device",
 }
 

@@ -18,11 +18,12 @@ from shoal.model_worker.models.registry import find_model_class
 class DummyCheckpoint:
     """See `Checkpoint`. Reads only config.json; a tensor depends on its name and the seed, not on the others."""
 
-    def __init__(self, path: Path, seed: int = 0) -> None:
+    def __init__(self, path: Path, seed: int = 0, device: str = "cpu") -> None:
+        """device: where tensors are drawn; another kind of device draws other numbers."""
         self.path = path
         self.files: tuple[Path, ...] = ()
         self.config = read_config(path / "config.json" if path.is_dir() else path)
-        self._seed = seed
+        self._seed, self._device = seed, device
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -37,7 +38,7 @@ class DummyCheckpoint:
         """Ones for norms, else normal with a deviation of 0.02."""
         shape = self.shapes[name]
         if name.endswith("norm.weight"):
-            return torch.ones(shape)
+            return torch.ones(shape, device=self._device)
         digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        return torch.empty(shape).normal_(std=0.02, generator=generator)
+        generator = torch.Generator(self._device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return torch.empty(shape, device=self._device).normal_(std=0.02, generator=generator)

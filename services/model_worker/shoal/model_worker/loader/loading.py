@@ -45,15 +45,17 @@ def load_model(
     load_format: LoadFormat = "auto",
     progress: Progress | None = None,
     seed: int = 0,
+    device: str = "cpu",
 ) -> LoadedModel:
     """Loads a GGUF file or a directory with config.json and safetensors files.
 
     dtype auto is bfloat16, or float32 for a checkpoint that says it is float32. `progress` is called with
-    (bytes done, bytes in all) of the stored tensors. `seed` is for load_format dummy. Raises ModelLoadError.
+    (bytes done, bytes in all) of the stored tensors. `seed` is for load_format dummy. `device`: where the model will
+    run, as torch names it. Raises ModelLoadError.
     """
     if dtype != "auto" and dtype not in _DTYPES:
         raise ModelLoadError(path, f"dtype {dtype!r} is not supported; use float32, bfloat16 or auto")
-    checkpoint = open_checkpoint(path, load_format, seed)
+    checkpoint = open_checkpoint(path, load_format, seed, device)
     try:
         model_class = find_model_class(checkpoint.config.architecture)
         shapes = model_class.tensor_shapes(checkpoint.config)
@@ -63,7 +65,7 @@ def load_model(
         # Hashing (about 2 GB/s, without the GIL) hides behind dequantising and packing.
         with ThreadPoolExecutor(1) as executor, torch.inference_mode():
             content = executor.submit(_content_digest, checkpoint, seed)
-            weights = _CheckpointWeights(checkpoint, resolved, shapes, progress)
+            weights = _CheckpointWeights(checkpoint, torch.device(device), resolved, shapes, progress)
             model = model_class(checkpoint.config, weights, resolved)
             digest = _model_digest(content.result(), checkpoint.config, resolved)
     except ModelConfigError as error:
@@ -71,12 +73,12 @@ def load_model(
     return LoadedModel(model, checkpoint.config, resolved, digest)
 
 
-def open_checkpoint(path: Path, load_format: LoadFormat = "auto", seed: int = 0) -> Checkpoint:
-    """Reads and checks headers only. Raises ModelLoadError."""
+def open_checkpoint(path: Path, load_format: LoadFormat = "auto", seed: int = 0, device: str = "cpu") -> Checkpoint:
+    """Reads and checks headers only; `device` is where dummy weights are drawn. Raises ModelLoadError."""
     if not path.exists():
         raise ModelLoadError(path, "does not exist")
     if load_format == "dummy":
-        return DummyCheckpoint(path, seed)
+        return DummyCheckpoint(path, seed, device)
     if load_format == "auto":
         load_format = "gguf" if path.is_file() or not any(path.glob("*.safetensors*")) else "safetensors"
     if load_format == "safetensors":
@@ -125,16 +127,18 @@ class _CheckpointWeights:
     def __init__(
         self,
         checkpoint: Checkpoint,
+        device: torch.device,
         dtype: torch.dtype,
         shapes: Mapping[str, tuple[int, ...]],
         progress: Progress | None,
     ) -> None:
         self._checkpoint, self._dtype, self._progress = checkpoint, dtype, progress
+        self._device = device
         self._total_bytes = sum(checkpoint.num_bytes(name) for name in shapes)
         self._done_bytes = 0
 
     def take(self, name: str) -> Tensor:
-        tensor = self._checkpoint.read(name).to(self._dtype).contiguous()
+        tensor = self._checkpoint.read(name).to(self._device, self._dtype).contiguous()
         self._done_bytes += self._checkpoint.num_bytes(name)
         if self._progress is not None:
             self._progress(self._done_bytes, self._total_bytes)

@@ -66,6 +66,7 @@ class LlamaForCausalLM:
         self._config, self._dtype = config, dtype
         table = rotary_table(config.rope, config.head_dim, config.max_position_embeddings)
         embeddings = weights.take("model.embed_tokens.weight")
+        table = table.to(embeddings.device)
         self._embed = Embedding(embeddings)
         self._layers = [LlamaDecoderLayer(config, weights, table, i) for i in range(config.num_layers)]
         self._norm = RMSNorm(weights.take("model.norm.weight"), config.rms_norm_eps)

@@ -81,6 +81,19 @@ class Sampler:
         with torch.inference_mode():
             return self._sample(logits, slots)
 
+    def takes_argmax(self, slots: IntArray) -> bool:
+        """Whether all of `slots` take the largest logit as the model gives it, and report no log-probabilities.
+
+        A runner may then choose on its device, and tell by `record`.
+        """
+        state = self._state
+        edited = state.biased[slots] | state.penalized[slots] | (state.num_outputs[slots] < state.min_tokens[slots])
+        return bool((state.greedy[slots] & ~edited & (state.logprobs[slots] < 0)).all())
+
+    def record(self, slots: IntArray, token_ids: IntArray) -> None:
+        """Counts tokens that were chosen elsewhere as the slots' output."""
+        self._state.record(slots, token_ids)
+
     def _sample(self, logits: Tensor, slots: IntArray) -> SampleOutput:
         state = self._state
         reported = np.flatnonzero(state.logprobs[slots] >= 0)

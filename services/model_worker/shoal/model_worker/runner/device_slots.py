@@ -1,0 +1,41 @@
+"""The part of the slots' state that lives on the GPU: a decoding step needs nothing from the host but its slots."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal.kernels.decode_inputs import SlotState
+from shoal.model_worker.step import IntArray, StepPlan
+
+
+class DeviceSlots:
+    """Block tables, last tokens and counts by slot. One writer: the runner's stream."""
+
+    def __init__(self, max_num_seqs: int, max_blocks: int, block_size: int) -> None:
+        self.state = SlotState.allocate(max_num_seqs, max_blocks, block_size, torch.device("cuda"))
+
+    def assign(self, plan: StepPlan) -> None:
+        """Takes over the block ids that a plan names."""
+        entries = [(a.slot, a.index, a.block_id) for a in plan.assigned]
+        for admission in plan.admitted:
+            entries += [(admission.slot, index, block) for index, block in enumerate(admission.block_ids)]
+        if entries:
+            slot, index, block = upload(np.array(entries, dtype=np.int32).T)
+            self.state.block_tables[slot, index] = block
+
+    def fork(self, source: int, target: int) -> None:
+        """Copies a slot's block table."""
+        self.state.block_tables[target] = self.state.block_tables[source]
+
+    def set_tokens(self, slots: IntArray, token_ids: IntArray, num_computed: IntArray) -> None:
+        """Notes what a step that was not prepared here has made of some slots."""
+        at, tokens, counts = upload(np.stack((slots, token_ids, num_computed)).astype(np.int32, copy=False))
+        self.state.last_tokens[at] = tokens
+        self.state.num_computed[at] = counts
+
+
+def upload(array: IntArray) -> Tensor:
+    """An array on the device, through pinned memory and without waiting."""
+    return torch.from_numpy(np.ascontiguousarray(array)).pin_memory().to("cuda", non_blocking=True)
