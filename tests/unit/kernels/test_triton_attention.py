@@ -41,11 +41,9 @@ def tolerances(dtype: torch.dtype) -> tuple[float, float]:
 
 def mixed(case: AttentionCase) -> AttentionPlan:
     plan = case.plan
-    counts, lengths = (
-        np.ascontiguousarray(x.cpu().numpy(), np.int32) for x in (plan.query_starts.diff(), plan.seq_lens)
-    )
+    starts, lengths = (np.ascontiguousarray(x.cpu().numpy(), np.int32) for x in (plan.query_starts, plan.seq_lens))
     pages = describe_pages(case.cache, plan.shape)
-    return plan_mixed(plan.shape, pages, counts, lengths, plan.block_tables, plan.table_rows)
+    return plan_mixed(plan.shape, pages, starts, lengths, plan.block_tables, plan.table_rows)
 
 
 def assert_matches(case: AttentionCase, plan: AttentionPlan) -> None:

@@ -69,16 +69,16 @@ def plan_decode(
 def plan_mixed(
     shape: AttentionShape,
     pages: Any,
-    query_counts: NDArray[np.int32],
+    query_starts: NDArray[np.int32],
     lengths: NDArray[np.int32],
     block_tables: Tensor,
     table_rows: Tensor,
 ) -> AttentionPlan:
-    """Any step. query_counts, lengths: [S] on the host; the rest is on the device.
+    """Any step. query_starts [S + 1] and lengths [S] are on the host, the rest on the device.
 
     Sequences with few query tokens and those with many get a launch each, with tiles of their size.
     """
-    device = block_tables.device
+    device, query_counts = block_tables.device, np.diff(query_starts)
     group = shape.num_heads // shape.layout.num_kv_heads
     is_low = query_counts * group <= max(_LOW, group)
     launches = []
@@ -87,12 +87,9 @@ def plan_mixed(
             tiles = _tiles_of(members, query_counts, lengths, tile_rows // group)
             on_device = torch.from_numpy(tiles).to(device, non_blocking=True)
             launches.append(_make_launch(shape, pages, on_device, len(tiles), tile_rows, device))
-    starts = np.zeros(len(query_counts) + 1, np.int32)
-    np.cumsum(query_counts, out=starts[1:])
-    on_device = torch.from_numpy(np.concatenate((starts, lengths.astype(np.int32)))).to(device, non_blocking=True)
-    return AttentionPlan(
-        shape, on_device[: len(starts)], on_device[len(starts) :], block_tables, table_rows, launches=tuple(launches)
-    )
+    both = torch.from_numpy(np.concatenate((query_starts, lengths))).to(device, non_blocking=True)
+    starts, seq_lens = both[: len(query_starts)], both[len(query_starts) :]
+    return AttentionPlan(shape, starts, seq_lens, block_tables, table_rows, launches=tuple(launches))
 
 
 def _rows_for(shape: AttentionShape, num_queries: int) -> int:

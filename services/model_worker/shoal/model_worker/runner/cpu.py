@@ -92,9 +92,8 @@ class CpuRunner:
             self._slots.num_computed[plan.slots] += plan.num_tokens
             reported: dict[int, tuple[TokenLogprobs, ...]] = {}
             if sequences.wants_prompt_logprobs:
-                starts, first = batch.query_starts, batch.first_positions
-                reported = sequences.report_prompts(plan, starts, first, hidden, model.compute_logits)
-                hidden = hidden[torch.from_numpy(starts[1:][plan.samples] - 1)]
+                reported = sequences.report_prompts(plan, batch.tokens, hidden, model.compute_logits)
+                hidden = hidden[torch.from_numpy(batch.tokens.last_rows)]
             logits = model.compute_logits(hidden) if len(hidden) else hidden.new_empty(0)
             slots, token_ids, logprobs = sequences.sample(plan, logits)
             return StepResult(slots, token_ids, logprobs, reported)

@@ -15,6 +15,7 @@ from shoal.model_worker.layers.batch import ForwardBatch
 from shoal.model_worker.models.config import ModelConfig
 from shoal.model_worker.models.registry import Model
 from shoal.model_worker.runner.device_slots import DeviceSlots, upload
+from shoal.model_worker.runner.flat_batch import lay_out
 from shoal.model_worker.runner.sequences import Sequences
 from shoal.model_worker.runner.slots import SlotArrays
 from shoal.model_worker.sampling.sampler import Sampler
@@ -139,27 +140,21 @@ class CudaRunner:
         self._on_device[slots] = True
 
     def _mixed(self, plan: StepPlan) -> StepResult:
-        state, counts = self._slots, plan.num_tokens
-        first = state.num_computed[plan.slots]
-        starts = np.zeros(len(counts) + 1, np.int32)
-        np.cumsum(counts, out=starts[1:])
-        rows = np.repeat(plan.slots, counts)
-        positions = np.arange(starts[-1], dtype=np.int32) + np.repeat(first - starts[:-1], counts)
-        block_size = self._shape.layout.block_size
-        mapping = state.block_tables[rows, positions // block_size] * block_size + positions % block_size
-        token_ids, at, slot_mapping = upload(np.stack((state.token_ids[rows, positions], positions, mapping)))
+        tokens = lay_out(plan, self._slots, self._shape.layout.block_size)
+        token_ids, positions, slot_mapping = upload(np.stack((tokens.token_ids, tokens.positions, tokens.slot_mapping)))
         attention = plan_mixed(
-            self._shape, self._pages, counts, first + counts, self._device_slots.state.block_tables, upload(plan.slots)
-        )
+            self._shape, self._pages, tokens.query_starts, tokens.seq_lens, self._device_slots.state.block_tables,
+            upload(tokens.slots),
+        )  # fmt: skip
         sequences = self._sequences
-        last_rows = upload((starts[1:][plan.samples] - 1).astype(np.int32)).long()
+        last_rows = upload(tokens.last_rows)
         wants_all = sequences.wants_prompt_logprobs
-        batch = ForwardBatch(token_ids, at, slot_mapping, attention, None if wants_all else last_rows)
+        batch = ForwardBatch(token_ids, positions, slot_mapping, attention, None if wants_all else last_rows)
         hidden = self._model.forward(batch, self._kv_cache)
-        state.num_computed[plan.slots] += counts
+        self._slots.num_computed[plan.slots] += plan.num_tokens
         reported: dict[int, tuple[TokenLogprobs, ...]] = {}
         if wants_all:
-            reported = sequences.report_prompts(plan, starts, first, hidden, self._model.compute_logits)
+            reported = sequences.report_prompts(plan, tokens, hidden, self._model.compute_logits)
             hidden = hidden[last_rows]
         logits = self._model.compute_logits(hidden) if len(hidden) else hidden
         slots, chosen, logprobs = sequences.sample(plan, logits)

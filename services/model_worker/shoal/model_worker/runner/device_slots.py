@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.kernels.decode_inputs import SlotState
@@ -36,6 +39,6 @@ class DeviceSlots:
         self.state.num_computed[at] = counts
 
 
-def upload(array: IntArray) -> Tensor:
+def upload(array: NDArray[Any]) -> Tensor:
     """An array on the device, through pinned memory and without waiting."""
     return torch.from_numpy(np.ascontiguousarray(array)).pin_memory().to("cuda", non_blocking=True)

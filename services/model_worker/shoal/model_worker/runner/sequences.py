@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shoal.model_worker.runner.flat_batch import FlatTokens
 from shoal.model_worker.runner.slots import SlotArrays
 from shoal.model_worker.sampling.sampler import Sampler, prompt_logprobs
 from shoal.model_worker.step import Admission, IntArray, StepPlan, TokenLogprobs
@@ -77,21 +78,12 @@ class Sequences:
         return slots, output.token_ids, output.logprobs
 
     def report_prompts(
-        self,
-        plan: StepPlan,
-        query_starts: IntArray,
-        first_positions: IntArray,
-        hidden: Tensor,
-        compute_logits: Callable[[Tensor], Tensor],
+        self, plan: StepPlan, tokens: FlatTokens, hidden: Tensor, compute_logits: Callable[[Tensor], Tensor]
     ) -> dict[int, tuple[TokenLogprobs, ...]]:
-        """Log-probabilities of the prompt tokens that follow tokens computed in this step.
-
-        query_starts [S + 1], first_positions [S]: the first row of each scheduled slot in `hidden` (all tokens), and
-        its position.
-        """
+        """Log-probabilities of the prompt tokens that follow tokens computed in this step. hidden: of all tokens."""
         reported: dict[int, tuple[TokenLogprobs, ...]] = {}
         for index, slot in enumerate(plan.slots.tolist()):
-            first, row = int(first_positions[index]), int(query_starts[index])
+            first, row = int(tokens.first_positions[index]), int(tokens.query_starts[index])
             count = min(int(plan.num_tokens[index]), int(self.slots.num_prompt[slot]) - 1 - first)
             if slot not in self._prompt_logprobs or count <= 0:
                 continue
