@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shoal.model_worker.config import WorkerConfig
-from shoal.model_worker.device_loading import load_for_device
+from shoal.model_worker.device_loading import describe, load_for_device
 from shoal.model_worker.engine_setup import Device, Progress, SetupError, choose_max_model_len
 from shoal.model_worker.runner.cpu import CpuRunner, layout_for, num_blocks_for
 from shoal.model_worker.sampling.sampler import Sampler
@@ -38,12 +38,4 @@ def make_cpu_device(config: WorkerConfig, progress: Progress) -> Device:
     progress("warm-up", 0.0)
     runner.warm_up()
     progress("warm-up", 1.0)
-    return Device(
-        runner=runner,
-        model_digest=loaded.digest,
-        kv_layout=layout.name,
-        dtype=str(loaded.dtype).removeprefix("torch."),
-        vocab_size=model_config.vocab_size,
-        eos_token_ids=model_config.eos_token_ids,
-        max_position=model_config.max_position_embeddings,
-    )
+    return describe(loaded, runner, kv_layout=layout.name)

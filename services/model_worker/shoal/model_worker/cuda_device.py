@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from shoal.model_worker.config import WorkerConfig
-from shoal.model_worker.device_loading import load_for_device
+from shoal.model_worker.device_loading import describe, load_for_device
 from shoal.model_worker.engine_setup import Device, Progress, SetupError, choose_max_model_len
 from shoal.model_worker.loader import LoadedModel
 from shoal.model_worker.runner.cuda import CudaRunner
-from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.runner.warm_up import prompt_plan
 from shoal.model_worker.sampling.sampler import Sampler
-from shoal.model_worker.step import Admission, StepPlan
 
 
 def make_cuda_device(config: WorkerConfig, progress: Progress) -> Device:
@@ -31,15 +29,7 @@ def make_cuda_device(config: WorkerConfig, progress: Progress) -> Device:
     progress("warm-up", 0.0)
     runner.warm_up()
     progress("warm-up", 1.0)
-    return Device(
-        runner=runner,
-        model_digest=loaded.digest,
-        kv_layout=runner.layout.name,
-        dtype=str(loaded.dtype).removeprefix("torch."),
-        vocab_size=model_config.vocab_size,
-        eos_token_ids=model_config.eos_token_ids,
-        max_position=model_config.max_position_embeddings,
-    )
+    return describe(loaded, runner, kv_layout=runner.layout.name)
 
 
 def _make_runner(config: WorkerConfig, loaded: LoadedModel, num_blocks: int, max_model_len: int) -> CudaRunner:
@@ -82,8 +72,5 @@ def _measure_step(config: WorkerConfig, loaded: LoadedModel) -> tuple[int, int]:
     runner = _make_runner(config, loaded, num_blocks, num_tokens)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    params = SamplingParams(temperature=0.0)
-    admission = Admission(0, (0,) * num_tokens, num_tokens, 0, tuple(range(num_blocks)), params, seed=0, choice=0)
-    slots, counts = np.zeros(1, np.int32), np.full(1, num_tokens, np.int32)
-    runner.execute(StepPlan((), (admission,), (), (), slots, counts, np.ones(1, np.bool_), ()))
+    runner.execute(prompt_plan(num_tokens, config.block_size))
     return torch.cuda.max_memory_allocated() - before, runner.layout.block_bytes

@@ -1,11 +1,12 @@
-"""Fetching the configured model and loading it onto a device, with progress."""
+"""What loading onto a device is alike for all: fetching the model with progress, and describing what came of it."""
 
 from __future__ import annotations
 
 from shoal.artifacts import ArtifactError, LogProgress, resolve
 from shoal.model_worker.config import WorkerConfig
-from shoal.model_worker.engine_setup import Progress, SetupError
+from shoal.model_worker.engine_setup import Device, Progress, SetupError
 from shoal.model_worker.loader import LoadedModel, ModelLoadError, load_model
+from shoal.model_worker.step import Runner
 
 
 def load_for_device(config: WorkerConfig, progress: Progress, device: str) -> LoadedModel:
@@ -23,3 +24,16 @@ def load_for_device(config: WorkerConfig, progress: Progress, device: str) -> Lo
         )
     except (ArtifactError, ModelLoadError) as error:
         raise SetupError(str(error)) from error
+
+
+def describe(loaded: LoadedModel, runner: Runner, *, kv_layout: str) -> Device:
+    """A runner with the model that was loaded for it."""
+    return Device(
+        runner=runner,
+        model_digest=loaded.digest,
+        kv_layout=kv_layout,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        vocab_size=loaded.config.vocab_size,
+        eos_token_ids=loaded.config.eos_token_ids,
+        max_position=loaded.config.max_position_embeddings,
+    )

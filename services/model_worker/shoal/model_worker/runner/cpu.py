@@ -15,9 +15,9 @@ from shoal.model_worker.models.registry import Model
 from shoal.model_worker.runner.flat_batch import build_batch
 from shoal.model_worker.runner.sequences import Sequences
 from shoal.model_worker.runner.slots import SlotArrays
-from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.runner.warm_up import prompt_plan
 from shoal.model_worker.sampling.sampler import Sampler
-from shoal.model_worker.step import Admission, StepPlan, StepResult, TokenLogprobs
+from shoal.model_worker.step import StepPlan, StepResult, TokenLogprobs
 
 
 def layout_for(config: ModelConfig, block_size: int, dtype: torch.dtype) -> KVLayout:
@@ -107,11 +107,7 @@ class CpuRunner:
                 self._warm_up_step(count)
 
     def _warm_up_step(self, num_tokens: int) -> None:
-        blocks = tuple(range(-(-num_tokens // self.layout.block_size)))
-        params = SamplingParams(temperature=0.0)
-        admission = Admission(0, (0,) * num_tokens, num_tokens, 0, blocks, params, seed=0, choice=0)
-        slots, counts = np.zeros(1, np.int32), np.full(1, num_tokens, np.int32)
-        self.execute(StepPlan((), (admission,), (), (), slots, counts, np.ones(1, np.bool_), ()))
+        self.execute(prompt_plan(num_tokens, self.layout.block_size))
         nothing = np.empty(0, np.int32)
         self.execute(StepPlan((0,), (), (), (), nothing, nothing, np.empty(0, np.bool_), ()))
 
