@@ -13,7 +13,7 @@ import numpy as np
 
 from shoal.model_worker.request import Request
 from shoal.model_worker.sampling.params import SamplingParams
-from shoal.model_worker.step import StepPlan, StepResult, TokenLogprobs
+from shoal.model_worker.step import StepPlan, StepResult, SynchronousRunner, TokenLogprobs
 
 
 @dataclass
@@ -61,7 +61,7 @@ def expected_output(request: Request, choice: int, vocab_size: int, eos: frozens
         history_hash = chain(history_hash, output[-1])
 
 
-class HistoryRunner:
+class HistoryRunner(SynchronousRunner):
     """Implements `step.Runner` over a cache of [num_blocks, block_size] history hashes."""
 
     def __init__(self, *, num_blocks: int, block_size: int, max_num_seqs: int, vocab_size: int = 1000) -> None:

@@ -45,7 +45,7 @@ class OfflineEngine:
             if plan is None:
                 assert not scheduler.has_work
                 return outputs
-            scheduler.update(plan, self.parts.runner.execute(plan))
+            scheduler.update(plan, self.parts.runner.submit(plan).result())
             output = scheduler.take_output()
             for stream_id, token_id in zip(output.stream_ids.tolist(), output.token_ids.tolist(), strict=True):
                 outputs.tokens.setdefault(stream_id, []).append(token_id)

@@ -111,7 +111,7 @@ class RunnerDriver:
             forks,
         )
         self._released, self._admitted = [], []
-        result = self.runner.execute(plan)
+        result = self.runner.submit(plan).result()
         for slot, count in counts.items():
             self._computed[slot] += count
         for fork in forks:

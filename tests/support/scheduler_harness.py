@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from shoal.model_worker.failure import Failure
 from shoal.model_worker.kv_cache import KVCacheManager
 from shoal.model_worker.request import FinishReason, Request
 from shoal.model_worker.scheduler import FcfsPolicy, Finished, Policy, Scheduler, SchedulerConfig
-from shoal.model_worker.step import StepPlan
+from shoal.model_worker.step import StepPlan, StepResult
 from support.history_runner import HistoryRunner, expected_output
 
 VOCAB = 50
@@ -32,6 +32,8 @@ class SchedulerHarness:
     max_queued_tokens: int = 100_000
     policy: Policy = field(default_factory=FcfsPolicy)
     now_s: float = 0.0
+    steps_ahead: int = 0
+    """Steps that are planned and run before the result of one is taken in."""
 
     def __post_init__(self) -> None:
         self.cache = KVCacheManager(self.num_blocks, self.block_size)
@@ -49,6 +51,7 @@ class SchedulerHarness:
             max_num_seqs=self.max_num_seqs,
             vocab_size=VOCAB,
         )
+        self.pending: deque[tuple[StepPlan, StepResult]] = deque()
         self.tokens: dict[int, list[int]] = defaultdict(list)
         self.finished: dict[int, Finished] = {}
         self.failed: dict[int, Failure] = {}
@@ -61,7 +64,20 @@ class SchedulerHarness:
         plan = self.scheduler.schedule()
         if plan is not None:
             assert plan.total_tokens <= self.max_num_batched_tokens
-            self.scheduler.update(plan, self.runner.execute(plan))
+            self.pending.append((plan, self.runner.execute(plan)))
+        if plan is None or plan.forks:
+            self._update(len(self.pending))
+        else:
+            self._update(len(self.pending) - self.steps_ahead)
+        return plan
+
+    def _update(self, count: int) -> None:
+        for _ in range(count):
+            self.scheduler.update(*self.pending.popleft())
+            self._take_output()
+        self._take_output()
+
+    def _take_output(self) -> None:
         output = self.scheduler.take_output()
         for stream_id, token_id in zip(output.stream_ids.tolist(), output.token_ids.tolist(), strict=True):
             assert stream_id not in self.finished
@@ -76,15 +92,15 @@ class SchedulerHarness:
         for stream_id, entries in output.prompt_logprobs:
             assert stream_id not in self.prompt_logprobs
             self.prompt_logprobs[stream_id] = [entry.token_id for entry in entries]
-        return plan
 
     def finish_all(self, max_steps: int = 5000) -> int:
         """Steps until no work is left and returns how many; fails when somebody starves or a block stays taken."""
         steps = 0
         while self.scheduler.has_work:
-            assert self.step() is not None, "there is work, but nothing to compute"
+            assert self.step() is not None or self.steps_ahead, "there is work, but nothing to compute"
             steps += 1
             assert steps < max_steps, "somebody starves"
+        self._update(len(self.pending))  # what was planned for those who turned out to have ended
         assert self.cache.num_free_blocks == self.cache.num_blocks
         assert self.scheduler.stats.num_running == self.scheduler.stats.num_waiting == 0
         return steps

@@ -13,6 +13,7 @@ from shoal.model_worker.messages import Add, Cancel, Command, StepFrame, Stop
 from shoal.model_worker.request import Request
 from shoal.model_worker.sampling.params import SamplingParams
 from shoal.model_worker.scheduler import FcfsPolicy, Scheduler, SchedulerConfig
+from shoal.model_worker.step import StepPlan, StepResult
 from support.engine_requests import make_request
 from support.history_runner import HistoryRunner, expected_output
 
@@ -35,13 +36,20 @@ class ScriptedInbox:
         return []
 
 
-def make_engine(script: Iterable[list[Command]]) -> tuple[Engine, ScriptedInbox, list[StepFrame]]:
+def make_engine(
+    script: Iterable[list[Command]],
+    *,
+    max_pending_steps: int = 1,
+    eos: frozenset[int] = frozenset(),
+    runner_class: type[HistoryRunner] = HistoryRunner,
+) -> tuple[Engine, ScriptedInbox, list[StepFrame]]:
     cache = KVCacheManager(32, 4)
     config = SchedulerConfig(
         max_num_seqs=4, max_num_batched_tokens=16, max_model_len=64, max_queued_requests=10, max_queued_tokens=1000
     )
-    scheduler = Scheduler(config, cache, FcfsPolicy())
-    runner = HistoryRunner(num_blocks=32, block_size=4, max_num_seqs=4, vocab_size=VOCAB)
+    scheduler = Scheduler(config, cache, FcfsPolicy(), eos_token_ids=eos)
+    runner = runner_class(num_blocks=32, block_size=4, max_num_seqs=4, vocab_size=VOCAB)
+    runner.max_pending_steps = max(runner.max_pending_steps, max_pending_steps)
     frames: list[StepFrame] = []
     inbox = ScriptedInbox(script)
     return Engine(scheduler, cache, runner, inbox, frames.append), inbox, frames
@@ -106,3 +114,40 @@ def test_stop_ends_the_loop_at_once() -> None:
     engine, _, frames = make_engine([[Add(request(1, 50))], [Stop()]])
     engine.run()
     assert len(frames) == 1
+
+
+def test_steps_that_run_ahead_say_the_same_and_leave_nothing_behind() -> None:
+    plain, stopped = request(1, 9), request(2, 9)
+    forked = make_request(4, range(6), sampling=SamplingParams(max_tokens=4, n=2))
+    eos = frozenset({expected_output(stopped, 0, VOCAB, frozenset())[3]})
+    script: list[list[Command]] = [[Add(plain)], [], [Add(stopped)], [], [Add(forked)]]
+    engine, _, frames = make_engine(script, max_pending_steps=2, eos=eos)
+    with pytest.raises(ChannelClosed):
+        engine.run()
+    assert tokens_of(frames) == {
+        1: expected_output(plain, 0, VOCAB, eos),
+        2: expected_output(stopped, 0, VOCAB, eos),
+        4: expected_output(forked, 0, VOCAB, eos),
+        5: expected_output(forked, 1, VOCAB, eos),
+    }
+    assert len(tokens_of(frames)[2]) == 4
+    assert frames[-1].stats.num_used_blocks == 0
+
+
+def test_a_step_is_submitted_before_the_result_of_the_one_before_is_taken() -> None:
+    submitted: list[int] = []
+    frames_at: list[int] = []
+
+    class Watched(HistoryRunner):
+        max_pending_steps = 2
+
+        def execute(self, plan: StepPlan) -> StepResult:
+            submitted.append(plan.total_tokens)
+            frames_at.append(len(frames))
+            return super().execute(plan)
+
+    engine, _, frames = make_engine([[Add(request(1, 5))]], runner_class=Watched)
+    with pytest.raises(ChannelClosed):
+        engine.run()
+    assert submitted == [6, 1, 1, 1, 1]
+    assert frames_at == [0, 0, 1, 2, 3]

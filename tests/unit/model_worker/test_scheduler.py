@@ -170,6 +170,7 @@ def workloads(draw: st.DrawFn) -> list[tuple[int, Request]]:
     policy=st.sampled_from([FcfsPolicy(), PriorityPolicy(aging_s=2), PriorityPolicy(aging_s=1000)]),
     cancelled=st.sets(st.integers(1, 10), max_size=2),
     cancel_step=st.integers(0, 12),
+    steps_ahead=st.integers(0, 2),
 )
 def test_everyone_finishes_with_the_output_of_a_lonely_run(
     workload: list[tuple[int, Request]],
@@ -180,8 +181,10 @@ def test_everyone_finishes_with_the_output_of_a_lonely_run(
     policy: Policy,
     cancelled: set[int],
     cancel_step: int,
+    steps_ahead: int,
 ) -> None:
-    h = SchedulerHarness(num_blocks, block_size, max_num_seqs, max_num_seqs + extra_tokens, policy=policy)
+    sizes = (num_blocks, block_size, max_num_seqs, max_num_seqs + extra_tokens)
+    h = SchedulerHarness(*sizes, policy=policy, steps_ahead=steps_ahead)
     for step in range(13):
         for arrival, request in workload:
             if arrival == step:

@@ -24,7 +24,7 @@ def outputs(max_num_batched_tokens: int, max_num_seqs: int, num_blocks: int) -> 
         sampling = SamplingParams(max_tokens=30, n=1 + i % 2, min_tokens=i)
         parts.scheduler.add(make_request(10 * i, range(i, i + 13), sampling=sampling, arrival_s=float(i)))
     while (plan := parts.scheduler.schedule()) is not None:
-        parts.scheduler.update(plan, parts.runner.execute(plan))
+        parts.scheduler.update(plan, parts.runner.submit(plan).result())
         output = parts.scheduler.take_output()
         for stream_id, token_id in zip(output.stream_ids.tolist(), output.token_ids.tolist(), strict=True):
             tokens.setdefault(stream_id, []).append(token_id)

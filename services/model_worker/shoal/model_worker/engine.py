@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -10,7 +11,7 @@ from shoal.model_worker.failure import RequestRefused
 from shoal.model_worker.kv_cache import KVCacheManager
 from shoal.model_worker.messages import Add, Cancel, Command, StepFrame, Stop
 from shoal.model_worker.scheduler import Scheduler
-from shoal.model_worker.step import Runner
+from shoal.model_worker.step import PendingStep, Runner, StepPlan
 
 
 class Inbox(Protocol):
@@ -21,7 +22,11 @@ class Inbox(Protocol):
 
 
 class Engine:
-    """Ties scheduler, cache and runner together. Single-threaded: nothing happens between steps but what is here."""
+    """Ties scheduler, cache and runner together. Single-threaded: nothing happens between steps but what is here.
+
+    Where the runner takes more steps than one, step N + 1 is planned and submitted while the device computes step N,
+    and the frame of step N is sent while it computes N + 1.
+    """
 
     def __init__(
         self,
@@ -39,6 +44,8 @@ class Engine:
         self._inbox = inbox
         self._emit = emit
         self._clock = clock
+        self._pending: deque[tuple[StepPlan, PendingStep]] = deque()
+        self._last_end_s = 0.0
 
     def run(self) -> None:
         """Serves until told to stop. Whatever the runner or the inbox raises ends the engine."""
@@ -53,19 +60,39 @@ class Engine:
             self.turn(changed=changed)
 
     def turn(self, *, changed: bool = False) -> None:
-        """One step, if there is anything to compute, and one frame, if there is anything to say."""
-        scheduler = self._scheduler
+        """Submits a step, if there is anything to compute, and takes in the oldest where it is time to."""
+        start_s = self._clock()
+        scheduler, pending = self._scheduler, self._pending
         plan = scheduler.schedule()
-        step_s, num_tokens = 0.0, 0
         if plan is not None:
-            start_s = self._clock()
-            result = self._runner.execute(plan)
-            step_s, num_tokens = self._clock() - start_s, plan.total_tokens
-            scheduler.update(plan, result)
-        elif scheduler.has_work:
-            raise RuntimeError("the scheduler has work but planned nothing; it would never end")
+            pending.append((plan, self._runner.submit(plan)))
+            if len(pending) < self._runner.max_pending_steps and not plan.forks:
+                return
+        elif not pending:
+            if scheduler.has_work:
+                raise RuntimeError("the scheduler has work but planned nothing; it would never end")
+            self._say(0.0, 0, changed=changed)
+            return
+        self._finish_oldest(start_s)
+        # Nothing may be planned after forks before they have their first tokens. Without work, what was planned for
+        # those who have ended would wait for the next request.
+        has_forks = plan is not None and plan.forks
+        while pending and (has_forks or not scheduler.has_work):
+            self._finish_oldest(start_s)
+
+    def _finish_oldest(self, start_s: float) -> None:
+        plan, step = self._pending.popleft()
+        result = step.result()
+        end_s = self._clock()
+        self._scheduler.update(plan, result)
+        self._say(end_s - max(start_s, self._last_end_s), plan.total_tokens, changed=True)
+        self._last_end_s = end_s
+
+    def _say(self, step_s: float, num_tokens: int, *, changed: bool) -> None:
+        """Sends a frame. step_s: time that the step added."""
+        scheduler = self._scheduler
         output = scheduler.take_output()
-        if plan is None and output.empty and not changed:
+        if output.empty and not changed:
             return
         self._emit(
             StepFrame(

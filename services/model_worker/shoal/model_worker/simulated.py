@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shoal.model_worker.sampling.params import SamplingParams
-from shoal.model_worker.step import StepPlan, StepResult, TokenLogprobs
+from shoal.model_worker.step import StepPlan, StepResult, SynchronousRunner, TokenLogprobs
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class _Slot:
     choice: int
 
 
-class SimulatedRunner:
+class SimulatedRunner(SynchronousRunner):
     """Implements `step.Runner`. The last id of the vocabulary ends the output; about one token in 64 is that one."""
 
     def __init__(self, *, num_blocks: int, vocab_size: int, step_s: float, token_s: float) -> None:

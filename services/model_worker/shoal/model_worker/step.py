@@ -9,6 +9,7 @@ Block ids index the runner's paged KV cache. No torch here: the scheduler and it
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -100,7 +101,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step produced. The runner has already appended the tokens to the slots' histories."""
+    """What a step produced. The runner knows the tokens already."""
 
     slots: IntArray
     """[R] slots that sampled: those of the plan with `samples`, in the plan's order, then its forks' targets."""
@@ -113,12 +114,52 @@ class StepResult:
     step (the first prompt token has no entry)."""
 
 
+class PendingStep(Protocol):
+    """A step that was submitted."""
+
+    def result(self) -> StepResult:
+        """What it produced, once it has ended. Called once, in the order of submission."""
+
+
 class Runner(Protocol):
-    """Executes plans. One per engine process, used by its loop only; not thread-safe."""
+    """Executes plans. One per engine process, used by its loop only; not thread-safe.
+
+    Steps run in the order of submission, each after the one before, so that a plan may build on tokens and KV that
+    only the device has seen. An exception from a step means that the runner's state is lost and the process must end.
+    """
 
     @property
     def num_blocks(self) -> int:
         """KV blocks in the cache."""
 
+    @property
+    def max_pending_steps(self) -> int:
+        """Steps that may be submitted without their results taken: 1 where a step runs inside of `submit`."""
+
+    def submit(self, plan: StepPlan) -> PendingStep:
+        """Starts a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndedStep:
+    """A step that ran while it was submitted."""
+
+    ended_with: StepResult
+
+    def result(self) -> StepResult:
+        """See `PendingStep.result`."""
+        return self.ended_with
+
+
+class SynchronousRunner(ABC):
+    """A runner whose steps end before the next thing happens."""
+
+    max_pending_steps: int = 1
+
+    @abstractmethod
     def execute(self, plan: StepPlan) -> StepResult:
-        """Runs one step to the end. An exception means the runner's state is lost and the process must restart."""
+        """Runs one step to the end."""
+
+    def submit(self, plan: StepPlan) -> EndedStep:
+        """See `Runner.submit`."""
+        return EndedStep(self.execute(plan))

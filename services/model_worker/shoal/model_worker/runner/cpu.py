@@ -17,7 +17,7 @@ from shoal.model_worker.runner.sequences import Sequences
 from shoal.model_worker.runner.slots import SlotArrays
 from shoal.model_worker.runner.warm_up import prompt_plan
 from shoal.model_worker.sampling.sampler import Sampler
-from shoal.model_worker.step import StepPlan, StepResult, TokenLogprobs
+from shoal.model_worker.step import StepPlan, StepResult, SynchronousRunner, TokenLogprobs
 
 
 def layout_for(config: ModelConfig, block_size: int, dtype: torch.dtype) -> KVLayout:
@@ -30,7 +30,7 @@ def num_blocks_for(memory_bytes: int, config: ModelConfig, block_size: int, dtyp
     return memory_bytes // layout_for(config, block_size, dtype).block_bytes
 
 
-class CpuRunner:
+class CpuRunner(SynchronousRunner):
     """`step.Runner` on the CPU: a paged KV cache, the slots' state and the sampler.
 
     Must be used from one thread only: torch's OpenMP pool belongs to the thread that starts it, and a second pool
@@ -81,7 +81,7 @@ class CpuRunner:
         return self._kv_cache
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """See `step.Runner.execute`."""
+        """See `SynchronousRunner.execute`."""
         with torch.inference_mode():
             self._apply_changes(plan)
             if not len(plan.slots):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,19 @@ from shoal.model_worker.scheduler.draft import PlanDraft
 from shoal.model_worker.scheduler.output import Finished, SchedulerStats, StepOutput
 from shoal.model_worker.scheduler.slots import SlotTable
 from shoal.model_worker.step import IntArray, StepPlan, StepResult, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """A plan, and what its result will be held against."""
+
+    plan: StepPlan
+    ends: NDArray[np.int64]
+    """Tokens computed of each of the plan's slots once it has run."""
+    tenures: NDArray[np.int64]
+    """`SlotTable.tenure` of each of the plan's slots."""
+    completing: tuple[Sequence, ...]
+    """Those that reach their last known token by a part of a prompt."""
 
 
 class Outcome:
@@ -40,16 +53,22 @@ class Outcome:
         output, self.output = self.output, StepOutput()
         return output
 
-    def apply(self, plan: StepPlan, result: StepResult, completing: Iterable[Sequence]) -> list[RequestGroup]:
-        """Returns the groups whose last completion ended. `completing` caught up with their known tokens."""
-        slots = self._slots
+    def apply(self, planned: PlannedStep, result: StepResult) -> list[RequestGroup]:
+        """Returns the groups whose last completion ended. Drops what belongs to sequences that left their slots."""
+        slots, plan, ends = self._slots, planned.plan, planned.ends
         self.stats.computed_tokens += plan.total_tokens
-        slots.num_computed[plan.slots] += plan.num_tokens
-        self._commit(plan.slots)
+        step_slots = plan.slots
+        stays = slots.tenure[step_slots] == planned.tenures
+        if not stays.all():
+            result = _kept(result, plan, stays)
+            step_slots, ends = step_slots[stays], ends[stays]
+        self._commit(step_slots, ends)
         for slot, entries in result.prompt_logprobs.items():
             self.prompt_logprobs.setdefault(int(slots.stream_id[slot]), []).extend(entries)
-        for sequence in completing:
-            self._start_decoding(sequence)
+        here = set(step_slots.tolist()) if planned.completing else set()
+        for sequence in planned.completing:
+            if sequence.slot in here:
+                self._complete_prompt(sequence)
         self._append(result)
         return self._finish(result.slots, result.token_ids)
 
@@ -65,9 +84,9 @@ class Outcome:
             self._slots.give_back(taken)
         sequence.reserved_slots = []
 
-    def _commit(self, step_slots: IntArray) -> None:
+    def _commit(self, step_slots: IntArray, ends: NDArray[np.int64]) -> None:
         slots, block_size = self._slots, self._cache.block_size
-        num_full = slots.num_computed[step_slots] // block_size
+        num_full = ends // block_size
         crossed = num_full > slots.num_committed[step_slots]
         for slot, end in zip(step_slots[crossed].tolist(), num_full[crossed].tolist(), strict=True):
             sequence = slots.sequences[slot]
@@ -83,15 +102,15 @@ class Outcome:
                 self._draft.assign(slot, index, block_id)
             slots.num_committed[slot] = end
 
-    def _start_decoding(self, sequence: Sequence) -> None:
+    def _complete_prompt(self, sequence: Sequence) -> None:
         slots, group = self._slots, sequence.group
-        slots.set_decoding(sequence.slot, True)
         if (entries := self.prompt_logprobs.pop(sequence.stream_id, None)) is not None:
             self.output.prompt_logprobs.append((group.request.stream_id, tuple(entries)))
         sequence.prompt_logprobs_sent = True
         if group.forked:
             return
         group.forked = True
+        slots.set_decoding(sequence.slot, True)
         assert sequence.table is not None
         num_computed = int(slots.num_computed[sequence.slot])
         if num_computed % self._cache.block_size:
@@ -146,3 +165,13 @@ class Outcome:
             assert sequence is not None
             stopped[i] |= int(token_ids[i]) in sequence.request.sampling.stop_token_ids
         return stopped
+
+
+def _kept(result: StepResult, plan: StepPlan, stays: NDArray[np.bool_]) -> StepResult:
+    """The part of a result that belongs to slots of the plan that `stays` marks, and to the plan's forks."""
+    rows = np.concatenate((stays[plan.samples], np.ones(len(plan.forks), np.bool_)))
+    slots = result.slots[rows]
+    left = set(plan.slots[~stays].tolist())
+    logprobs = {slot: entry for slot, entry in result.logprobs.items() if slot not in left}
+    prompts = {slot: entries for slot, entries in result.prompt_logprobs.items() if slot not in left}
+    return StepResult(slots, result.token_ids[rows], logprobs, prompts)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 import time
 from bisect import insort
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ from shoal.model_worker.kv_cache import KVCacheManager
 from shoal.model_worker.request import Request, RequestGroup, Sequence
 from shoal.model_worker.scheduler.draft import PlanDraft
 from shoal.model_worker.scheduler.limits import Rate, SchedulerConfig, check_queue, check_size, queue_full
-from shoal.model_worker.scheduler.outcome import Outcome
+from shoal.model_worker.scheduler.outcome import Outcome, PlannedStep
 from shoal.model_worker.scheduler.output import SchedulerStats, StepOutput
 from shoal.model_worker.scheduler.policy import Policy
 from shoal.model_worker.scheduler.slots import SlotTable
@@ -31,9 +32,11 @@ from shoal.model_worker.step import Admission, Fork, StepPlan, StepResult
 
 
 class Scheduler:
-    """Used by the engine loop only, which alternates `schedule` and `update`; not thread-safe.
+    """Used by the engine loop only; not thread-safe.
 
-    `add` and `cancel` are called between an `update` and the next `schedule`.
+    `schedule` may run ahead: it plans a step before the results of those before it are known, taking for granted that
+    everyone who decodes goes on. Whoever turns out to have ended has computed a token that nobody gets. After a plan
+    with forks nothing is planned until its result is in.
     """
 
     def __init__(
@@ -53,7 +56,8 @@ class Scheduler:
         self._queue = WaitingQueue()
         self._groups: dict[int, RequestGroup] = {}
         self._prefilling: list[Sequence] = []  # in order
-        self._completing: list[Sequence] = []  # those that reach their last known token in the planned step
+        self._completing: list[Sequence] = []  # those that reach their last known token in the step being planned
+        self._planned: deque[PlannedStep] = deque()  # whose results are not in, oldest first
         self._deadlines: list[tuple[float, int]] = []
         self._draft = PlanDraft(config.max_num_seqs)
         self._outcome = Outcome(self._slots, cache, self._draft, eos_token_ids)
@@ -64,7 +68,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything."""
+        """Whether anything is unfinished."""
         return bool(self._groups)
 
     @property
@@ -138,9 +142,10 @@ class Scheduler:
         return self._build()
 
     def update(self, plan: StepPlan, result: StepResult) -> None:
-        """Takes in what the runner made of the last plan."""
-        completing, self._completing = self._completing, []
-        for group in self._outcome.apply(plan, result, completing):
+        """Takes in what the runner made of the oldest plan that has no result yet."""
+        planned = self._planned.popleft()
+        assert planned.plan is plan, "results must come in the order of the plans"
+        for group in self._outcome.apply(planned, result):
             del self._groups[group.request.stream_id]
 
     def take_output(self) -> StepOutput:
@@ -162,14 +167,15 @@ class Scheduler:
         """Gives blocks to the decoding slots that have filled theirs, taking them from the last in order if need be."""
         slots, cache = self._slots, self._cache
         decoding = slots.decoding()
-        full = decoding[slots.num_known[decoding] > slots.num_writable[decoding]]
+        full = decoding[slots.num_computed[decoding] >= slots.num_writable[decoding]]
         if not full.size:
             return
         needy = [sequence for slot in full if (sequence := slots.sequences[slot]) is not None]
         for sequence in sorted(needy, key=_place):
             while (table := sequence.table) is not None:
                 slot = sequence.slot
-                extension = cache.extend(table, int(slots.num_computed[slot]), int(slots.num_known[slot]))
+                num_computed = int(slots.num_computed[slot])
+                extension = cache.extend(table, num_computed, num_computed + 1)
                 if extension is not None:
                     for index, block_id in extension.assigned:
                         self._draft.assign(slot, index, block_id)
@@ -279,7 +285,22 @@ class Scheduler:
                 self._completing.append(sequence)
                 self._prefilling.remove(sequence)
                 forks += [Fork(slot, target, choice) for choice, target in enumerate(sequence.reserved_slots, 1)]
-        return self._draft.build(decoding, completes, tuple(forks))
+        plan = self._draft.build(decoding, completes, tuple(forks))
+        self._run_ahead(plan)
+        return plan
+
+    def _run_ahead(self, plan: StepPlan) -> None:
+        """Counts what the plan computes, and lets those decode who will have another token to compute after it."""
+        slots = self._slots
+        ends = slots.num_computed[plan.slots] + plan.num_tokens
+        slots.num_computed[plan.slots] = ends
+        completing, self._completing = self._completing, []
+        for sequence in completing:
+            if sequence.group.forked:
+                slots.set_decoding(sequence.slot, True)
+        for slot in plan.slots[ends + 1 >= slots.max_len[plan.slots]].tolist():
+            slots.set_decoding(slot, False)  # its last token is on the way
+        self._planned.append(PlannedStep(plan, ends, slots.tenure[plan.slots], tuple(completing)))
 
 
 def _place(sequence: Sequence) -> tuple[tuple[float, int], int]:

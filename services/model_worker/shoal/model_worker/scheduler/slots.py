@@ -16,8 +16,9 @@ from shoal.model_worker.step import IntArray
 class SlotTable:
     """One row a slot. Slots are handed out by `take` and come back by `give_back`; the scheduler fills the arrays.
 
-    For a filled slot: num_computed <= num_known <= max_len, and num_computed <= num_writable. A slot that decodes has
-    exactly one known token that is not computed.
+    Plans run ahead of results, so the two are counted apart: `num_computed` is what all plans so far compute,
+    `num_known` what results have told. A slot that decodes has one token more than its plans compute, known or about to
+    be. For a filled slot, num_computed <= num_writable and num_computed < max_len.
     """
 
     def __init__(self, num_slots: int, max_model_len: int) -> None:
@@ -35,6 +36,8 @@ class SlotTable:
         self.ends_at_eos: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
         self.has_stop_ids: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
         self.stream_id: NDArray[np.int64] = np.zeros(num_slots, np.int64)
+        self.tenure: NDArray[np.int64] = np.zeros(num_slots, np.int64)
+        """Goes up whenever a slot is emptied: tells whether a result still belongs to whom it was planned for."""
         self.sequences: list[Sequence | None] = [None] * num_slots
         self._decodes: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
         self._decoding: IntArray | None = None
@@ -94,6 +97,7 @@ class SlotTable:
         """Removes the sequence; the slot stays taken."""
         self.set_decoding(slot, False)
         self.sequences[slot] = None
+        self.tenure[slot] += 1
         self._num_filled -= 1
 
     def set_decoding(self, slot: int, decoding: bool) -> None:
