@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shoal.kernels.paged_attention import AttentionShape, paged_attention, plan_attention
+from shoal.kernels.paged_attention import AttentionOptions, AttentionShape, paged_attention, plan_attention
 from shoal.kernels.paged_attention import reference as attention_reference
 from shoal.kernels.rms_norm import add_rms_norm
 from shoal.kernels.rms_norm import reference as norm_reference
@@ -142,7 +142,8 @@ def time_attention(batch: Batch, config: ModelConfig, dtype: torch.dtype, ceilin
     starts = torch.tensor([0, *(queries for queries, _ in batch.sequences)]).cumsum(0).int()
     lengths = torch.tensor([length for _, length in batch.sequences], dtype=torch.int32)
     rows = torch.arange(len(counts), dtype=torch.int32)
-    shape = AttentionShape(layout, config.num_heads, config.head_dim**-0.5, config.sliding_window)
+    shape = AttentionShape(layout, config.num_heads)
+    options = AttentionOptions(config.head_dim**-0.5, config.sliding_window)
     plan = plan_attention(shape, starts, lengths, tables, rows)
     width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     qkv = torch.randn(int(starts[-1]), width).to(dtype)
@@ -153,16 +154,16 @@ def time_attention(batch: Batch, config: ModelConfig, dtype: torch.dtype, ceilin
     layer = itertools.count()
 
     def attend() -> None:
-        paged_attention(qkv, cache.select(1, next(layer) % config.num_layers), plan)
+        paged_attention(qkv, cache.select(1, next(layer) % config.num_layers), plan, options)
 
     def rope() -> None:
         at = cache.select(1, next(layer) % config.num_layers)
         rope_and_cache(qkv, angles, positions, slots, at, layout, config.num_heads)
 
-    seconds = fastest_s(lambda: plan_attention(shape, starts, lengths, tables, rows))
+    seconds = fastest_s(lambda: plan_attention(shape, starts, lengths, tables, rows).native(options))
     print(f"  {'plan (a step)':<16} {seconds * 1e6:>9.1f} us")
     yield Row(f"{batch.name}: plan_attention", seconds * 1e6, "us", None, None)
-    moved, flops = attention_reference.bytes_moved(plan), attention_reference.flops(plan)
+    moved, flops = attention_reference.bytes_moved(plan, options), attention_reference.flops(plan, options)
     yield report(batch, "paged_attention", fastest_s(attend), moved, flops, ceiling)
     moved = rope_reference.bytes_moved(len(qkv), config.num_heads, layout)
     flops = rope_reference.flops(len(qkv), config.num_heads, layout)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shoal.kernels.kv_layout import KVLayout
-from shoal.kernels.paged_attention import AttentionPlan, AttentionShape, plan_attention
+from shoal.kernels.paged_attention import AttentionOptions, AttentionPlan, AttentionShape, plan_attention
 
 LAYER = 1
 """The layer that cases read, of two: a wrong layer offset reads NaN."""
@@ -21,14 +21,26 @@ class AttentionCase:
     qkv: Tensor
     cache: Tensor
     plan: AttentionPlan
+    options: AttentionOptions
 
     @property
     def layer_cache(self) -> Tensor:
         return self.cache[:, LAYER]
 
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, AttentionPlan, AttentionOptions]:
+        return self.qkv, self.layer_cache, self.plan, self.options
+
 
 def make_case(
-    shape: AttentionShape, sequences: list[tuple[int, int]], *, seed: int = 0, poison: float = float("nan")
+    shape: AttentionShape,
+    sequences: list[tuple[int, int]],
+    *,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    has_sinks: bool = False,
+    seed: int = 0,
+    poison: float = float("nan"),
 ) -> AttentionCase:
     """sequences: (query tokens, KV length). Blocks are scattered over the cache, table rows shuffled."""
     generator = torch.Generator().manual_seed(seed)
@@ -50,7 +62,9 @@ def make_case(
     width = (shape.num_heads + 2 * layout.num_kv_heads) * layout.head_dim
     qkv = _normal((int(starts[-1]), width), layout.dtype, generator)
     plan = plan_attention(shape, *(tensor.to(device) for tensor in (starts, lengths, tables, rows)))
-    return AttentionCase(qkv.to(device), cache, plan)
+    sinks = _normal((shape.num_heads,), torch.float32, generator).to(device) * 2 if has_sinks else None
+    options = AttentionOptions(layout.head_dim**-0.5, window, soft_cap, sinks)
+    return AttentionCase(qkv.to(device), cache, plan, options)
 
 
 def slots_of(table: Tensor, positions: Tensor, layout: KVLayout) -> Tensor:

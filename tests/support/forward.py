@@ -18,7 +18,7 @@ def forward_logits(loaded: LoadedModel, token_ids: Tensor, output_rows: Tensor |
     """
     config, count = loaded.config, len(token_ids)
     layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, 16, loaded.dtype)
-    shape = AttentionShape(layout, config.num_heads, config.head_dim**-0.5, config.sliding_window)
+    shape = AttentionShape(layout, config.num_heads)
     num_blocks = -(-count // 16)
     positions = torch.arange(count, dtype=torch.int32)
     plan = plan_attention(

@@ -52,10 +52,10 @@ def test_portable_code_gives_the_same_results(
         {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2**-8, "rtol": 2**-7}
     )
     for num_heads, num_kv_heads, head_dim in [(9, 3, 64), (7, 1, 48)]:
-        shape = paged_attention.AttentionShape(KVLayout(2, num_kv_heads, head_dim, 16, dtype), num_heads, 0.125)
+        shape = paged_attention.AttentionShape(KVLayout(2, num_kv_heads, head_dim, 16, dtype), num_heads)
         case = make_case(shape, [(1, 700), (20, 150), (1, 7)])
-        expected = paged_attention.reference.paged_attention(case.qkv, case.layer_cache, case.plan)
-        actual = paged_attention.paged_attention(case.qkv, case.layer_cache, case.plan)
+        expected = paged_attention.reference.paged_attention(*case.arguments)
+        actual = paged_attention.paged_attention(*case.arguments)
         torch.testing.assert_close(actual, expected, **tolerance)
     x = torch.randn(5, 576, generator=torch.Generator().manual_seed(0)).to(dtype)
     weight = x[1].contiguous()

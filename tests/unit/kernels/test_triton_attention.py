@@ -27,11 +27,9 @@ MIXES = {
 HEADS = [(8, 2, 64), (9, 3, 64), (4, 4, 32), (8, 1, 64), (2, 1, 96), (7, 1, 48)]
 
 
-def shape_of(
-    heads: tuple[int, int, int], dtype: torch.dtype, *, block_size: int = 16, window: int | None = None
-) -> AttentionShape:
+def shape_of(heads: tuple[int, int, int], dtype: torch.dtype, *, block_size: int = 16) -> AttentionShape:
     num_heads, num_kv_heads, head_dim = heads
-    return AttentionShape(RowsLayout(2, num_kv_heads, head_dim, block_size, dtype), num_heads, head_dim**-0.5, window)
+    return AttentionShape(RowsLayout(2, num_kv_heads, head_dim, block_size, dtype), num_heads)
 
 
 def tolerances(dtype: torch.dtype) -> tuple[float, float]:
@@ -48,9 +46,9 @@ def mixed(case: AttentionCase) -> AttentionPlan:
 
 def assert_matches(case: AttentionCase, plan: AttentionPlan) -> None:
     atol, rtol = tolerances(case.plan.shape.layout.dtype)
-    expected = reference.paged_attention(case.qkv, case.layer_cache, case.plan)
+    expected = reference.paged_attention(*case.arguments)
     for _ in range(2):  # twice: the counters of split tiles must be back at zero
-        actual = triton_impl.paged_attention(case.qkv, case.layer_cache, plan)
+        actual = triton_impl.paged_attention(case.qkv, case.layer_cache, plan, case.options)
         torch.testing.assert_close(actual, expected, atol=atol, rtol=rtol)
 
 
@@ -72,7 +70,20 @@ def test_any_heads_match_the_reference(heads: tuple[int, int, int], block_size: 
 @DTYPES
 @pytest.mark.parametrize("window", [1, 16, 50])
 def test_sliding_window(window: int, dtype: torch.dtype) -> None:
-    case = make_case(shape_of((8, 2, 32), dtype, window=window), [(1, 170), (50, 133), (30, 30), (1, 3)])
+    case = make_case(shape_of((8, 2, 32), dtype), [(1, 170), (50, 133), (30, 30), (1, 3)], window=window)
+    assert_matches(case, mixed(case))
+
+
+@DTYPES
+@pytest.mark.parametrize(("soft_cap", "has_sinks"), [(2.0, False), (None, True), (5.0, True)])
+@pytest.mark.parametrize(
+    "sequences", [[(1, 170), (50, 133), (30, 30), (1, 3)], [(1, 200)], [(40, 300)]], ids=["mixed", "split", "tall"]
+)
+@pytest.mark.parametrize("window", [None, 50])
+def test_soft_caps_and_sinks(
+    window: int | None, sequences: list[tuple[int, int]], soft_cap: float | None, has_sinks: bool, dtype: torch.dtype
+) -> None:
+    case = make_case(shape_of((8, 2, 32), dtype), sequences, window=window, soft_cap=soft_cap, has_sinks=has_sinks)
     assert_matches(case, mixed(case))
 
 
@@ -93,7 +104,7 @@ def test_a_plan_for_decoding_skips_padding() -> None:
         plan.block_tables,
         padded(plan.table_rows, [0, 0]),
     )
-    expected = reference.paged_attention(case.qkv, case.layer_cache, case.plan)
-    actual = triton_impl.paged_attention(torch.cat((case.qkv, case.qkv)), case.layer_cache, decode)[:2]
+    expected = reference.paged_attention(*case.arguments)
+    actual = triton_impl.paged_attention(torch.cat((case.qkv, case.qkv)), case.layer_cache, decode, case.options)[:2]
     atol, rtol = tolerances(torch.float32)
     torch.testing.assert_close(actual, expected, atol=atol, rtol=rtol)

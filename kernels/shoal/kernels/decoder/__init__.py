@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shoal.kernels.linear import PackedWeight
 from shoal.kernels.native import DTYPE_CODES, library
-from shoal.kernels.paged_attention import AttentionPlan
+from shoal.kernels.paged_attention import AttentionOptions, AttentionPlan
 
 __all__ = ["Decoder", "DecoderLayer"]
 
@@ -57,9 +57,12 @@ class _NativeStep(ctypes.Structure):
 class Decoder:
     """Layers whose parameters do not change. Equals, bit for bit, calling the operations one by one."""
 
-    def __init__(self, layers: list[DecoderLayer], final_norm: Tensor, cos_sin: Tensor, eps: float) -> None:
-        """cos_sin: as for `rope_and_cache`. Keeps the tensors alive."""
+    def __init__(
+        self, layers: list[DecoderLayer], final_norm: Tensor, cos_sin: Tensor, eps: float, options: AttentionOptions
+    ) -> None:
+        """cos_sin: as for `rope_and_cache`. options: of every layer. Keeps the tensors alive."""
         self._layers, self._final_norm, self._cos_sin, self._eps = layers, final_norm, cos_sin, eps
+        self._options = options
         self._table = (_NativeLayer * len(layers))(
             *(_NativeLayer(*(_address(getattr(layer, name)) for name in _LAYER_FIELDS)) for layer in layers)
         )
@@ -68,7 +71,7 @@ class Decoder:
 
     def accepts(self, plan: AttentionPlan, num_tokens: int) -> bool:
         """Whether `run` can be called: few rows, and all operations native for these sizes."""
-        return num_tokens <= self._max_rows and plan.native is not None
+        return num_tokens <= self._max_rows and plan.native(self._options) is not None
 
     def run(
         self, embeddings: Tensor, positions: Tensor, slot_mapping: Tensor, kv_cache: Tensor, plan: AttentionPlan
@@ -79,9 +82,10 @@ class Decoder:
         """
         native = library()
         assert native is not None
-        assert plan.native is not None
+        planned = plan.native(self._options)
+        assert planned is not None
         layout, first = plan.shape.layout, self._layers[0]
-        if kv_cache.stride(0) != plan.native.block_stride or kv_cache.dtype != layout.dtype:
+        if kv_cache.stride(0) != planned.step.block_stride or kv_cache.dtype != layout.dtype:
             raise ValueError(f"kv_cache must be a cache with the layout {layout.name}")
         if embeddings.dtype not in DTYPE_CODES or not embeddings.is_contiguous() or embeddings.dtype != layout.dtype:
             raise ValueError(f"embeddings must be contiguous {layout.dtype}")
@@ -96,7 +100,7 @@ class Decoder:
         x, *scratch = (torch.empty((rows, width), dtype=embeddings.dtype) for width in widths)
         step = _NativeStep(
             ctypes.addressof(self._table),
-            ctypes.addressof(plan.native),
+            planned.address,
             self._cos_sin.data_ptr(),
             positions.data_ptr(),
             slot_mapping.data_ptr(),

@@ -12,7 +12,7 @@ enum {
     ROW_BLOCK = 6     /* rows whose accumulators share the vector registers: 6 x 4 of 32 */
 };
 
-/* Fixed for a step; every layer uses the same one. Built by Python (paged_attention/plan.py mirrors the fields). */
+/* Fixed for a step and the layers of one scale and window. Built by Python (paged_attention/plan.py mirrors the fields). */
 typedef struct {
     const int32_t *query_starts; /* [num_seqs + 1] */
     const int32_t *seq_lens;     /* [num_seqs] tokens with KV, those of this step included */

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from shoal.kernels.kv_layout import KVLayout
-from shoal.kernels.native import DTYPE_CODES, NativeLibrary, library
+from shoal.kernels.native import DTYPE_CODES, library
+from shoal.kernels.paged_attention.options import AttentionOptions
 
 if TYPE_CHECKING:
     from shoal.kernels.paged_attention.gpu_plan import Launch
@@ -35,20 +36,14 @@ class NativeStep(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """What does not change between steps."""
+    """What changes neither between steps nor between layers."""
 
     layout: KVLayout
     num_heads: int
-    scale: float
-    """Factor of q . k, usually head_dim ** -0.5."""
-    sliding_window: int | None = None
-    """A token sees itself and this many minus one before it; None: all."""
 
     def __post_init__(self) -> None:
         if self.num_heads % self.layout.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of {self.layout.num_kv_heads} KV heads")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"sliding_window must be at least 1, not {self.sliding_window}")
 
     @property
     def has_native(self) -> bool:
@@ -58,8 +53,21 @@ class AttentionShape:
 
 
 @dataclass(frozen=True, slots=True)
+class NativePlan:
+    """A step's work items for layers of one scale and window. Owns every buffer that `step` points to."""
+
+    step: NativeStep
+    buffers: tuple[Tensor, ...]
+
+    @property
+    def address(self) -> int:
+        """Of the `attention_step`."""
+        return ctypes.addressof(self.step)
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """A step's sequences. Owns every buffer that `native` points to."""
+    """A step's sequences, for every layer whatever its options."""
 
     shape: AttentionShape
     query_starts: Tensor
@@ -70,15 +78,27 @@ class AttentionPlan:
     """[rows, blocks] int32."""
     table_rows: Tensor
     """[S] int32: the row of `block_tables` of each sequence."""
-    native: NativeStep | None = None
-    buffers: tuple[Tensor, ...] = ()
+    has_native: bool = False
+    """Whether the native kernel takes plain layers."""
     launches: tuple[Launch, ...] = ()
-    """On a GPU, instead of `native`; see gpu_plan."""
+    """On a GPU, instead of native plans; see gpu_plan."""
+    _native_plans: dict[tuple[float, int], NativePlan] = field(default_factory=dict, repr=False, compare=False)
+    """By scale and window (0: none), each made when a layer first asks for it."""
 
     @property
     def num_tokens(self) -> int:
         """Query tokens of the step."""
         return int(self.query_starts[-1])
+
+    def native(self, options: AttentionOptions) -> NativePlan | None:
+        """What the native kernel needs for a layer with these options; None if it cannot take it."""
+        if not self.has_native or not options.is_plain:
+            return None
+        key = (options.scale, options.sliding_window or 0)
+        found = self._native_plans.get(key)
+        if found is None:
+            found = self._native_plans[key] = _plan_native(self, *key)
+        return found
 
 
 def plan_attention(
@@ -93,14 +113,13 @@ def plan_attention(
     ):
         if tensor.dtype != torch.int32 or not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous int32, not {tensor.dtype}")
-    plan = AttentionPlan(shape, query_starts, seq_lens, block_tables, table_rows)
+    has_native = shape.has_native and query_starts.device.type == "cpu" and library() is not None
+    return AttentionPlan(shape, query_starts, seq_lens, block_tables, table_rows, has_native)
+
+
+def _plan_native(plan: AttentionPlan, scale: float, sliding_window: int) -> NativePlan:
     native = library()
-    if native is None or not shape.has_native or query_starts.device.type != "cpu":
-        return plan
-    return _plan_native(native, plan)
-
-
-def _plan_native(native: NativeLibrary, plan: AttentionPlan) -> AttentionPlan:
+    assert native is not None
     shape, layout = plan.shape, plan.shape.layout
     per_head = layout.block_size * layout.head_dim
     num_threads = torch.get_num_threads()
@@ -120,10 +139,10 @@ def _plan_native(native: NativeLibrary, plan: AttentionPlan) -> AttentionPlan:
         num_kv_heads=layout.num_kv_heads,
         head_dim=layout.head_dim,
         block_size=layout.block_size,
-        sliding_window=shape.sliding_window or 0,
+        sliding_window=sliding_window,
         dtype=DTYPE_CODES[layout.dtype],
         num_threads=num_threads,
-        scale=shape.scale,
+        scale=scale,
     )
     address = ctypes.addressof(step)
     num_partials, num_groups = _I32(), _I32()
@@ -135,6 +154,4 @@ def _plan_native(native: NativeLibrary, plan: AttentionPlan) -> AttentionPlan:
     native.plan_attention(address, items.data_ptr(), num_items, pending.data_ptr(), *counts)
     step.items, step.pending, step.partials = items.data_ptr(), pending.data_ptr(), partials.data_ptr()
     step.num_items = num_items
-    return AttentionPlan(
-        shape, plan.query_starts, plan.seq_lens, plan.block_tables, plan.table_rows, step, (items, pending, partials)
-    )
+    return NativePlan(step, (items, pending, partials))

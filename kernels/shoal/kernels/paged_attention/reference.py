@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shoal.kernels.paged_attention.plan import AttentionPlan, AttentionShape
+from shoal.kernels.paged_attention.options import AttentionOptions
+from shoal.kernels.paged_attention.plan import AttentionPlan
 
 
-def paged_attention(qkv: Tensor, layer_cache: Tensor, plan: AttentionPlan) -> Tensor:
+def paged_attention(qkv: Tensor, layer_cache: Tensor, plan: AttentionPlan, options: AttentionOptions) -> Tensor:
     """See `shoal.kernels.paged_attention.paged_attention`."""
     shape, layout = plan.shape, plan.shape.layout
     group = shape.num_heads // layout.num_kv_heads
@@ -21,34 +22,48 @@ def paged_attention(qkv: Tensor, layer_cache: Tensor, plan: AttentionPlan) -> Te
         k = k[:length].float().repeat_interleave(group, dim=1)
         v = v[:length].float().repeat_interleave(group, dim=1)
         q = qkv.view(qkv.shape[0], -1, layout.head_dim)[begin:end, : shape.num_heads].float()
-        scores = torch.einsum("qhd,khd->hqk", q, k) * shape.scale
+        scores = torch.einsum("qhd,khd->hqk", q, k) * options.scale
         keys = torch.arange(length, device=qkv.device)
-        visible = visible_keys(shape, keys[length - (end - begin) :], keys)
-        weights = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1)
+        visible = visible_keys(options.sliding_window, keys[length - (end - begin) :], keys)
+        weights = softmax(scores, visible, options)
         out[begin:end] = torch.einsum("hqk,khd->qhd", weights, v).to(out.dtype)
     return out.flatten(1)
 
 
-def visible_keys(shape: AttentionShape, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+def visible_keys(sliding_window: int | None, query_positions: Tensor, key_positions: Tensor) -> Tensor:
     """[..., queries, keys]: whether the query may look at the key (causal, within the sliding window)."""
     distance = query_positions[..., :, None] - key_positions[..., None, :]
     visible = distance >= 0
-    if shape.sliding_window is not None:
-        visible = visible & (distance < shape.sliding_window)
+    if sliding_window is not None:
+        visible = visible & (distance < sliding_window)
     return visible
 
 
-def bytes_moved(plan: AttentionPlan) -> int:
-    """q in, out, and each sequence's k and v once."""
+def softmax(scores: Tensor, visible: Tensor, options: AttentionOptions) -> Tensor:
+    """The weights of scaled scores [..., heads, queries, keys]; with sinks a row's sum is below 1."""
+    if options.soft_cap is not None:
+        scores = options.soft_cap * torch.tanh(scores / options.soft_cap)
+    scores = scores.masked_fill(~visible, -torch.inf)
+    if options.sinks is None:
+        return scores.softmax(dim=-1)
+    sinks = options.sinks[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, sinks), dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def bytes_moved(plan: AttentionPlan, options: AttentionOptions) -> int:
+    """q in, out, and once each k and v that some query of the sequence sees."""
     shape, layout = plan.shape, plan.shape.layout
     queries = 2 * plan.num_tokens * shape.num_heads
-    return (queries + 2 * int(plan.seq_lens.sum()) * layout.num_kv_heads) * layout.head_dim * layout.dtype.itemsize
+    seen = plan.seq_lens.long()
+    if options.sliding_window is not None:
+        seen = seen.minimum(plan.query_starts.diff().long() + options.sliding_window - 1)
+    return (queries + 2 * int(seen.sum()) * layout.num_kv_heads) * layout.head_dim * layout.dtype.itemsize
 
 
-def flops(plan: AttentionPlan) -> int:
+def flops(plan: AttentionPlan, options: AttentionOptions) -> int:
     """Two products of 2 * head_dim per head and visible (query, key) pair; the softmax is left out."""
-    queries = plan.query_starts.diff().long()
-    lengths = plan.seq_lens.long()
-    first = lengths - queries + 1
-    pairs = int(((first + lengths) * queries // 2).sum())
+    pairs = 0
+    for queries, length in zip(plan.query_starts.diff().tolist(), plan.seq_lens.tolist(), strict=True):
+        seen = torch.arange(length - queries + 1, length + 1)
+        pairs += int(seen.clamp(max=options.sliding_window or length).sum())
     return 4 * pairs * plan.shape.num_heads * plan.shape.layout.head_dim

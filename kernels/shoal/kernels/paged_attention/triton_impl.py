@@ -15,23 +15,27 @@ import triton.language as tl
 from torch import Tensor
 
 from shoal.kernels.paged_attention.gpu_plan import MERGE_ROWS, Launch
+from shoal.kernels.paged_attention.options import AttentionOptions
 from shoal.kernels.paged_attention.plan import AttentionPlan
 
 _LOG2_E = 1.4426950408889634
 _TINY = tl.constexpr(1e-37)  # rows without a token divide by this rather than by zero
 
 
-def paged_attention(qkv: Tensor, layer_cache: Tensor, plan: AttentionPlan) -> Tensor:
-    """See `shoal.kernels.paged_attention.paged_attention`; for a plan made by `gpu_plan.plan_attention`."""
+def paged_attention(qkv: Tensor, layer_cache: Tensor, plan: AttentionPlan, options: AttentionOptions) -> Tensor:
+    """See `shoal.kernels.paged_attention.paged_attention`; for a plan made by `gpu_plan`."""
     shape = plan.shape
     out = qkv.new_empty((qkv.shape[0], shape.num_heads * shape.layout.head_dim))
     for launch in plan.launches:
-        _launch(qkv, out, layer_cache, plan, launch)
+        _launch(qkv, out, layer_cache, plan, options, launch)
     return out
 
 
-def _launch(qkv: Tensor, out: Tensor, layer_cache: Tensor, plan: AttentionPlan, launch: Launch) -> None:
+def _launch(
+    qkv: Tensor, out: Tensor, layer_cache: Tensor, plan: AttentionPlan, options: AttentionOptions, launch: Launch
+) -> None:
     shape, layout = plan.shape, plan.shape.layout
+    soft_cap = options.soft_cap or 1.0
     num_kv_heads, group = layout.num_kv_heads, shape.num_heads // layout.num_kv_heads
     sizes = {
         "NUM_KV_HEADS": num_kv_heads,
@@ -42,7 +46,8 @@ def _launch(qkv: Tensor, out: Tensor, layer_cache: Tensor, plan: AttentionPlan, 
         "M": launch.tile_rows,
         "SPLITS": launch.num_splits,
         "HAS_TILES": launch.tiles is not None,
-        "HAS_WINDOW": shape.sliding_window is not None,
+        "HAS_WINDOW": options.sliding_window is not None,
+        "HAS_SINKS": options.sinks is not None,
     }
     grid = (launch.num_splits, num_kv_heads, launch.num_tiles)
     if launch.tiles is not None:  # neighbours share KV heads: their pages are in the second-level cache
@@ -56,6 +61,7 @@ def _launch(qkv: Tensor, out: Tensor, layer_cache: Tensor, plan: AttentionPlan, 
         plan.seq_lens,
         plan.query_starts,
         launch.tiles,
+        options.sinks,
         launch.part_values,
         launch.part_statistics,
         launch.finished,
@@ -64,9 +70,11 @@ def _launch(qkv: Tensor, out: Tensor, layer_cache: Tensor, plan: AttentionPlan, 
         plan.block_tables.stride(0),
         layer_cache.stride(0) // layout.head_dim,
         layer_cache.storage_offset() // layout.head_dim,
-        shape.scale * _LOG2_E,
-        shape.sliding_window or 0,
+        (options.soft_cap or options.scale) * _LOG2_E,
+        2 * options.scale / soft_cap * _LOG2_E,
+        options.sliding_window or 0,
         **sizes,
+        HAS_SOFT_CAP=options.soft_cap is not None,
         GROUP_PADDED=triton.next_power_of_2(group),
         MERGES=not launch.merges_apart,
         STAGES=launch.num_stages,
@@ -78,10 +86,11 @@ def _launch(qkv: Tensor, out: Tensor, layer_cache: Tensor, plan: AttentionPlan, 
             plan.seq_lens,
             plan.query_starts,
             launch.tiles,
+            options.sinks,
             launch.part_values,
             launch.part_statistics,
             out.stride(0),
-            shape.sliding_window or 0,
+            options.sliding_window or 0,
             **sizes,
             ROWS=MERGE_ROWS,
         )
@@ -97,6 +106,7 @@ def _attend(
     seq_lens,
     query_starts,
     tiles,
+    sinks,
     part_values,
     part_statistics,
     finished,
@@ -106,6 +116,7 @@ def _attend(
     rows_per_block,
     first_row,
     scale,
+    tanh_scale,
     window,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -117,10 +128,16 @@ def _attend(
     SPLITS: tl.constexpr,
     HAS_TILES: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    HAS_SOFT_CAP: tl.constexpr,
     MERGES: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One split of one tile of one KV head. `scale` and statistics are in powers of two."""
+    """One split of one tile of one KV head. Statistics are in powers of two, and `scale` turns scores into such.
+
+    With a soft cap the scores that it turns are the tanh of the products, and `tanh_scale` turns these into twice
+    tanh's argument, again in powers of two.
+    """
     if HAS_TILES:
         kv_head, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
         seq = tl.load(tiles + 2 * tile)
@@ -166,18 +183,20 @@ def _attend(
         whole_begin = tl.minimum(tl.maximum(lowest_whole, begin), whole_end)
         values, highest, total = _visit(
             q, values, highest, total, pages, table, begin, whole_begin, k_row, v_row, rows_per_block, position,
-            scale, seq_len, window, True, True, PAGE, 1
+            scale, tanh_scale, seq_len, window, True, True, HAS_SOFT_CAP, PAGE, 1
         )  # fmt: skip
     values, highest, total = _visit(
         q, values, highest, total, pages, table, whole_begin, whole_end, k_row, v_row, rows_per_block, position,
-        scale, seq_len, window, False, False, PAGE, STAGES
+        scale, tanh_scale, seq_len, window, False, False, HAS_SOFT_CAP, PAGE, STAGES
     )  # fmt: skip
     values, highest, total = _visit(
         q, values, highest, total, pages, table, whole_end, end, k_row, v_row, rows_per_block, position,
-        scale, seq_len, window, True, HAS_WINDOW, PAGE, 1
+        scale, tanh_scale, seq_len, window, True, HAS_WINDOW, HAS_SOFT_CAP, PAGE, 1
     )  # fmt: skip
 
     if SPLITS == 1:
+        if HAS_SINKS:
+            values, total = _add_sinks(sinks, head, exists, values, highest, total)
         out_at = (start + token).to(tl.int64)[:, None] * out_stride + head[:, None] * HEAD_DIM + dim[None, :]
         tl.store(
             out_ptr + out_at, (values / tl.maximum(total, _TINY)[:, None]).to(out_ptr.dtype.element_ty), mask=is_value
@@ -195,8 +214,9 @@ def _attend(
                 num_rows = tl.minimum(num_queries - first_token, M // GROUP) * GROUP
                 for first_row in range(0, num_rows, GROUP_PADDED):
                     _merge_rows(
-                        out_ptr, part_values, part_statistics, slot * SPLITS * M, first_row, num_active,
-                        start + first_token, num_rows, kv_head, out_stride, GROUP, HEAD_DIM, DIM, M, GROUP_PADDED
+                        out_ptr, sinks, part_values, part_statistics, slot * SPLITS * M, first_row, num_active,
+                        start + first_token, num_rows, kv_head, out_stride, GROUP, HEAD_DIM, DIM, M, GROUP_PADDED,
+                        HAS_SINKS
                     )  # fmt: skip
 
 
@@ -219,8 +239,8 @@ def _extent(
 @triton.jit
 def _visit(
     q, values, highest, total, pages, table, begin, end, k_row, v_row, rows_per_block, position,
-    scale, seq_len, window,
-    MASKED: tl.constexpr, WINDOWED: tl.constexpr, PAGE: tl.constexpr, STAGES: tl.constexpr
+    scale, tanh_scale, seq_len, window,
+    MASKED: tl.constexpr, WINDOWED: tl.constexpr, HAS_SOFT_CAP: tl.constexpr, PAGE: tl.constexpr, STAGES: tl.constexpr
 ):  # fmt: skip
     """Adds pages [begin, end) to the running softmax. Only masked pages may hold slots that are no token's."""
     offset = tl.arange(0, PAGE)
@@ -228,6 +248,8 @@ def _visit(
         base = tl.load(table + page) * rows_per_block
         k = pages.load([base + k_row, 0])
         scores = tl.dot(q, k.T, input_precision="ieee")
+        if HAS_SOFT_CAP:  # tanh(x) = 1 - 2 / (e^2x + 1), right at both infinities
+            scores = 1.0 - 2.0 / (tl.math.exp2(scores * tanh_scale) + 1.0)
         key = page * PAGE + offset
         if MASKED:
             visible = key[None, :] <= position[:, None]
@@ -247,9 +269,19 @@ def _visit(
 
 
 @triton.jit
+def _add_sinks(sinks, head, exists, values, highest, total):
+    """Rows' values and sums once all their KV is in, relative to maxima that their sinks may raise."""
+    sink = tl.load(sinks + head, mask=exists, other=0.0) * 1.4426950408889634
+    highest_yet = tl.maximum(highest, sink)
+    decay = tl.math.exp2(highest - highest_yet)
+    return values * decay[:, None], total * decay + tl.math.exp2(sink - highest_yet)
+
+
+@triton.jit
 def _merge_rows(
-    out_ptr, part_values, part_statistics, first_part, first_row, num_parts, token, num_rows, kv_head, out_stride,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr
+    out_ptr, sinks, part_values, part_statistics, first_part, first_row, num_parts, token, num_rows, kv_head,
+    out_stride, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr,
+    HAS_SINKS: tl.constexpr
 ):  # fmt: skip
     """Merges `ROWS` rows of a tile, eight parts at a time: one at a time costs 0.5 us of latency each."""
     row, part, dim = first_row + tl.arange(0, ROWS), tl.arange(0, 8), tl.arange(0, DIM)
@@ -270,6 +302,8 @@ def _merge_rows(
         values = values * decay[:, None] + tl.sum(part_value * weight[:, :, None], 1)
         total = total * decay + tl.sum(part_total * weight, 1)
         highest = highest_yet
+    if HAS_SINKS:
+        values, total = _add_sinks(sinks, kv_head * GROUP + row % GROUP, row < num_rows, values, highest, total)
     out_at = (token + row // GROUP).to(tl.int64)[:, None] * out_stride
     out_at += (kv_head * GROUP + row % GROUP)[:, None] * HEAD_DIM + dim[None, :]
     is_value = (row < num_rows)[:, None] & (dim < HEAD_DIM)[None, :]
@@ -282,6 +316,7 @@ def _merge(
     seq_lens,
     query_starts,
     tiles,
+    sinks,
     part_values,
     part_statistics,
     out_stride,
@@ -296,6 +331,7 @@ def _merge(
     SPLITS: tl.constexpr,
     HAS_TILES: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
 ):
     """Merges the parts of tall tiles in a launch of its own: in the last program alone it would take as long as all."""
     first_row, kv_head, tile = tl.program_id(0) * ROWS, tl.program_id(1), tl.program_id(2)
@@ -314,6 +350,6 @@ def _merge(
         )
         slot = (tile * NUM_KV_HEADS + kv_head).to(tl.int64)
         _merge_rows(
-            out_ptr, part_values, part_statistics, slot * SPLITS * M, first_row, num_active, start + first_token,
-            num_rows, kv_head, out_stride, GROUP, HEAD_DIM, DIM, M, ROWS
+            out_ptr, sinks, part_values, part_statistics, slot * SPLITS * M, first_row, num_active,
+            start + first_token, num_rows, kv_head, out_stride, GROUP, HEAD_DIM, DIM, M, ROWS, HAS_SINKS
         )  # fmt: skip

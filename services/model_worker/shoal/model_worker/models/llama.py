@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from shoal.kernels.decoder import Decoder, DecoderLayer
+from shoal.kernels.paged_attention import AttentionOptions
 from shoal.model_worker.layers.attention import Attention
 from shoal.model_worker.layers.batch import ForwardBatch
 from shoal.model_worker.layers.embedding import Embedding
@@ -22,7 +23,9 @@ from shoal.model_worker.models.config import ModelConfig
 class LlamaDecoderLayer:
     """Attention and feed-forward, each after a norm of the residual stream."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, table: Tensor, index: int) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: Weights, table: Tensor, options: AttentionOptions, index: int
+    ) -> None:
         prefix = f"model.layers.{index}."
         qkv = [f"{prefix}self_attn.{name}_proj" for name in "qkv"]
         gate_up = [f"{prefix}mlp.{name}_proj" for name in ("gate", "up")]
@@ -33,6 +36,7 @@ class LlamaDecoderLayer:
             _merged_linear(weights, [f"{prefix}self_attn.o_proj"], bias=output_bias),
             table,
             index,
+            options,
         )
         self.post_attention_norm = RMSNorm(
             weights.take(f"{prefix}post_attention_layernorm.weight"), config.rms_norm_eps
@@ -68,10 +72,11 @@ class LlamaForCausalLM:
         embeddings = weights.take("model.embed_tokens.weight")
         table = table.to(embeddings.device)
         self._embed = Embedding(embeddings)
-        self._layers = [LlamaDecoderLayer(config, weights, table, i) for i in range(config.num_layers)]
+        options = AttentionOptions(config.head_dim**-0.5, config.sliding_window)
+        self._layers = [LlamaDecoderLayer(config, weights, table, options, i) for i in range(config.num_layers)]
         self._norm = RMSNorm(weights.take("model.norm.weight"), config.rms_norm_eps)
         parameters = [layer.parameters() for layer in self._layers]
-        self._decoder = Decoder(parameters, self._norm.weight, table, config.rms_norm_eps)
+        self._decoder = Decoder(parameters, self._norm.weight, table, config.rms_norm_eps, options)
         head = embeddings if config.tie_word_embeddings else weights.take("lm_head.weight")
         self._lm_head = Linear(head, out_float32=True)
 

@@ -59,7 +59,7 @@ class CpuRunner(SynchronousRunner):
             torch.set_num_threads(num_threads)
         self._model = model
         layout = layout_for(config, block_size, dtype)
-        self._shape = AttentionShape(layout, config.num_heads, config.head_dim**-0.5, config.sliding_window)
+        self._shape = AttentionShape(layout, config.num_heads)
         self._kv_cache = layout.allocate(num_blocks)
         self._num_blocks = num_blocks
         self._slots = SlotArrays(max_num_seqs, max_model_len, block_size)

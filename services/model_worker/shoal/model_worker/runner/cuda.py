@@ -48,7 +48,7 @@ class CudaRunner:
         """Allocates the cache; `warm_up` captures the graphs."""
         self._model = model
         layout = RowsLayout(config.num_layers, config.num_kv_heads, config.head_dim, block_size, dtype)
-        self._shape = AttentionShape(layout, config.num_heads, config.head_dim**-0.5, config.sliding_window)
+        self._shape = AttentionShape(layout, config.num_heads)
         self._kv_cache = layout.allocate(num_blocks)
         self._pages = describe_pages(self._kv_cache, self._shape)
         self._num_blocks = num_blocks
