@@ -11,8 +11,8 @@ from shoal.kernels.block_copy import block_copy
 from shoal.kernels.kv_layout import KVLayout
 from shoal.kernels.rms_norm import add_rms_norm, rms_norm
 from shoal.kernels.rms_norm import reference as norm_reference
+from shoal.kernels.rope import HeadNorms, rope_and_cache
 from shoal.kernels.rope import reference as rope_reference
-from shoal.kernels.rope import rope_and_cache
 from shoal.kernels.silu_and_mul import reference as silu_reference
 from shoal.kernels.silu_and_mul import silu_and_mul
 from support.attention_cases import slots_of
@@ -50,12 +50,30 @@ def test_add_rms_norm_updates_the_residual(width: int, dtype: torch.dtype) -> No
     assert torch.equal(residual, expected_residual)
 
 
+@WIDTHS
+@pytest.mark.parametrize("adds", [False, True])
+def test_float32_weights_are_not_rounded(width: int, adds: bool) -> None:
+    """Gemma's weights are 1 + w, and a small w would be lost in bfloat16."""
+    x, residual = (randn(40, width, dtype=torch.bfloat16, seed=s) for s in range(2))
+    weight = 1 + randn(width, dtype=torch.float32, seed=2) * 2**-7
+    summed = residual + x
+    expected = norm_reference.rms_norm(summed if adds else x, weight, 1e-5)
+    actual = add_rms_norm(x, residual, weight, 1e-5) if adds else rms_norm(x, weight, 1e-5)
+    torch.testing.assert_close(actual, expected, **tolerances(torch.bfloat16))
+    if width > 100:
+        rounded = norm_reference.rms_norm(summed if adds else x, weight.bfloat16(), 1e-5)
+        exact = norm_reference.rms_norm((summed if adds else x).float(), weight, 1e-5)
+        assert (actual.float() - exact).abs().mean() < 0.9 * (rounded.float() - exact).abs().mean()
+
+
 def test_norm_refuses_what_it_cannot_read() -> None:
     x = torch.zeros(4, 8)
     with pytest.raises(ValueError, match=r"x must be contiguous"):
         rms_norm(x.t(), torch.ones(4), 1e-5)
     with pytest.raises(ValueError, match=r"weight must be"):
         rms_norm(x, torch.ones(7), 1e-5)
+    with pytest.raises(ValueError, match=r"weight must be"):
+        rms_norm(x, torch.ones(8, dtype=torch.bfloat16), 1e-5)
     with pytest.raises(ValueError, match=r"residual must be"):
         add_rms_norm(x, torch.zeros(4, 8, dtype=torch.bfloat16), torch.ones(8), 1e-5)
 
@@ -83,8 +101,15 @@ def test_silu_of_extremes() -> None:
     [(9, 3, 64, 64), (4, 1, 16, 16), (4, 2, 96, 32), (2, 2, 6, 4)],
 )
 @pytest.mark.parametrize("num_tokens", [1, 77])
+@pytest.mark.parametrize("has_norms", [False, True], ids=["plain", "norms"])
 def test_rope_and_cache(
-    num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, num_tokens: int, dtype: torch.dtype
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    rotary_dim: int,
+    num_tokens: int,
+    has_norms: bool,
+    dtype: torch.dtype,
 ) -> None:
     layout = KVLayout(2, num_kv_heads, head_dim, 16, dtype)
     qkv = randn(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)
@@ -93,9 +118,12 @@ def test_rope_and_cache(
     table = torch.randperm(8, generator=torch.Generator().manual_seed(2))
     slots = slots_of(table, positions.long(), layout).int()
     caches = [layout.allocate(8).fill_(7.0) for _ in range(2)]
+    norms = HeadNorms(randn(head_dim, dtype=dtype, seed=3), randn(head_dim, dtype=torch.float32, seed=4), 1e-6)
+    arguments = (cos_sin, positions, slots)
     expected = qkv.clone()
-    rope_reference.rope_and_cache(expected, cos_sin, positions, slots, caches[0][:, 1], layout, num_heads)
-    rope_and_cache(qkv, cos_sin, positions, slots, caches[1][:, 1], layout, num_heads)
+    chosen = norms if has_norms else None
+    rope_reference.rope_and_cache(expected, *arguments, caches[0][:, 1], layout, num_heads, chosen)
+    rope_and_cache(qkv, *arguments, caches[1][:, 1], layout, num_heads, chosen)
     torch.testing.assert_close(qkv, expected, **tolerances(dtype))
     torch.testing.assert_close(caches[1], caches[0], **tolerances(dtype))
     k, v = layout.read(caches[1][:, 1], slots // 16)
@@ -104,6 +132,26 @@ def test_rope_and_cache(
     at = token * 16 + slots.long() % 16
     assert torch.equal(k[at], stored[:, num_heads : num_heads + num_kv_heads])
     assert torch.equal(v[at], stored[:, num_heads + num_kv_heads :])
+
+
+def test_head_norms_come_before_the_rotation() -> None:
+    """A query head of (3, 4) and a key head of (6, 8) have root mean squares of 5 / sqrt 2 and 10 / sqrt 2; a quarter
+    turn swaps the dims."""
+    layout = KVLayout(1, 1, 2, 16, torch.float32)
+    qkv = torch.tensor([[3.0, 4.0, 6.0, 8.0, 1.0, 2.0]])
+    zero = torch.zeros(1, dtype=torch.int32)
+    norms = HeadNorms(torch.tensor([10.0, 1.0]), torch.tensor([1.0, 10.0]), 0.0)
+    cache = layout.allocate(1)
+    rope_and_cache(qkv, torch.tensor([[0.0, 1.0]]), zero, zero, cache[:, 0], layout, 1, norms)
+    root = 2**0.5
+    expected = torch.tensor([[-4 / 5 * root, 30 / 5 * root, -80 / 10 * root, 6 / 10 * root, 1.0, 2.0]])
+    torch.testing.assert_close(qkv, expected)
+    with pytest.raises(ValueError, match=r"head norms must have 2 weights, not 3"):
+        rope_and_cache(
+            qkv, torch.zeros(1, 2), zero, zero, cache[:, 0], layout, 1, HeadNorms(torch.ones(3), torch.ones(3), 0.0)
+        )
+    with pytest.raises(ValueError, match=r"must both be \[head_dim\]"):
+        HeadNorms(torch.ones(3), torch.ones(2), 0.0)
 
 
 def test_block_copy() -> None:

@@ -11,6 +11,7 @@ from shoal.kernels.decode_inputs import DecodeInputs, SlotState
 from shoal.kernels.decode_inputs import reference as inputs_reference
 from shoal.kernels.kv_layout import RowsLayout
 from shoal.kernels.rms_norm import reference as norm_reference
+from shoal.kernels.rope import HeadNorms
 from shoal.kernels.rope import reference as rope_reference
 from shoal.kernels.silu_and_mul import reference as silu_reference
 
@@ -39,9 +40,10 @@ def randn(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
 @DTYPES
 @WIDTHS
 @pytest.mark.parametrize("rows", [0, 1, 7])
-def test_norms(rows: int, width: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("weight_dtype", [None, torch.float32], ids=["same", "float32"])
+def test_norms(weight_dtype: torch.dtype | None, rows: int, width: int, dtype: torch.dtype) -> None:
     x, residual, weight = (randn(rows + 1, width, dtype=dtype, seed=s) for s in range(3))
-    x, residual, weight = x[:rows], residual[:rows], weight[0].contiguous()
+    x, residual, weight = x[:rows], residual[:rows], weight[0].to(weight_dtype or dtype).contiguous()
     torch.testing.assert_close(
         norm.rms_norm(x, weight, 1e-5), norm_reference.rms_norm(x, weight, 1e-5), **tolerances(dtype)
     )
@@ -62,7 +64,8 @@ def test_silu_and_mul(rows: int, width: int, dtype: torch.dtype) -> None:
 @DTYPES
 @pytest.mark.parametrize("rotary_dim", [64, 48, 16])
 @pytest.mark.parametrize("heads", [(9, 3), (4, 4), (8, 1)], ids=str)
-def test_rope_and_cache(heads: tuple[int, int], rotary_dim: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("has_norms", [False, True], ids=["plain", "norms"])
+def test_rope_and_cache(has_norms: bool, heads: tuple[int, int], rotary_dim: int, dtype: torch.dtype) -> None:
     num_heads, num_kv_heads = heads
     layout = RowsLayout(2, num_kv_heads, 64, 16, dtype)
     qkv = randn(5, (num_heads + 2 * num_kv_heads) * 64, dtype=dtype)
@@ -71,8 +74,12 @@ def test_rope_and_cache(heads: tuple[int, int], rotary_dim: int, dtype: torch.dt
     slots = torch.tensor([0, 47, 17, -1, 16], dtype=torch.int32, device=DEVICE)
     caches = [layout.allocate(3).fill_(7.0) for _ in range(2)]
     expected = qkv.clone()
-    rope_reference.rope_and_cache(expected, cos_sin, positions, slots, caches[0][:, 1], layout, num_heads)
-    rope.rope_and_cache(qkv, cos_sin, positions, slots, caches[1][:, 1], layout, num_heads)
+    norms = None
+    if has_norms:
+        norms = HeadNorms(randn(64, dtype=dtype, seed=3), randn(64, dtype=torch.float32, seed=4), 1e-6)
+    arguments = (cos_sin, positions, slots)
+    rope_reference.rope_and_cache(expected, *arguments, caches[0][:, 1], layout, num_heads, norms)
+    rope.rope_and_cache(qkv, *arguments, caches[1][:, 1], layout, num_heads, norms)
     torch.testing.assert_close(qkv, expected, **tolerances(dtype))
     torch.testing.assert_close(caches[1], caches[0], **tolerances(dtype))
 

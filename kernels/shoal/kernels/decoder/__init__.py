@@ -17,7 +17,7 @@ __all__ = ["Decoder", "DecoderLayer"]
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """One layer's parameters: norms [hidden], products with their biases."""
+    """One layer's parameters: norms [hidden] of one dtype, products with their biases."""
 
     input_norm: Tensor
     post_attention_norm: Tensor
@@ -70,7 +70,11 @@ class Decoder:
         self._max_rows = min(weight.native_max_rows for weight in products)
 
     def accepts(self, plan: AttentionPlan, num_tokens: int) -> bool:
-        """Whether `run` can be called: few rows, and all operations native for these sizes."""
+        """Whether `run` can be called: few rows, and all operations native for these sizes and dtypes."""
+        if (
+            self._final_norm.dtype != plan.shape.layout.dtype
+        ):  # each norm has a kernel for float32 weights; this has not
+            return False
         return num_tokens <= self._max_rows and plan.native(self._options) is not None
 
     def run(

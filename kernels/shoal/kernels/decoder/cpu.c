@@ -37,20 +37,21 @@ void shoal_decoder(const decoder_step *s) {
         const decoder_layer *layer = s->layers + i;
         char *cache = s->cache + i * s->layer_bytes;
         shoal_rms_norm(i ? s->x : s->residual, i ? s->residual : 0, layer->input_norm, s->x, s->rows, s->hidden, s->eps,
-                       dtype, threads);
+                       dtype, dtype, threads);
         shoal_linear(s->x, layer->qkv, layer->qkv_bias, s->qkv, s->rows, s->hidden, a->q_stride, dtype, 0, threads);
         shoal_rope_and_cache(s->qkv, s->cos_sin, s->positions, s->slot_mapping, cache, s->rows, a->block_stride,
                              a->v_offset, a->head_stride, a->q_stride, a->block_size, a->num_heads, a->num_kv_heads,
-                             a->head_dim, s->rotary_dim, dtype, threads);
+                             a->head_dim, s->rotary_dim, 0, 0, 0.0f, dtype, threads);
         shoal_paged_attention(a, s->qkv, cache, s->attended);
         shoal_linear(s->attended, layer->o, layer->o_bias, s->x, s->rows, q_width, s->hidden, dtype, 0, threads);
-        shoal_rms_norm(s->x, s->residual, layer->post_attention_norm, s->x, s->rows, s->hidden, s->eps, dtype, threads);
+        shoal_rms_norm(s->x, s->residual, layer->post_attention_norm, s->x, s->rows, s->hidden, s->eps, dtype, dtype,
+                       threads);
         shoal_linear(s->x, layer->gate_up, layer->gate_up_bias, s->gate_up, s->rows, s->hidden, 2 * s->intermediate,
                      dtype, 0, threads);
         shoal_silu_and_mul(s->gate_up, s->activated, s->rows, s->intermediate, dtype, threads);
         shoal_linear(s->activated, layer->down, layer->down_bias, s->x, s->rows, s->intermediate, s->hidden, dtype, 0,
                      threads);
     }
-    shoal_rms_norm(s->x, s->residual, s->final_norm, s->x, s->rows, s->hidden, s->eps, dtype, threads);
+    shoal_rms_norm(s->x, s->residual, s->final_norm, s->x, s->rows, s->hidden, s->eps, dtype, dtype, threads);
     shoal_on_own_pool = before;
 }

@@ -55,8 +55,8 @@ def load(path: Path) -> NativeLibrary:
 
     use_pool = bind("shoal_use_pool", _POINTER)
     use_pool(pool_address())
-    norm = bind("shoal_rms_norm", _POINTER, _POINTER, _POINTER, _POINTER, _I64, _I64, _FLOAT, _INT, _INT)
-    rope_types = (_POINTER,) * 5 + (_I64,) * 5 + (_INT,) * 7
+    norm = bind("shoal_rms_norm", _POINTER, _POINTER, _POINTER, _POINTER, _I64, _I64, _FLOAT, *(_INT,) * 3)
+    rope_types = (*(_POINTER,) * 5, *(_I64,) * 5, *(_INT,) * 5, _POINTER, _POINTER, _FLOAT, _INT, _INT)
     plan_types = (_POINTER, _POINTER, ctypes.c_int32, _POINTER, _POINTER, _POINTER)
     return NativeLibrary(
         path=path,

@@ -18,9 +18,9 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     return rms_norm(residual, weight, eps)
 
 
-def bytes_moved(rows: int, hidden: int, itemsize: int, *, residual: bool) -> int:
+def bytes_moved(rows: int, hidden: int, itemsize: int, *, residual: bool, weight_itemsize: int | None = None) -> int:
     """Compulsory traffic: x in and out, weight once; the residual in and out."""
-    return itemsize * hidden * (rows * (4 if residual else 2) + 1)
+    return itemsize * hidden * rows * (4 if residual else 2) + hidden * (weight_itemsize or itemsize)
 
 
 def flops(rows: int, hidden: int) -> int:

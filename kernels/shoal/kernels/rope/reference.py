@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from shoal.kernels.kv_layout import KVLayout
+from shoal.kernels.rope.norms import HeadNorms
 
 
 def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
@@ -25,11 +26,16 @@ def rope_and_cache(
     layer_cache: Tensor,
     layout: KVLayout,
     num_heads: int,
+    norms: HeadNorms | None = None,
 ) -> None:
     """See `shoal.kernels.rope.rope_and_cache`."""
     heads = qkv.view(qkv.shape[0], -1, layout.head_dim)
     rotated = heads[:, : num_heads + layout.num_kv_heads]
-    rotated.copy_(rotate(rotated, cos_sin[positions.long()]))
+    wide = rotated.float()
+    if norms is not None:
+        weights = torch.cat((norms.q_weight.expand(num_heads, -1), norms.k_weight.expand(layout.num_kv_heads, -1)))
+        wide = wide * (wide.square().mean(-1, keepdim=True) + norms.eps).rsqrt() * weights
+    rotated.copy_(rotate(wide, cos_sin[positions.long()]))
     layout.write(
         layer_cache, slot_mapping, heads[:, num_heads : -layout.num_kv_heads], heads[:, -layout.num_kv_heads :]
     )
@@ -41,6 +47,6 @@ def bytes_moved(num_tokens: int, num_heads: int, layout: KVLayout) -> int:
     return num_tokens * per_token * layout.head_dim * layout.dtype.itemsize
 
 
-def flops(num_tokens: int, num_heads: int, layout: KVLayout) -> int:
-    """Three per rotated element."""
-    return 3 * num_tokens * (num_heads + layout.num_kv_heads) * layout.head_dim
+def flops(num_tokens: int, num_heads: int, layout: KVLayout, *, has_norms: bool = False) -> int:
+    """Three per rotated element, four for its norm."""
+    return (7 if has_norms else 3) * num_tokens * (num_heads + layout.num_kv_heads) * layout.head_dim

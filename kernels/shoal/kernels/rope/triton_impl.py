@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from shoal.kernels.kv_layout import KVLayout
+from shoal.kernels.rope.norms import HeadNorms
 
 
 def rope_and_cache(
@@ -17,30 +18,38 @@ def rope_and_cache(
     layer_cache: Tensor,
     layout: KVLayout,
     num_heads: int,
+    norms: HeadNorms | None = None,
 ) -> None:
     """See `shoal.kernels.rope.rope_and_cache`. layer_cache: of a `RowsLayout`; a negative slot stores nothing."""
     if not qkv.shape[0]:
         return
+    rotated_padded = triton.next_power_of_2(num_heads + layout.num_kv_heads)
+    half_padded = triton.next_power_of_2(cos_sin.shape[1] // 2)
     _rotate_token[(qkv.shape[0],)](
         qkv,
         cos_sin,
         positions,
         slot_mapping,
         layer_cache,
+        None if norms is None else norms.q_weight,
+        None if norms is None else norms.k_weight,
+        0.0 if norms is None else norms.eps,
         qkv.stride(0),
         layer_cache.stride(0),
         layer_cache.stride(1),
         layer_cache.stride(2),
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=layout.num_kv_heads,
-        ROTATED_PADDED=triton.next_power_of_2(num_heads + layout.num_kv_heads),
+        ROTATED_PADDED=rotated_padded,
         KV_PADDED=triton.next_power_of_2(layout.num_kv_heads),
         HEAD_DIM=layout.head_dim,
         DIM=triton.next_power_of_2(layout.head_dim),
         ROTARY_DIM=cos_sin.shape[1],
-        HALF=triton.next_power_of_2(cos_sin.shape[1] // 2),
+        HALF=half_padded,
         BLOCK_SIZE=layout.block_size,
-        num_warps=4,
+        HAS_NORMS=norms is not None,
+        # A thread holds 2 * ROTATED_PADDED * HALF / (32 * num_warps) values: at most 64 registers of them.
+        num_warps=4 if rotated_padded * half_padded <= 4096 else 8,
     )
 
 
@@ -51,6 +60,9 @@ def _rotate_token(
     positions,
     slot_mapping,
     cache_ptr,
+    q_norm,
+    k_norm,
+    eps,
     qkv_stride,
     block_stride,
     v_offset,
@@ -64,6 +76,7 @@ def _rotate_token(
     ROTARY_DIM: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    HAS_NORMS: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     position = tl.load(positions + token).to(tl.int64)
@@ -80,6 +93,22 @@ def _rotate_token(
     at = head[:, None] * HEAD_DIM + half[None, :]
     low = tl.load(qkv + at, mask=exists, other=0.0).to(tl.float32)
     high = tl.load(qkv + at + ROTARY_DIM // 2, mask=exists, other=0.0).to(tl.float32)
+    dim = tl.arange(0, DIM)
+    if ROTARY_DIM < HEAD_DIM:  # what is not rotated: to be normalised, and to be stored with the keys
+        is_rest = (head < NUM_HEADS + NUM_KV_HEADS)[:, None] & ((dim >= ROTARY_DIM) & (dim < HEAD_DIM))[None, :]
+        rest_at = head[:, None] * HEAD_DIM + dim[None, :]
+        rest = tl.load(qkv + rest_at, mask=is_rest, other=0.0).to(tl.float32)
+    if HAS_NORMS:
+        squares = tl.sum(low * low, 1) + tl.sum(high * high, 1)
+        if ROTARY_DIM < HEAD_DIM:
+            squares += tl.sum(rest * rest, 1)
+        scale = tl.rsqrt(squares / HEAD_DIM + eps)[:, None]
+        is_query = (head < NUM_HEADS)[:, None]
+        low *= scale * _norm_weights(q_norm, k_norm, is_query, half, has_angle)
+        high *= scale * _norm_weights(q_norm, k_norm, is_query, half + ROTARY_DIM // 2, has_angle)
+        if ROTARY_DIM < HEAD_DIM:
+            rest *= scale * _norm_weights(q_norm, k_norm, is_query, dim, dim < HEAD_DIM)
+            tl.store(qkv + rest_at, rest.to(qkv_ptr.dtype.element_ty), mask=is_rest)
     rotated_low = (low * cosine - high * sine).to(qkv_ptr.dtype.element_ty)
     rotated_high = (high * cosine + low * sine).to(qkv_ptr.dtype.element_ty)
     tl.store(qkv + at, rotated_low, mask=exists)
@@ -91,12 +120,20 @@ def _rotate_token(
         tl.store(in_cache + key_at, rotated_low, mask=is_key)
         tl.store(in_cache + key_at + ROTARY_DIM // 2, rotated_high, mask=is_key)
 
-        kv_head, dim = tl.arange(0, KV_PADDED), tl.arange(0, DIM)
+        kv_head = tl.arange(0, KV_PADDED)
         is_value = (kv_head < NUM_KV_HEADS)[:, None] & (dim < HEAD_DIM)[None, :]
         value_at = (NUM_HEADS + NUM_KV_HEADS + kv_head)[:, None] * HEAD_DIM + dim[None, :]
         value = tl.load(qkv + value_at, mask=is_value, other=0.0)
         tl.store(in_cache + v_offset + kv_head[:, None] * head_stride + dim[None, :], value, mask=is_value)
-        if ROTARY_DIM < HEAD_DIM:  # the part of a key that is not rotated
-            rest = is_value & (dim >= ROTARY_DIM)[None, :]
-            key = tl.load(qkv + (NUM_HEADS + kv_head)[:, None] * HEAD_DIM + dim[None, :], mask=rest, other=0.0)
-            tl.store(in_cache + kv_head[:, None] * head_stride + dim[None, :], key, mask=rest)
+        if ROTARY_DIM < HEAD_DIM:
+            rest_key_at = (head - NUM_HEADS)[:, None] * head_stride + dim[None, :]
+            is_rest_key = is_rest & (head >= NUM_HEADS)[:, None]
+            tl.store(in_cache + rest_key_at, rest.to(qkv_ptr.dtype.element_ty), mask=is_rest_key)
+
+
+@triton.jit
+def _norm_weights(q_norm, k_norm, is_query, dim, exists):
+    """[heads, dims]: each head's weights."""
+    q_weight = tl.load(q_norm + dim, mask=exists, other=0.0)
+    k_weight = tl.load(k_norm + dim, mask=exists, other=0.0)
+    return tl.where(is_query, q_weight[None, :], k_weight[None, :])
