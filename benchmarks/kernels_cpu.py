@@ -143,7 +143,7 @@ def time_attention(batch: Batch, config: ModelConfig, dtype: torch.dtype, ceilin
     lengths = torch.tensor([length for _, length in batch.sequences], dtype=torch.int32)
     rows = torch.arange(len(counts), dtype=torch.int32)
     shape = AttentionShape(layout, config.num_heads)
-    options = AttentionOptions(config.head_dim**-0.5, config.sliding_window)
+    options = AttentionOptions(config.head_dim**-0.5, config.layers[0].sliding_window)
     plan = plan_attention(shape, starts, lengths, tables, rows)
     width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     qkv = torch.randn(int(starts[-1]), width).to(dtype)

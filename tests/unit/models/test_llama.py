@@ -47,6 +47,8 @@ def test_smollm2_matches_transformers() -> None:
 
     loaded = load_model(smollm2_path(), dtype="float32")
     checkpoint, config = open_checkpoint(smollm2_path()), loaded.config
+    rope = config.layers[0].rope
+    assert rope is not None
     with torch.device("meta"):
         reference = LlamaForCausalLM(
             LlamaConfig(
@@ -58,7 +60,7 @@ def test_smollm2_matches_transformers() -> None:
                 num_key_value_heads=config.num_kv_heads,
                 max_position_embeddings=config.max_position_embeddings,
                 rms_norm_eps=config.rms_norm_eps,
-                rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
+                rope_parameters={"rope_type": "default", "rope_theta": rope.theta},
                 tie_word_embeddings=True,
             )
         )

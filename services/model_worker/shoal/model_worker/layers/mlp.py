@@ -9,11 +9,11 @@ from shoal.model_worker.layers.linear import Linear
 
 
 class GatedMLP:
-    """down(silu(gate(x)) * up(x)), with gate and up as one product."""
+    """down(activation(gate(x)) * up(x)), with gate and up as one product."""
 
-    def __init__(self, gate_up_proj: Linear, down_proj: Linear) -> None:
+    def __init__(self, gate_up_proj: Linear, down_proj: Linear, activation: str) -> None:
         """gate_up_proj yields gate and up side by side."""
-        self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
+        self.gate_up_proj, self.down_proj, self.activation = gate_up_proj, down_proj, activation
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, hidden]; returns the same shape."""

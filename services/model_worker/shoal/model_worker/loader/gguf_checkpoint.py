@@ -17,7 +17,7 @@ from torch import Tensor
 from shoal.gguf import GgufError, map_file, read_header
 from shoal.model_worker.loader.errors import ModelLoadError
 from shoal.model_worker.loader.gguf_tensors import GgufTensor, place_tensors
-from shoal.model_worker.models.config import ModelConfig, ModelConfigError, RopeConfig
+from shoal.model_worker.models.config import LayerConfig, ModelConfig, ModelConfigError, RopeConfig
 
 _ARCHITECTURES = {"llama": "LlamaForCausalLM"}
 _TOP = {
@@ -131,24 +131,24 @@ def _parse_metadata(
     head_dim = get("attention.key_length", hidden_size // num_heads)
     if get("rope.dimension_count", head_dim) != head_dim:
         raise ModelConfigError(f"{family}.rope.dimension_count must be the head size, {head_dim}")
+    rope = _parse_rope(metadata.get(f"{family}.rope.scaling.type", "none"), family, get, rope_factors)
+    window = get("attention.sliding_window") if f"{family}.attention.sliding_window" in metadata else None
     eos = (_token_id(metadata, name) for name in ("eos", "eot", "eom"))
     return ModelConfig(
         architecture=_ARCHITECTURES[family],
         vocab_size=tensors["token_embd.weight"].shape[0],
         hidden_size=hidden_size,
         intermediate_size=get("feed_forward_length"),
-        num_layers=get("block_count"),
+        layers=(LayerConfig(window, rope),) * get("block_count"),
         num_heads=num_heads,
         num_kv_heads=get("attention.head_count_kv", num_heads),
         head_dim=head_dim,
         max_position_embeddings=get("context_length"),
         rms_norm_eps=get("attention.layer_norm_rms_epsilon", 1e-5),
-        rope=_parse_rope(metadata.get(f"{family}.rope.scaling.type", "none"), family, get, rope_factors),
         tie_word_embeddings="output.weight" not in tensors,
         attention_bias="blk.0.attn_q.bias" in tensors,
         attention_output_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_up.bias" in tensors,
-        sliding_window=get("attention.sliding_window") if f"{family}.attention.sliding_window" in metadata else None,
         bos_token_id=_token_id(metadata, "bos"),
         eos_token_ids=tuple(dict.fromkeys(i for i in eos if i is not None)),
     )

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from shoal.model_worker.loader.errors import ModelLoadError
-from shoal.model_worker.models.config import ModelConfig, ModelConfigError, parse_hf_config
+from shoal.model_worker.models.config import ModelConfig, ModelConfigError
+from shoal.model_worker.models.hf_config import parse_hf_config
 
 _MAX_HEADER_BYTES = 100_000_000
 _INDEX = "model.safetensors.index.json"

@@ -5,27 +5,64 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 class ModelConfigError(ValueError):
     """A configuration that this worker cannot run; the message names the field, its value and what is allowed."""
 
 
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "factors")
+ACTIVATIONS = ("silu",)
+
+
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary embedding: base frequency, and how it is stretched for longer contexts."""
+    """Rotary embedding: base frequency, how much of a head is rotated, and how it is stretched for longer contexts."""
 
     theta: float = 10000.0
     kind: str = "default"
-    """default, linear (Chen et al. 2023), llama3 (Llama 3.1), or factors (one divisor per frequency, as in GGUF)."""
+    """default; linear (Chen et al. 2023); dynamic (NTK-aware); llama3 (Llama 3.1); yarn (Peng et al. 2023); longrope
+    (Ding et al. 2024); or factors (one divisor per frequency, as in GGUF). `layers.rotary` has the formulas."""
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
     frequency_factors: tuple[float, ...] = ()
+    """One divisor per frequency; of longrope, those for contexts longer than the original one."""
+    short_frequency_factors: tuple[float, ...] = ()
+    """Of longrope: those for contexts up to the original one."""
+    partial_rotary_factor: float = 1.0
+    """The leading share of a head's dimensions that is rotated."""
+    attention_factor: float = 1.0
+    """Cosines and sines are multiplied by it (yarn, longrope)."""
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    """Of yarn: whether the ramp begins and ends at whole dimensions."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ROPE_KINDS:
+            raise ModelConfigError(f"rope kind {self.kind!r} is not supported; use one of {', '.join(ROPE_KINDS)}")
+        for name in ("theta", "factor", "original_max_position", "attention_factor"):
+            if not getattr(self, name) > 0:
+                raise ModelConfigError(f"rope {name} must be positive, not {getattr(self, name)}")
+        if not 0 < self.partial_rotary_factor <= 1:
+            raise ModelConfigError(f"partial_rotary_factor must be in (0, 1], not {self.partial_rotary_factor}")
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """How many dimensions of a head are rotated."""
+        return int(head_dim * self.partial_rotary_factor)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerConfig:
+    """What may differ between the layers of a model."""
+
+    sliding_window: int | None = None
+    """A token sees itself and this many minus one before it; None: all."""
+    rope: RopeConfig | None = RopeConfig()
+    """None: queries and keys are not rotated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +74,26 @@ class ModelConfig:
     vocab_size: int
     hidden_size: int
     intermediate_size: int
-    num_layers: int
+    layers: tuple[LayerConfig, ...]
     num_heads: int
     num_kv_heads: int
     head_dim: int
     max_position_embeddings: int
+    """The longest context."""
     rms_norm_eps: float = 1e-6
-    rope: RopeConfig = RopeConfig()
+    activation: str = "silu"
+    """Of the feed-forward's gate: silu or gelu_tanh."""
+    attention_scale: float | None = None
+    """Factor of q . k; None: head_dim ** -0.5."""
+    attention_soft_cap: float | None = None
+    """Scores become cap * tanh(score / cap); None: they stay."""
+    logit_soft_cap: float | None = None
+    """The same for logits."""
     tie_word_embeddings: bool = False
     attention_bias: bool = False
+    """Of q, k and v."""
     attention_output_bias: bool = False
     mlp_bias: bool = False
-    sliding_window: int | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     stored_dtype: str | None = None
@@ -65,91 +110,39 @@ class ModelConfig:
             raise ModelConfigError(
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})"
             )
+        if self.activation not in ACTIVATIONS:
+            raise ModelConfigError(f"activation {self.activation!r} is not supported; use {' or '.join(ACTIVATIONS)}")
+        for layer in self.layers:
+            self._check_layer(layer)
+        for name in ("attention_scale", "attention_soft_cap", "logit_soft_cap"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ModelConfigError(f"{name} must be positive, not {getattr(self, name)}")
+
+    def _check_layer(self, layer: LayerConfig) -> None:
+        if layer.sliding_window is not None and layer.sliding_window < 1:
+            raise ModelConfigError(f"sliding_window must be at least 1, not {layer.sliding_window}")
         if self.head_dim % 2:
             raise ModelConfigError(f"head_dim must be even for rotary embedding, not {self.head_dim}")
+        if layer.rope is None:
+            return
+        rotary_dim = layer.rope.rotary_dim(self.head_dim)
+        if rotary_dim < 2 or rotary_dim % 2:
+            raise ModelConfigError(
+                f"partial_rotary_factor ({layer.rope.partial_rotary_factor}) of head_dim ({self.head_dim}) must be an "
+                f"even number of dimensions, not {rotary_dim}"
+            )
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.layers)
+
+    @property
+    def score_scale(self) -> float:
+        """Factor of q . k."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
     @property
     def digest(self) -> str:
         """Hex SHA-256 of every field."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
-
-
-def parse_hf_config(config: Mapping[str, Any]) -> ModelConfig:
-    """From the object in a config.json. Raises ModelConfigError for what is missing, of another type or unsupported."""
-    architectures = config.get("architectures") or ["(none given)"]
-    architecture = str(architectures[0])
-    hidden_size, num_heads = _integer(config, "hidden_size"), _integer(config, "num_attention_heads")
-    if num_heads < 1:
-        raise ModelConfigError(f"num_attention_heads must be at least 1, not {num_heads}")
-    activation = config.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise ModelConfigError(f"hidden_act {activation!r} is not supported; only 'silu' is")
-    if config.get("quantization_config"):
-        raise ModelConfigError("quantization_config is not supported; use the unquantised weights or a GGUF file")
-    attention_bias = bool(config.get("attention_bias", False))
-    window = _integer(config, "sliding_window", None) if config.get("use_sliding_window", True) else None
-    eos = config.get("eos_token_id")
-    return ModelConfig(
-        architecture=architecture,
-        vocab_size=_integer(config, "vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=_integer(config, "intermediate_size"),
-        num_layers=_integer(config, "num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=_integer(config, "num_key_value_heads", num_heads),
-        head_dim=_integer(config, "head_dim", hidden_size // num_heads),
-        max_position_embeddings=_integer(config, "max_position_embeddings"),
-        rms_norm_eps=_number(config, "rms_norm_eps", 1e-6),
-        rope=_parse_rope(config),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        attention_bias=attention_bias,
-        attention_output_bias=attention_bias,
-        mlp_bias=bool(config.get("mlp_bias", False)),
-        sliding_window=window,
-        bos_token_id=_integer(config, "bos_token_id", None),
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
-        stored_dtype=config.get("dtype") or config.get("torch_dtype"),
-    )
-
-
-def _parse_rope(config: Mapping[str, Any]) -> RopeConfig:
-    """Both spellings: rope_theta beside rope_scaling, and rope_parameters, which holds the two (transformers 5)."""
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = _number(scaling, "rope_theta", _number(config, "rope_theta", 10000.0))
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind not in ("default", "linear", "llama3"):
-        raise ModelConfigError(f"rope scaling {kind!r} is not supported; use one of default, linear, llama3")
-    if kind == "default":
-        return RopeConfig(theta)
-    if kind == "linear":
-        return RopeConfig(theta, "linear", _number(scaling, "factor"))
-    return RopeConfig(
-        theta,
-        "llama3",
-        _number(scaling, "factor"),
-        _number(scaling, "low_freq_factor"),
-        _number(scaling, "high_freq_factor"),
-        _integer(scaling, "original_max_position_embeddings"),
-    )
-
-
-_REQUIRED: Any = object()
-
-
-def _integer(config: Mapping[str, Any], field: str, default: Any = _REQUIRED) -> Any:
-    return _typed(config, field, default, int, "an integer")
-
-
-def _number(config: Mapping[str, Any], field: str, default: Any = _REQUIRED) -> float:
-    return float(_typed(config, field, default, (int, float), "a number"))
-
-
-def _typed(config: Mapping[str, Any], field: str, default: Any, kinds: Any, noun: str) -> Any:
-    value = config.get(field)
-    if value is None:
-        if default is _REQUIRED:
-            raise ModelConfigError(f"{field} is missing")
-        return default
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        raise ModelConfigError(f"{field} must be {noun}, not {value!r}")
-    return value

@@ -16,6 +16,11 @@ from shoal.model_worker.models.config import ModelConfig, ModelConfigError
 ARCHITECTURES = {
     "LlamaForCausalLM": "shoal.model_worker.models.llama:LlamaForCausalLM",
     "MistralForCausalLM": "shoal.model_worker.models.llama:LlamaForCausalLM",
+    "Olmo2ForCausalLM": "shoal.model_worker.models.olmo2:Olmo2ForCausalLM",
+    "Phi3ForCausalLM": "shoal.model_worker.models.phi3:Phi3ForCausalLM",
+    "Qwen2ForCausalLM": "shoal.model_worker.models.qwen2:Qwen2ForCausalLM",
+    "Qwen3ForCausalLM": "shoal.model_worker.models.qwen3:Qwen3ForCausalLM",
+    "SmolLM3ForCausalLM": "shoal.model_worker.models.smollm3:SmolLM3ForCausalLM",
 }
 """Architecture, as config.json names it, to "module:class"."""
 
@@ -40,11 +45,15 @@ class ModelClass(Protocol):
         """Names, as in Hugging Face checkpoints, and shapes of the tensors that the model is built from."""
 
 
-def find_model_class(architecture: str) -> ModelClass:
+def require_known(architecture: str) -> None:
     """Raises ModelConfigError, naming the known ones, if the architecture is unknown."""
-    target = ARCHITECTURES.get(architecture)
-    if target is None:
+    if architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise ModelConfigError(f"architecture {architecture} is not supported; known architectures: {known}")
-    module, name = target.split(":")
+
+
+def find_model_class(architecture: str) -> ModelClass:
+    """Raises ModelConfigError, naming the known ones, if the architecture is unknown."""
+    require_known(architecture)
+    module, name = ARCHITECTURES[architecture].split(":")
     return cast(ModelClass, getattr(importlib.import_module(module), name))
