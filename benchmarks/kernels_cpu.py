@@ -22,14 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from shoal.kernels.act_and_mul import act_and_mul
+from shoal.kernels.act_and_mul import reference as act_reference
 from shoal.kernels.paged_attention import AttentionOptions, AttentionShape, paged_attention, plan_attention
 from shoal.kernels.paged_attention import reference as attention_reference
 from shoal.kernels.rms_norm import add_rms_norm
 from shoal.kernels.rms_norm import reference as norm_reference
 from shoal.kernels.rope import reference as rope_reference
 from shoal.kernels.rope import rope_and_cache
-from shoal.kernels.silu_and_mul import reference as silu_reference
-from shoal.kernels.silu_and_mul import silu_and_mul
 from shoal.model_worker.layers.linear import Linear
 from shoal.model_worker.loader import LoadedModel, load_model
 from shoal.model_worker.models.config import ModelConfig
@@ -121,10 +121,10 @@ def time_operations(config: ModelConfig, dtype: torch.dtype, ceiling: Ceiling) -
         flops = norm_reference.flops(rows, config.hidden_size)
         yield report(batch, "add_rms_norm", seconds, moved, flops, ceiling)
         gate_up = torch.randn(rows, 2 * config.intermediate_size).to(dtype)
-        seconds = fastest_s(partial(silu_and_mul, gate_up))
-        moved = silu_reference.bytes_moved(rows, config.intermediate_size, size)
-        flops = silu_reference.flops(rows, config.intermediate_size)
-        yield report(batch, "silu_and_mul", seconds, moved, flops, ceiling)
+        seconds = fastest_s(partial(act_and_mul, gate_up))
+        moved = act_reference.bytes_moved(rows, config.intermediate_size, size)
+        flops = act_reference.flops(rows, config.intermediate_size)
+        yield report(batch, "act_and_mul", seconds, moved, flops, ceiling)
         yield from time_linears(batch, rows, config, dtype, ceiling)
 
 

@@ -1,23 +1,24 @@
-"""RMSNorm, SiLU and rotary embedding against their float32 references."""
+"""RMSNorm, gates and rotary embedding against their float32 references."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from shoal.kernels.act_and_mul import Activation, act_and_mul
+from shoal.kernels.act_and_mul import reference as act_reference
 from shoal.kernels.block_copy import block_copy
 from shoal.kernels.kv_layout import KVLayout
 from shoal.kernels.rms_norm import add_rms_norm, rms_norm
 from shoal.kernels.rms_norm import reference as norm_reference
 from shoal.kernels.rope import HeadNorms, rope_and_cache
 from shoal.kernels.rope import reference as rope_reference
-from shoal.kernels.silu_and_mul import reference as silu_reference
-from shoal.kernels.silu_and_mul import silu_and_mul
 from support.attention_cases import slots_of
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+ACTIVATIONS = pytest.mark.parametrize("activation", get_args(Activation))
 WIDTHS = pytest.mark.parametrize("width", [1, 6, 16, 42, 123, 576, 4096])
 
 
@@ -81,18 +82,33 @@ def test_norm_refuses_what_it_cannot_read() -> None:
 @DTYPES
 @WIDTHS
 @pytest.mark.parametrize("rows", [1, 50])
-def test_silu_and_mul(rows: int, width: int, dtype: torch.dtype) -> None:
+@ACTIVATIONS
+def test_act_and_mul(activation: Activation, rows: int, width: int, dtype: torch.dtype) -> None:
     gate_up = randn(rows, 2 * width, dtype=dtype) * 8
-    expected = silu_reference.silu_and_mul(gate_up)
-    torch.testing.assert_close(silu_and_mul(gate_up), expected, **tolerances(dtype))
+    expected = act_reference.act_and_mul(gate_up, activation)
+    torch.testing.assert_close(act_and_mul(gate_up, activation), expected, **tolerances(dtype))
 
 
-def test_silu_of_extremes() -> None:
+@ACTIVATIONS
+def test_activations_of_extremes(activation: Activation) -> None:
     gate = torch.tensor([-1e30, -200.0, -90.0, -20.0, -0.0, 0.0, 20.0, 90.0, 1e30, float("nan")] + [1.0] * 6)
-    out = silu_and_mul(torch.cat((gate, torch.ones(16)))[None])[0]
-    expected = torch.nn.functional.silu(gate)
+    out = act_and_mul(torch.cat((gate, torch.ones(16)))[None], activation)[0]
+    expected = act_reference.act_and_mul(torch.cat((gate, torch.ones(16)))[None], activation)[0]
     # Where e**-x overflows float32 (x below -88), any tiny negative number will do.
     torch.testing.assert_close(out, expected, atol=1e-6, rtol=4e-6, equal_nan=True)
+
+
+def test_reference_activations_are_the_known_ones() -> None:
+    x = torch.linspace(-9, 9, 1001, dtype=torch.float64)
+    torch.testing.assert_close(act_reference.activate(x, "silu"), torch.nn.functional.silu(x))
+    torch.testing.assert_close(
+        act_reference.activate(x, "gelu_tanh"), torch.nn.functional.gelu(x, approximate="tanh"), atol=1e-12, rtol=1e-9
+    )
+
+
+def test_act_and_mul_refuses_unknown_activations() -> None:
+    with pytest.raises(ValueError, match=r"activation must be one of silu, gelu_tanh, not 'relu'"):
+        act_and_mul(torch.zeros(1, 2), "relu")  # type: ignore[arg-type]
 
 
 @DTYPES

@@ -4,12 +4,12 @@ import logging
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from shoal.kernels import paged_attention, rms_norm, silu_and_mul
+from shoal.kernels import act_and_mul, paged_attention, rms_norm
 from shoal.kernels.kv_layout import KVLayout
 from shoal.kernels.native import compiling, library, load
 from shoal.kernels.native.compiling import NativeBuildError, build, cache_directory, find_compiler
@@ -46,7 +46,7 @@ def test_portable_code_gives_the_same_results(
 ) -> None:
     """Compiled for any CPU of this architecture, without the vector and bfloat16 instructions of this one."""
     portable = load(build(("-O1",)))
-    for module in (paged_attention, plan, rms_norm, silu_and_mul):
+    for module in (paged_attention, plan, rms_norm, act_and_mul):
         monkeypatch.setattr(module, "library", lambda: portable)
     tolerance: dict[str, Any] = (
         {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2**-8, "rtol": 2**-7}
@@ -61,7 +61,9 @@ def test_portable_code_gives_the_same_results(
     weight = x[1].contiguous()
     expected = rms_norm.reference.rms_norm(x, weight, 1e-5)
     torch.testing.assert_close(rms_norm.rms_norm(x, weight, 1e-5), expected, **tolerance)
-    torch.testing.assert_close(silu_and_mul.silu_and_mul(x), silu_and_mul.reference.silu_and_mul(x), **tolerance)
+    for activation in get_args(act_and_mul.Activation):
+        expected = act_and_mul.reference.act_and_mul(x, activation)
+        torch.testing.assert_close(act_and_mul.act_and_mul(x, activation), expected, **tolerance)
 
 
 def test_no_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from shoal.kernels.decode_inputs import DecodeInputs, SlotState
-from shoal.kernels.decode_inputs import reference as inputs_reference
+from shoal.kernels.act_and_mul import Activation
+from shoal.kernels.act_and_mul import reference as act_reference
 from shoal.kernels.kv_layout import RowsLayout
 from shoal.kernels.rms_norm import reference as norm_reference
 from shoal.kernels.rope import HeadNorms
 from shoal.kernels.rope import reference as rope_reference
-from shoal.kernels.silu_and_mul import reference as silu_reference
 
-inputs_impl = pytest.importorskip("shoal.kernels.decode_inputs.triton_impl", reason="needs triton")
+act = pytest.importorskip("shoal.kernels.act_and_mul.triton_impl", reason="needs triton")
 norm = pytest.importorskip("shoal.kernels.rms_norm.triton_impl", reason="needs triton")
 rope = pytest.importorskip("shoal.kernels.rope.triton_impl", reason="needs triton")
-silu = pytest.importorskip("shoal.kernels.silu_and_mul.triton_impl", reason="needs triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
@@ -56,9 +54,11 @@ def test_norms(weight_dtype: torch.dtype | None, rows: int, width: int, dtype: t
 @DTYPES
 @WIDTHS
 @pytest.mark.parametrize("rows", [0, 1, 5])
-def test_silu_and_mul(rows: int, width: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_act_and_mul(activation: Activation, rows: int, width: int, dtype: torch.dtype) -> None:
     gate_up = randn(rows, 2 * width, dtype=dtype) * 8
-    torch.testing.assert_close(silu.silu_and_mul(gate_up), silu_reference.silu_and_mul(gate_up), **tolerances(dtype))
+    expected = act_reference.act_and_mul(gate_up, activation)
+    torch.testing.assert_close(act.act_and_mul(gate_up, activation), expected, **tolerances(dtype))
 
 
 @DTYPES
@@ -82,24 +82,3 @@ def test_rope_and_cache(has_norms: bool, heads: tuple[int, int], rotary_dim: int
     rope.rope_and_cache(qkv, *arguments, caches[1][:, 1], layout, num_heads, norms)
     torch.testing.assert_close(qkv, expected, **tolerances(dtype))
     torch.testing.assert_close(caches[1], caches[0], **tolerances(dtype))
-
-
-def test_decode_inputs_and_appended_tokens() -> None:
-    device = torch.device(DEVICE)
-    results = []
-    for implementation in (inputs_impl, inputs_reference):
-        state, inputs = SlotState.allocate(9, 7, 16, device), DecodeInputs.allocate(200, device)
-        state.block_tables.copy_(torch.arange(63).view(9, 7) * 3)
-        state.num_computed.copy_(torch.arange(9) * 11)
-        state.last_tokens.copy_(torch.arange(9) + 100)
-        inputs.slots[:4] = torch.tensor([3, 0, 8, 5], dtype=torch.int32)
-        implementation.fill_inputs(inputs, state)
-        implementation.append_tokens(inputs, state, torch.arange(200, device=device) + 1000)
-        results.append((inputs, state))
-    for kernel, reference in zip(*results, strict=True):
-        for field in kernel.__dataclass_fields__:
-            if field != "block_size":
-                assert torch.equal(getattr(kernel, field), getattr(reference, field)), field
-    inputs, state = results[0]
-    assert inputs.seq_lens[:5].tolist() == [34, 1, 89, 56, 0]
-    assert state.last_tokens.tolist() == [1001, 101, 102, 1000, 104, 1003, 106, 107, 1002]

@@ -55,7 +55,10 @@ class _NativeStep(ctypes.Structure):
 
 
 class Decoder:
-    """Layers whose parameters do not change. Equals, bit for bit, calling the operations one by one."""
+    """Llama's layers: two norms each, SiLU, no head norms, one kind of attention. Parameters do not change.
+
+    Equals, bit for bit, calling the operations one by one.
+    """
 
     def __init__(
         self, layers: list[DecoderLayer], final_norm: Tensor, cos_sin: Tensor, eps: float, options: AttentionOptions

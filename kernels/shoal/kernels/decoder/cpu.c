@@ -48,7 +48,7 @@ void shoal_decoder(const decoder_step *s) {
                        threads);
         shoal_linear(s->x, layer->gate_up, layer->gate_up_bias, s->gate_up, s->rows, s->hidden, 2 * s->intermediate,
                      dtype, 0, threads);
-        shoal_silu_and_mul(s->gate_up, s->activated, s->rows, s->intermediate, dtype, threads);
+        shoal_act_and_mul(s->gate_up, s->activated, s->rows, s->intermediate, SHOAL_SILU, dtype, threads);
         shoal_linear(s->activated, layer->down, layer->down_bias, s->x, s->rows, s->intermediate, s->hidden, dtype, 0,
                      threads);
     }

@@ -31,7 +31,7 @@ class NativeLibrary:
 
     path: Path
     rms_norm: Callable[..., int]
-    silu_and_mul: Callable[..., int]
+    act_and_mul: Callable[..., int]
     rope_and_cache: Callable[..., int]
     block_copy: Callable[..., int]
     paged_attention: Callable[..., int]
@@ -61,7 +61,7 @@ def load(path: Path) -> NativeLibrary:
     return NativeLibrary(
         path=path,
         rms_norm=norm,
-        silu_and_mul=bind("shoal_silu_and_mul", _POINTER, _POINTER, _I64, _I64, _INT, _INT),
+        act_and_mul=bind("shoal_act_and_mul", _POINTER, _POINTER, _I64, _I64, *(_INT,) * 3),
         rope_and_cache=bind("shoal_rope_and_cache", *rope_types),
         block_copy=bind("shoal_block_copy", _POINTER, _POINTER, _I64, _I64, _INT),
         paged_attention=bind("shoal_paged_attention", _POINTER, _POINTER, _POINTER, _POINTER),

@@ -22,7 +22,7 @@ SOURCES = (
     "native/threads.c",
     "rms_norm/cpu.c",
     "rope/cpu.c",
-    "silu_and_mul/cpu.c",
+    "act_and_mul/cpu.c",
     "block_copy/cpu.c",
     "paged_attention/cpu.c",
     "linear/cpu.c",

@@ -8,7 +8,10 @@
 
 void shoal_rms_norm(const void *x, void *residual, const void *weight, void *out, int64_t rows, int64_t hidden,
                     float eps, int dtype, int weight_dtype, int num_threads);
-void shoal_silu_and_mul(const void *gate_up, void *out, int64_t rows, int64_t width, int dtype, int num_threads);
+enum { SHOAL_SILU = 0, SHOAL_GELU_TANH = 1 };
+
+void shoal_act_and_mul(const void *gate_up, void *out, int64_t rows, int64_t width, int activation, int dtype,
+                       int num_threads);
 void shoal_rope_and_cache(void *qkv, const float *cos_sin, const int32_t *positions, const int32_t *slot_mapping,
                           void *cache, int64_t num_tokens, int64_t block_stride, int64_t v_offset, int64_t head_stride,
                           int64_t row_stride, int block_size, int num_heads, int num_kv_heads, int head_dim,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor
 
-from shoal.kernels.silu_and_mul import silu_and_mul
+from shoal.kernels.act_and_mul import Activation, act_and_mul
 from shoal.model_worker.layers.linear import Linear
 
 
@@ -12,9 +14,10 @@ class GatedMLP:
     """down(activation(gate(x)) * up(x)), with gate and up as one product."""
 
     def __init__(self, gate_up_proj: Linear, down_proj: Linear, activation: str) -> None:
-        """gate_up_proj yields gate and up side by side."""
-        self.gate_up_proj, self.down_proj, self.activation = gate_up_proj, down_proj, activation
+        """gate_up_proj yields gate and up side by side; activation: one of `Activation`."""
+        self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
+        self.activation = cast(Activation, activation)  # which refuses others
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, hidden]; returns the same shape."""
-        return self.down_proj(silu_and_mul(self.gate_up_proj(x)))
+        return self.down_proj(act_and_mul(self.gate_up_proj(x), self.activation))
