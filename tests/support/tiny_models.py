@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
@@ -48,6 +50,7 @@ LONGROPE = {
     "long_factor": [1.0, 1.5, 2.0, 4.0, 6.0, 8.0],
     "original_max_position_embeddings": 64,
 }
+GEMMA: dict[str, Any] = {**TINY, "head_dim": 32, "sliding_window": 24, "sliding_window_pattern": 2}
 VARIANTS: dict[str, Any] = {
     "llama": LlamaConfig(**TINY),
     "all heads": LlamaConfig(**{**TINY, "num_key_value_heads": 4}),
@@ -75,6 +78,14 @@ FAMILIES: dict[str, Any] = {
     "qwen3, biases, upper layers with a window": Qwen3Config(
         **TINY, head_dim=16, attention_bias=True, use_sliding_window=True, sliding_window=24, max_window_layers=2
     ),
+    "gemma3": Gemma3TextConfig(**GEMMA),
+    "gemma3, scaled rope, caps": Gemma3TextConfig(
+        **{**GEMMA, "query_pre_attn_scalar": 40},
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+        attn_logit_softcapping=8.0,
+        final_logit_softcapping=4.0,
+        attention_bias=True,
+    ),
     "phi3": Phi3Config(**TINY, sliding_window=24),
     "phi4-mini, longrope": Phi3Config(**TINY, original_max_position_embeddings=64, rope_parameters=dict(LONGROPE)),
     "smollm3": SmolLM3Config(**TINY, no_rope_layer_interval=2),
@@ -98,7 +109,7 @@ def build_reference(variant: str) -> Any:
                 parameter.normal_(std=0.2)
             elif "norm" in name:
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return model
+    return _apply_attention_cap(model)
 
 
 def save_tiny(directory: Path, variant: str = "llama", **options: Any) -> Any:
@@ -108,8 +119,22 @@ def save_tiny(directory: Path, variant: str = "llama", **options: Any) -> Any:
     return model
 
 
-def reference_logits(model: Any, token_ids: Tensor, **options: Any) -> Tensor:
+def reload_reference(directory: Path, dtype: torch.dtype) -> Any:
+    """What `save_tiny` wrote, as transformers loads it."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="eager")
+    return _apply_attention_cap(model.eval())
+
+
+def reference_logits(model: Any, token_ids: Tensor) -> Tensor:
     """float32 [tokens, vocab_size] of one sequence."""
     with torch.inference_mode():
-        logits: Tensor = model(token_ids[None].long(), **options).logits[0].float()
+        logits: Tensor = model(token_ids[None].long()).logits[0].float()
     return logits
+
+
+def _apply_attention_cap(model: Any) -> Any:
+    """Gemma 3's class knows the cap of attention's scores, and forgets to pass it on."""
+    cap = getattr(model.config, "attn_logit_softcapping", None)
+    for layer in model.model.layers if cap is not None else ():
+        layer.self_attn.forward = functools.partial(layer.self_attn.forward, softcap=cap)
+    return model

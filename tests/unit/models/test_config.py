@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import copy
+import json
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from shoal.model_worker.layers.rotary import rotary_table
 from shoal.model_worker.models.config import LayerConfig, ModelConfigError, RopeConfig
 from shoal.model_worker.models.hf_config import parse_hf_config
 from shoal.model_worker.models.registry import ARCHITECTURES, find_model_class
+from support.published_configs import PUBLISHED
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -43,6 +49,23 @@ def test_defaults_and_old_spellings() -> None:
             "rope scaling 'spiral' is not supported; use one of .*yarn",
         ),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor is missing"),
+        ({"rope_parameters": "none"}, "rope_parameters must be an object, not 'none'"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2}}, "long_factor is missing"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 0}}, "rope factor must be positive, not 0"),
+        ({"partial_rotary_factor": 0.2}, r"partial_rotary_factor \(0.2\) of head_dim \(16\) must be an even number"),
+        ({"partial_rotary_factor": 1.5}, r"partial_rotary_factor must be in \(0, 1\], not 1.5"),
+        ({"attention_bias": "yes"}, "attention_bias must be true or false, not 'yes'"),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 0}, "sliding_window must be at least 1, not 0"),
+        ({"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention"]}, "layer_types must be a list of 2"),
+        (
+            {"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention", "linear_attention"]},
+            "layer_types: 'linear_attention' is not supported; use full_attention or sliding_attention",
+        ),
+        ({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1]}, "no_rope_layers has 1 entries"),
+        ({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layer_interval": 0}, "no_rope_layer_interval must be at"),
+        ({"architectures": ["Gemma3ForCausalLM"], "sliding_window_pattern": 0}, "sliding_window_pattern must be at"),
+        ({"architectures": ["Gemma3ForCausalLM"], "use_bidirectional_attention": True}, "only causal attention is"),
+        ({"architectures": ["Gemma3ForCausalLM"], "attn_logit_softcapping": -1}, "attention_soft_cap must be positive"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config is not supported"),
     ],
 )
@@ -63,10 +86,97 @@ def test_every_registered_class_exists(architecture: str) -> None:
     assert find_model_class(architecture).tensor_shapes(parse_hf_config({**LLAMA, "architectures": [architecture]}))
 
 
-def test_digest_depends_on_every_field() -> None:
-    base = parse_hf_config(LLAMA)
-    assert base.digest == parse_hf_config(dict(LLAMA)).digest
-    assert base.digest != parse_hf_config({**LLAMA, "rms_norm_eps": 1e-5}).digest
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_files_mean_what_transformers_makes_of_them(name: str, tmp_path: Path) -> None:
+    """Read by transformers and written in its current spelling, a file still describes the same model."""
+    AutoConfig.for_model(**copy.deepcopy(PUBLISHED[name])).save_pretrained(tmp_path)
+    rewritten = json.loads((tmp_path / "config.json").read_text())
+    assert rewritten["architectures"] == PUBLISHED[name]["architectures"]
+    assert parse_hf_config(PUBLISHED[name]) == parse_hf_config(rewritten)
+
+
+def test_per_layer_choices() -> None:
+    gemma = parse_hf_config(PUBLISHED["gemma-3-1b-it"])
+    assert [layer.sliding_window for layer in gemma.layers[:7]] == [512] * 5 + [None, 512]
+    assert [layer.rope.theta for layer in gemma.layers[4:6] if layer.rope] == [10000.0, 1000000.0]
+    assert (gemma.activation, gemma.score_scale, gemma.tie_word_embeddings) == ("gelu_tanh", 1 / 16, True)
+    smollm3 = parse_hf_config(PUBLISHED["SmolLM3-3B"])
+    assert [layer.rope is None for layer in smollm3.layers[:5]] == [False, False, False, True, False]
+    qwen = {**PUBLISHED["Qwen2.5-7B-Instruct"], "use_sliding_window": True, "max_window_layers": 26}
+    windows = [layer.sliding_window for layer in parse_hf_config(qwen).layers]
+    assert windows == [None] * 26 + [131072] * 2
+    qwen["layer_types"] = ["sliding_attention"] + ["full_attention"] * 27
+    assert [layer.sliding_window for layer in parse_hf_config(qwen).layers] == [131072] + [None] * 27
+
+
+def test_early_phi3_names_of_longrope() -> None:
+    published = PUBLISHED["Phi-3-mini-128k-instruct"]
+    expected = parse_hf_config(published)
+    assert expected.layers[0].rope is not None
+    assert expected.layers[0].rope.attention_factor == pytest.approx((1 + math.log(32) / math.log(4096)) ** 0.5)
+    for name in ("su", "yarn"):
+        early = {**published, "rope_scaling": {**published["rope_scaling"], "type": name}}
+        assert parse_hf_config(early) == expected
+
+
+def test_yarn_extends_the_context() -> None:
+    """As the Qwen 2.5 model card tells to do it."""
+    yarn = {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}
+    config = parse_hf_config({**PUBLISHED["Qwen2.5-7B-Instruct"], "rope_scaling": yarn})
+    assert config.max_position_embeddings == 131072
+    assert config.layers[0].rope is not None
+    assert config.layers[0].rope.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+
+
+def test_equal_files_have_equal_digests() -> None:
+    assert parse_hf_config(LLAMA).digest == parse_hf_config(dict(LLAMA)).digest
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("Llama-3.1-8B", {"rms_norm_eps": 1e-4}),
+        ("Llama-3.1-8B", {"rope_theta": 1e6}),
+        ("Llama-3.1-8B", {"rope_scaling": None}),
+        ("Llama-3.1-8B", {"rope_scaling": YARN}),
+        ("Llama-3.1-8B", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        ("Llama-3.1-8B", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+        ("Mistral-7B-v0.1", {"sliding_window": 1024}),
+        ("Qwen2.5-7B-Instruct", {"use_sliding_window": True, "max_window_layers": 20}),
+        ("Phi-4-mini-instruct", {"partial_rotary_factor": 0.5}),
+        ("Phi-4-mini-instruct", {"original_max_position_embeddings": 2048}),
+        ("SmolLM3-3B", {"no_rope_layers": [1] * 36}),
+        ("gemma-3-1b-it", {"query_pre_attn_scalar": 128}),
+        ("gemma-3-1b-it", {"attn_logit_softcapping": 50.0}),
+        ("gemma-3-1b-it", {"final_logit_softcapping": 30.0}),
+        ("gemma-3-1b-it", {"rope_local_base_freq": 20000}),
+        ("gemma-3-1b-it", {"sliding_window_pattern": 5}),
+        ("gemma-3-1b-it", {"hidden_activation": "silu"}),
+        ("gemma-3-1b-it", {"tie_word_embeddings": False}),
+    ],
+)
+def test_digest_depends_on_every_field(name: str, change: dict[str, Any]) -> None:
+    assert parse_hf_config({**PUBLISHED[name], **change}).digest != parse_hf_config(PUBLISHED[name]).digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"factor": 8.0},
+        {"beta_fast": 16},
+        {"beta_slow": 2},
+        {"truncate": False},
+        {"attention_factor": 1.5},
+        {"mscale": 2.0, "mscale_all_dim": 1.0},
+        {"original_max_position_embeddings": 128},
+    ],
+)
+def test_digest_depends_on_every_field_of_yarn(change: dict[str, Any]) -> None:
+    base, changed = ({**LLAMA, "rope_scaling": {**YARN, **own}} for own in ({}, change))
+    assert parse_hf_config(base).digest != parse_hf_config(changed).digest
 
 
 def test_frequency_factors_must_fit() -> None:

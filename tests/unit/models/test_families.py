@@ -16,7 +16,7 @@ from shoal.model_worker.runner.cpu import CpuRunner
 from shoal.model_worker.sampling.sampler import Sampler
 from support.forward import PagedForward, forward_logits
 from support.runner_driving import RunnerDriver
-from support.tiny_models import FAMILIES, TINY, reference_logits, save_tiny
+from support.tiny_models import FAMILIES, TINY, reference_logits, reload_reference, save_tiny
 
 NUM_TOKENS = 150
 """Past every window (24) and every original context (64)."""
@@ -72,7 +72,7 @@ def test_sequences_of_different_lengths_in_one_step(case: Case) -> None:
 def test_bfloat16_is_as_near_as_that_of_transformers(case: Case) -> None:
     loaded = load_model(case.directory, dtype="bfloat16")
     error = (forward_logits(loaded, case.token_ids) - case.expected).abs().mean()
-    reference = type(case.reference).from_pretrained(case.directory, dtype=torch.bfloat16, attn_implementation="eager")
+    reference = reload_reference(case.directory, torch.bfloat16)
     theirs = (reference_logits(reference, case.token_ids) - case.expected).abs().mean()
     # Some 2**-8 of the spread per rounding, about 10 roundings deep; and no more than rounding elsewhere explains.
     assert error < 2**-8 * 10 * case.expected.std()
@@ -98,3 +98,16 @@ def test_greedy_continuation_is_that_of_transformers(case: Case) -> None:
     mask = torch.ones(1, 80, dtype=torch.int64)
     generated = case.reference.generate(prompt[None], attention_mask=mask, max_new_tokens=32, do_sample=False)
     assert driver.generate(0, 32, chunk=33) == generated[0, 80:].tolist()
+
+
+def test_longrope_of_a_short_context(tmp_path: Path) -> None:
+    """Where contexts cannot pass the original one, the short factors hold, as transformers has it for such a prompt."""
+    reference = save_tiny(tmp_path, "phi4-mini, longrope")
+    token_ids = torch.arange(60)
+    expected = reference_logits(reference, token_ids)
+    limited = load_model(tmp_path, dtype="float32", max_model_len=64)
+    assert_equal(forward_logits(limited, token_ids), expected)
+    unlimited = load_model(tmp_path, dtype="float32", max_model_len=65)
+    assert (forward_logits(unlimited, token_ids) - expected).abs().max() > 0.1 * expected.std()
+    assert limited.digest != unlimited.digest
+    assert unlimited.digest == load_model(tmp_path, dtype="float32").digest

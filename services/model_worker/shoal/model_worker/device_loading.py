@@ -21,6 +21,7 @@ def load_for_device(config: WorkerConfig, progress: Progress, device: str) -> Lo
             progress=lambda done, total: progress("weights", done / total if total else 1.0),
             seed=config.seed,
             device=device,
+            max_model_len=config.max_model_len,
         )
     except (ArtifactError, ModelLoadError) as error:
         raise SetupError(str(error)) from error

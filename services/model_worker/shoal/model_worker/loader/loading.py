@@ -46,31 +46,34 @@ def load_model(
     progress: Progress | None = None,
     seed: int = 0,
     device: str = "cpu",
+    max_model_len: int = 0,
 ) -> LoadedModel:
     """Loads a GGUF file or a directory with config.json and safetensors files.
 
     dtype auto is bfloat16, or float32 for a checkpoint that says it is float32. `progress` is called with
     (bytes done, bytes in all) of the stored tensors. `seed` is for load_format dummy. `device`: where the model will
-    run, as torch names it. Raises ModelLoadError.
+    run, as torch names it. `max_model_len`: the longest context that will be asked for, see `ModelConfig.limited_to`;
+    0: the longest possible. Raises ModelLoadError.
     """
     if dtype != "auto" and dtype not in _DTYPES:
         raise ModelLoadError(path, f"dtype {dtype!r} is not supported; use float32, bfloat16 or auto")
     checkpoint = open_checkpoint(path, load_format, seed, device)
     try:
-        model_class = find_model_class(checkpoint.config.architecture)
-        shapes = model_class.tensor_shapes(checkpoint.config)
+        config = checkpoint.config.limited_to(max_model_len) if max_model_len else checkpoint.config
+        model_class = find_model_class(config.architecture)
+        shapes = model_class.tensor_shapes(config)
         _check_tensors(checkpoint, shapes)
-        resolved = _DTYPES["float32" if checkpoint.config.stored_dtype == "float32" else "bfloat16"]
+        resolved = _DTYPES["float32" if config.stored_dtype == "float32" else "bfloat16"]
         resolved = resolved if dtype == "auto" else _DTYPES[dtype]
         # Hashing (about 2 GB/s, without the GIL) hides behind dequantising and packing.
         with ThreadPoolExecutor(1) as executor, torch.inference_mode():
             content = executor.submit(_content_digest, checkpoint, seed)
             weights = _CheckpointWeights(checkpoint, torch.device(device), resolved, shapes, progress)
-            model = model_class(checkpoint.config, weights, resolved)
-            digest = _model_digest(content.result(), checkpoint.config, resolved)
+            model = model_class(config, weights, resolved)
+            digest = _model_digest(content.result(), config, resolved)
     except ModelConfigError as error:
         raise ModelLoadError(path, str(error)) from None
-    return LoadedModel(model, checkpoint.config, resolved, digest)
+    return LoadedModel(model, config, resolved, digest)
 
 
 def open_checkpoint(path: Path, load_format: LoadFormat = "auto", seed: int = 0, device: str = "cpu") -> Checkpoint:

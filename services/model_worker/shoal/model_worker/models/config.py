@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 
 class ModelConfigError(ValueError):
@@ -13,7 +14,8 @@ class ModelConfigError(ValueError):
 
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "factors")
-ACTIVATIONS = ("silu",)
+Activation = Literal["silu", "gelu_tanh"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,13 @@ class RopeConfig:
         """How many dimensions of a head are rotated."""
         return int(head_dim * self.partial_rotary_factor)
 
+    def limited_to(self, max_model_len: int) -> RopeConfig:
+        """See `ModelConfig.limited_to`."""
+        if self.kind != "longrope" or max_model_len > self.original_max_position:
+            return self
+        short = self.short_frequency_factors
+        return dataclasses.replace(self, kind="factors", frequency_factors=short, short_frequency_factors=())
+
 
 @dataclass(frozen=True, slots=True)
 class LayerConfig:
@@ -81,8 +90,8 @@ class ModelConfig:
     max_position_embeddings: int
     """The longest context."""
     rms_norm_eps: float = 1e-6
-    activation: str = "silu"
-    """Of the feed-forward's gate: silu or gelu_tanh."""
+    activation: Activation = "silu"
+    """Of the feed-forward's gate."""
     attention_scale: float | None = None
     """Factor of q . k; None: head_dim ** -0.5."""
     attention_soft_cap: float | None = None
@@ -141,6 +150,18 @@ class ModelConfig:
     def score_scale(self) -> float:
         """Factor of q . k."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    def limited_to(self, max_model_len: int) -> ModelConfig:
+        """The same model for contexts of at most that many tokens.
+
+        That changes longrope, whose long factors spoil short contexts a little: it rotates as in its original context
+        where no sequence will ever be longer.
+        """
+        layers = tuple(
+            dataclasses.replace(layer, rope=layer.rope.limited_to(max_model_len)) if layer.rope else layer
+            for layer in self.layers
+        )
+        return dataclasses.replace(self, layers=layers)
 
     @property
     def digest(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shoal.model_worker.models.config import LayerConfig, ModelConfig, ModelConfigError
+from shoal.model_worker.models.config import Activation, LayerConfig, ModelConfig, ModelConfigError
 from shoal.model_worker.models.hf_fields import flag, integer, integers, number, optional_number
 from shoal.model_worker.models.hf_rope import extended_length, parse_ropes
 from shoal.model_worker.models.registry import require_known
@@ -33,7 +33,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 """What a family means by a field that its config.json leaves out, where that is not what most mean."""
 
-_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS: Mapping[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 def parse_hf_config(config: Mapping[str, Any]) -> ModelConfig:
@@ -87,7 +87,7 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
         raise ModelConfigError("use_bidirectional_attention is not supported; only causal attention is")
 
 
-def _parse_activation(config: Mapping[str, Any]) -> str:
+def _parse_activation(config: Mapping[str, Any]) -> Activation:
     field = "hidden_activation" if config.get("hidden_activation") else "hidden_act"
     name = config.get(field) or "silu"
     if name not in _ACTIVATIONS:

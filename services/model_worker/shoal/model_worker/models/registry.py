@@ -14,6 +14,7 @@ from shoal.model_worker.layers.weights import Weights
 from shoal.model_worker.models.config import ModelConfig, ModelConfigError
 
 ARCHITECTURES = {
+    "Gemma3ForCausalLM": "shoal.model_worker.models.gemma3:Gemma3ForCausalLM",
     "LlamaForCausalLM": "shoal.model_worker.models.llama:LlamaForCausalLM",
     "MistralForCausalLM": "shoal.model_worker.models.llama:LlamaForCausalLM",
     "Olmo2ForCausalLM": "shoal.model_worker.models.olmo2:Olmo2ForCausalLM",
