@@ -17,6 +17,7 @@ def block_copy(cache: Tensor, pairs: Sequence[tuple[int, int]]) -> None:
     """Copies cache[source] to cache[target] for every (source, target), as if all at once.
 
     cache: [num_blocks, ...] contiguous. Targets are distinct, and none is a source. Raises ValueError otherwise.
+    On a GPU it is queued on the current stream.
     """
     if not pairs:
         return
@@ -26,6 +27,12 @@ def block_copy(cache: Tensor, pairs: Sequence[tuple[int, int]]) -> None:
     if min(*sources, *targets) < 0 or max(*sources, *targets) >= cache.shape[0]:
         raise ValueError(f"block copies name blocks outside 0..{cache.shape[0] - 1}: {pairs}")
     index = torch.tensor(pairs, dtype=torch.int32)
+    if cache.is_cuda:
+        from shoal.kernels.block_copy import triton_impl
+
+        if cache.is_contiguous() and triton_impl.fits(cache):
+            triton_impl.block_copy(cache, index)
+            return
     native = library()
     if native is None or cache.device.type != "cpu" or not cache.is_contiguous():
         reference.block_copy(cache, index)
