@@ -24,7 +24,9 @@ def rope_and_cache(
     if not qkv.shape[0]:
         return
     rotated_padded = triton.next_power_of_2(num_heads + layout.num_kv_heads)
-    half_padded = triton.next_power_of_2(cos_sin.shape[1] // 2)
+    dim, half_padded = triton.next_power_of_2(layout.head_dim), triton.next_power_of_2(cos_sin.shape[1] // 2)
+    # What is not rotated is held in as many places as a whole head.
+    held_dims = 2 * half_padded + (2 * dim if cos_sin.shape[1] < layout.head_dim else 0)
     _rotate_token[(qkv.shape[0],)](
         qkv,
         cos_sin,
@@ -43,13 +45,13 @@ def rope_and_cache(
         ROTATED_PADDED=rotated_padded,
         KV_PADDED=triton.next_power_of_2(layout.num_kv_heads),
         HEAD_DIM=layout.head_dim,
-        DIM=triton.next_power_of_2(layout.head_dim),
+        DIM=dim,
         ROTARY_DIM=cos_sin.shape[1],
         HALF=half_padded,
         BLOCK_SIZE=layout.block_size,
         HAS_NORMS=norms is not None,
-        # A thread holds 2 * ROTATED_PADDED * HALF / (32 * num_warps) values: at most 64 registers of them.
-        num_warps=4 if rotated_padded * half_padded <= 4096 else 8,
+        # A thread holds a share of every head's dims in registers: 64 of them, or the compiler spills.
+        num_warps=min(16, max(4, triton.next_power_of_2(rotated_padded * held_dims // 2048))),
     )
 
 
