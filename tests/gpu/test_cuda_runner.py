@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from shoal.model_worker.loader import LoadedModel, load_model
+from shoal.model_worker.loader import load_model
 from shoal.model_worker.runner.cpu import CpuRunner
 from shoal.model_worker.sampling.params import SamplingParams
 from shoal.model_worker.sampling.sampler import Sampler
@@ -33,21 +33,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def on_cpu(folder: Path) -> RunnerDriver:
     loaded = load_model(folder, dtype="float32")
-    return RunnerDriver(CpuRunner(loaded.model, loaded.config, **SIZES, **_common(loaded)))
+    sampler = Sampler(8, loaded.config.vocab_size)
+    return RunnerDriver(CpuRunner(loaded.model, loaded.config, **SIZES, sampler=sampler, dtype=loaded.dtype))
 
 
 def on_gpu(folder: Path) -> RunnerDriver:
     from shoal.model_worker.runner.cuda import CudaRunner
 
     loaded = load_model(folder, dtype="float32", device="cuda")
-    runner = CudaRunner(loaded.model, loaded.config, **SIZES, **_common(loaded))
+    runner = CudaRunner(loaded.model, loaded.config, **SIZES, max_num_batched_tokens=256, dtype=loaded.dtype)
     runner.warm_up()
     runner.kv_cache.fill_(float("nan"))
     return RunnerDriver(runner)
-
-
-def _common(loaded: LoadedModel) -> dict[str, Any]:
-    return {"sampler": Sampler(8, loaded.config.vocab_size), "dtype": loaded.dtype}
 
 
 def test_a_mix_of_steps_gives_the_same_tokens(folder: Path) -> None:

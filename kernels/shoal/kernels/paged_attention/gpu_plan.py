@@ -1,4 +1,4 @@
-"""A step's attention on a GPU: which tiles there are, how large they are, and into how many parts each is split."""
+"""A step's attention on a GPU: what each launch of the kernels works on, and the scratch it needs."""
 
 from __future__ import annotations
 
@@ -12,36 +12,57 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.kernels.paged_attention.plan import AttentionPlan, AttentionShape
+from shoal.kernels.paged_attention.work import Work, divide
 
-MERGE_ROWS = 8
-"""Rows of a tall tile that one program merges."""
-_TALL = 128
-_LOW = 16
+_TALL_ROWS = 128
+_LOW_ROWS = 16
+_PROGRAMS_PER_PROCESSOR = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """One launch of the kernel over some of a step's sequences. Owns its scratch."""
+class Tiling:
+    """How a kernel is built."""
 
-    tiles: Tensor | None
-    """[num_tiles, 2] int32: sequence, first query token; None: tile i is all of sequence i."""
-    num_tiles: int
-    tile_rows: int
-    """Rows of a tile: query tokens times the query heads of a KV head."""
-    num_splits: int
+    rows: int
+    """Of a tile: query tokens times the query heads of a KV head."""
     num_stages: int
     num_warps: int
     pages: Any
     """The cache as a TMA descriptor (triton's TensorDescriptor) whose tiles are one page of one KV head."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLaunch:
+    """One query token a sequence, each sequence's KV split into the same number of parts. Owns its scratch."""
+
+    tiling: Tiling
+    num_sequences: int
+    num_splits: int
     part_values: Tensor
     part_statistics: Tensor
     finished: Tensor
-    """[num_tiles * num_kv_heads] int32 zeros, between launches."""
+    """[num_sequences * num_kv_heads] int32 zeros, between launches."""
 
-    @property
-    def merges_apart(self) -> bool:
-        """Whether the parts are merged by a second launch rather than by the last program."""
-        return self.num_splits > 1 and self.tile_rows > 2 * _LOW
+
+@dataclass(frozen=True, slots=True)
+class PiecesLaunch:
+    """Tiles of some sequences, split where that makes the pieces alike; see `work`. Owns its scratch."""
+
+    tiling: Tiling
+    items: Tensor
+    """[n, 5] as `Work.items`; rows with a negative sequence are skipped."""
+    merges: Tensor
+    """[m, 4] as `Work.merges`, likewise."""
+    part_values: Tensor
+    part_statistics: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """A step's work on the host. Sequences with few query tokens and those with many have tiles of their own height."""
+
+    low: Work
+    tall: Work
 
 
 def describe_pages(cache: Tensor, shape: AttentionShape) -> Any:
@@ -62,7 +83,18 @@ def plan_decode(
     The plan depends on the number of sequences alone, so that a CUDA graph captured with it serves any lengths; a
     sequence of length 0 is skipped.
     """
-    launch = _make_launch(shape, pages, None, seq_lens.shape[0], _rows_for(shape, 1), seq_lens.device)
+    num_sequences, device = seq_lens.shape[0], seq_lens.device
+    num_programs = num_sequences * shape.layout.num_kv_heads
+    num_splits = max(1, _PROGRAMS_PER_PROCESSOR * num_processors(device) // num_programs)
+    tiling = low_tiling(shape, pages)
+    num_rows = num_programs * num_splits * tiling.rows if num_splits > 1 else 0
+    launch = DecodeLaunch(
+        tiling,
+        num_sequences,
+        num_splits,
+        *_scratch(shape, num_rows, device),
+        finished=torch.zeros(num_programs, dtype=torch.int32, device=device),
+    )
     return AttentionPlan(shape, query_starts, seq_lens, block_tables, table_rows, launches=(launch,))
 
 
@@ -74,66 +106,91 @@ def plan_mixed(
     block_tables: Tensor,
     table_rows: Tensor,
 ) -> AttentionPlan:
-    """Any step. query_starts [S + 1] and lengths [S] are on the host, the rest on the device.
+    """Any step. query_starts [S + 1] and lengths [S] are on the host, the rest on the device."""
+    device = block_tables.device
+    work = divide_step(shape, query_starts, lengths, device)
 
-    Sequences with few query tokens and those with many get a launch each, with tiles of their size.
-    """
-    device, query_counts = block_tables.device, np.diff(query_starts)
-    group = shape.num_heads // shape.layout.num_kv_heads
-    is_low = query_counts * group <= max(_LOW, group)
-    launches = []
-    for members, tile_rows in ((np.flatnonzero(is_low), _rows_for(shape, 1)), (np.flatnonzero(~is_low), _TALL)):
-        if len(members):
-            tiles = _tiles_of(members, query_counts, lengths, tile_rows // group)
-            on_device = torch.from_numpy(tiles).to(device, non_blocking=True)
-            launches.append(_make_launch(shape, pages, on_device, len(tiles), tile_rows, device))
-    both = torch.from_numpy(np.concatenate((query_starts, lengths))).to(device, non_blocking=True)
-    starts, seq_lens = both[: len(query_starts)], both[len(query_starts) :]
-    return AttentionPlan(shape, starts, seq_lens, block_tables, table_rows, launches=tuple(launches))
+    def put(array: NDArray[np.int32]) -> Tensor:
+        return torch.from_numpy(array).to(device)
 
-
-def _rows_for(shape: AttentionShape, num_queries: int) -> int:
-    rows = num_queries * (shape.num_heads // shape.layout.num_kv_heads)
-    return max(_LOW, 1 << (rows - 1).bit_length())
-
-
-def _tiles_of(
-    members: NDArray[np.intp], query_counts: NDArray[np.int32], lengths: NDArray[np.int32], step: int
-) -> NDArray[np.int32]:
-    """[n, 2]: sequence, first query token. Those that see the most KV first: the longest must not start last."""
-    counts = query_counts[members]
-    num_tiles = -(-counts // step)
-    seq = np.repeat(members, num_tiles)
-    first = (np.arange(num_tiles.sum()) - np.repeat(np.cumsum(num_tiles) - num_tiles, num_tiles)) * step
-    seen = lengths[seq] - query_counts[seq] + first
-    order = np.argsort(-seen, kind="stable")
-    return np.stack((seq, first), axis=1)[order].astype(np.int32)
-
-
-def _make_launch(
-    shape: AttentionShape, pages: Any, tiles: Tensor | None, num_tiles: int, tile_rows: int, device: torch.device
-) -> Launch:
-    layout = shape.layout
-    num_programs = num_tiles * layout.num_kv_heads
-    num_splits = max(1, 2 * _num_processors(device) // num_programs)
-    is_tall = tile_rows > 2 * _LOW
-    num_parts = num_programs * num_splits * tile_rows if num_splits > 1 else 0
-    dim = 1 << (layout.head_dim - 1).bit_length()
-    return Launch(
-        tiles=tiles,
-        num_tiles=num_tiles,
-        tile_rows=tile_rows,
-        num_splits=num_splits,
-        num_stages=2 if is_tall else 3,
-        num_warps=4 if is_tall else 2,
-        pages=pages,
-        part_values=torch.empty((num_parts, dim), dtype=torch.float32, device=device),
-        part_statistics=torch.empty((num_parts, 2), dtype=torch.float32, device=device),
-        finished=torch.zeros(num_programs, dtype=torch.int32, device=device),
+    launches = tuple(
+        launch_pieces(shape, tiling, put(part.items), put(part.merges), part.num_parts)
+        for tiling, part in ((low_tiling(shape, pages), work.low), (tall_tiling(shape, pages), work.tall))
+        if len(part.items)
     )
+    return AttentionPlan(shape, put(query_starts), put(lengths), block_tables, table_rows, launches=launches)
+
+
+def divide_step(
+    shape: AttentionShape, query_starts: NDArray[np.int32], lengths: NDArray[np.int32], device: torch.device
+) -> StepWork:
+    """The work of any step."""
+    query_counts = np.diff(query_starts)
+    is_low = query_counts <= max_low_queries(shape)
+    group, places = _group(shape), num_places(shape, device)
+    low, tall = (
+        divide(
+            np.flatnonzero(members).astype(np.int32),
+            query_counts,
+            lengths,
+            tile_tokens=rows // group,
+            page_size=shape.layout.block_size,
+            num_places=places,
+        )
+        for members, rows in ((is_low, _low_rows(shape)), (~is_low, _tall_rows(shape)))
+    )
+    return StepWork(low, tall)
+
+
+def launch_pieces(shape: AttentionShape, tiling: Tiling, items: Tensor, merges: Tensor, num_parts: int) -> PiecesLaunch:
+    """A launch over work that is on the device; num_parts: as many as it may ever have."""
+    num_rows = num_parts * shape.layout.num_kv_heads * tiling.rows
+    return PiecesLaunch(tiling, items, merges, *_scratch(shape, num_rows, items.device))
+
+
+def low_tiling(shape: AttentionShape, pages: Any) -> Tiling:
+    """For sequences with up to `max_low_queries` query tokens."""
+    return Tiling(_low_rows(shape), num_stages=3, num_warps=2, pages=pages)
+
+
+def tall_tiling(shape: AttentionShape, pages: Any) -> Tiling:
+    """For the others."""
+    return Tiling(_tall_rows(shape), num_stages=2, num_warps=4, pages=pages)
+
+
+def max_low_queries(shape: AttentionShape) -> int:
+    """Query tokens of a sequence that still are low work."""
+    return _low_rows(shape) // _group(shape)
+
+
+def num_places(shape: AttentionShape, device: torch.device) -> int:
+    """Pieces of each KV head that the device computes at once.
+
+    `work.divide` then makes at most so many items more than there are tiles, so many merges, and twice so many parts.
+    """
+    return max(1, _PROGRAMS_PER_PROCESSOR * num_processors(device) // shape.layout.num_kv_heads)
 
 
 @functools.cache
-def _num_processors(device: torch.device) -> int:
+def num_processors(device: torch.device) -> int:
     """Streaming multiprocessors; 4 where kernels are interpreted, so that small tests split."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def _group(shape: AttentionShape) -> int:
+    return shape.num_heads // shape.layout.num_kv_heads
+
+
+def _low_rows(shape: AttentionShape) -> int:
+    return max(_LOW_ROWS, 1 << (_group(shape) - 1).bit_length())
+
+
+def _tall_rows(shape: AttentionShape) -> int:
+    return max(_TALL_ROWS, _low_rows(shape))
+
+
+def _scratch(shape: AttentionShape, num_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Values and statistics of rows of parts."""
+    dim = 1 << (shape.layout.head_dim - 1).bit_length()
+    values = torch.empty((num_rows, dim), dtype=torch.float32, device=device)
+    return values, torch.empty((num_rows, 2), dtype=torch.float32, device=device)

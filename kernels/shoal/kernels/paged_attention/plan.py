@@ -14,7 +14,7 @@ from shoal.kernels.native import DTYPE_CODES, library
 from shoal.kernels.paged_attention.options import AttentionOptions
 
 if TYPE_CHECKING:
-    from shoal.kernels.paged_attention.gpu_plan import Launch
+    from shoal.kernels.paged_attention.gpu_plan import DecodeLaunch, PiecesLaunch
 
 _I32, _I64, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 _ITEM_FIELDS = 10
@@ -80,7 +80,7 @@ class AttentionPlan:
     """[S] int32: the row of `block_tables` of each sequence."""
     has_native: bool = False
     """Whether the native kernel takes plain layers."""
-    launches: tuple[Launch, ...] = ()
+    launches: tuple[DecodeLaunch | PiecesLaunch, ...] = ()
     """On a GPU, instead of native plans; see gpu_plan."""
     _native_plans: dict[tuple[float, int], NativePlan] = field(default_factory=dict, repr=False, compare=False)
     """By scale and window (0: none), each made when a layer first asks for it."""

@@ -2,7 +2,8 @@
 
 A tile is up to M rows of one KV head: query tokens times the query heads that share it, so that a page is read once for
 all of them, in decoding and in prefill alike. A page of one KV head is one TMA tile. Where a step has fewer tiles than
-the chip has places, a tile's KV is split (flash-decoding); the program that finishes last merges the parts.
+the chip has places, a tile's KV is split (flash-decoding). In decoding the program of a tile that finishes last merges
+the parts; tall tiles are merged by a launch of its own, which in the last program alone would take as long as all.
 
 Measured on an H100 (32 query and 8 KV heads of 128, pages of 64): decoding 128 x 1k 2,950 GB/s, 32 x 8k 3,040 GB/s of
 the 3,075 that a plain read reaches; causal prefill of 8k 510 TFLOP/s.
@@ -14,12 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from shoal.kernels.paged_attention.gpu_plan import MERGE_ROWS, Launch
+from shoal.kernels.paged_attention.gpu_plan import DecodeLaunch, PiecesLaunch
 from shoal.kernels.paged_attention.options import AttentionOptions
 from shoal.kernels.paged_attention.plan import AttentionPlan
+from shoal.kernels.paged_attention.triton_tile import load_queries, merge_rows, store_part, store_rows, visit_pages
 
 _LOG2_E = 1.4426950408889634
-_TINY = tl.constexpr(1e-37)  # rows without a token divide by this rather than by zero
+_MERGE_ROWS = 8
 
 
 def paged_attention(qkv: Tensor, layer_cache: Tensor, plan: AttentionPlan, options: AttentionOptions) -> Tensor:
@@ -27,77 +29,113 @@ def paged_attention(qkv: Tensor, layer_cache: Tensor, plan: AttentionPlan, optio
     shape = plan.shape
     out = qkv.new_empty((qkv.shape[0], shape.num_heads * shape.layout.head_dim))
     for launch in plan.launches:
-        _launch(qkv, out, layer_cache, plan, options, launch)
+        if isinstance(launch, DecodeLaunch):
+            _launch_decode(qkv, out, layer_cache, plan, options, launch)
+        else:
+            _launch_pieces(qkv, out, layer_cache, plan, options, launch)
     return out
 
 
-def _launch(
-    qkv: Tensor, out: Tensor, layer_cache: Tensor, plan: AttentionPlan, options: AttentionOptions, launch: Launch
+def _launch_decode(
+    qkv: Tensor, out: Tensor, layer_cache: Tensor, plan: AttentionPlan, options: AttentionOptions, launch: DecodeLaunch
 ) -> None:
-    shape, layout = plan.shape, plan.shape.layout
-    soft_cap = options.soft_cap or 1.0
-    num_kv_heads, group = layout.num_kv_heads, shape.num_heads // layout.num_kv_heads
-    sizes = {
-        "NUM_KV_HEADS": num_kv_heads,
-        "GROUP": group,
-        "HEAD_DIM": layout.head_dim,
-        "DIM": triton.next_power_of_2(layout.head_dim),
-        "PAGE": layout.block_size,
-        "M": launch.tile_rows,
-        "SPLITS": launch.num_splits,
-        "HAS_TILES": launch.tiles is not None,
-        "HAS_WINDOW": options.sliding_window is not None,
-        "HAS_SINKS": options.sinks is not None,
-    }
-    grid = (launch.num_splits, num_kv_heads, launch.num_tiles)
-    if launch.tiles is not None:  # neighbours share KV heads: their pages are in the second-level cache
-        grid = (num_kv_heads, launch.num_tiles, launch.num_splits)
-    _attend[grid](
-        qkv,
-        out,
-        launch.pages,
-        plan.block_tables,
-        plan.table_rows,
-        plan.seq_lens,
-        plan.query_starts,
-        launch.tiles,
-        options.sinks,
-        launch.part_values,
-        launch.part_statistics,
+    sizes = _sizes(plan, options, launch.tiling.rows)
+    _decode[launch.num_splits, plan.shape.layout.num_kv_heads, launch.num_sequences](
+        *_step_arguments(qkv, out, layer_cache, plan, options, launch),
         launch.finished,
-        qkv.stride(0),
-        out.stride(0),
-        plan.block_tables.stride(0),
-        layer_cache.stride(0) // layout.head_dim,
-        layer_cache.storage_offset() // layout.head_dim,
-        (options.soft_cap or options.scale) * _LOG2_E,
-        2 * options.scale / soft_cap * _LOG2_E,
-        options.sliding_window or 0,
+        *_strides(qkv, out, layer_cache, plan, options),
         **sizes,
         HAS_SOFT_CAP=options.soft_cap is not None,
-        GROUP_PADDED=triton.next_power_of_2(group),
-        MERGES=not launch.merges_apart,
-        STAGES=launch.num_stages,
-        num_warps=launch.num_warps,
+        GROUP_PADDED=triton.next_power_of_2(sizes["GROUP"]),
+        SPLITS=launch.num_splits,
+        STAGES=launch.tiling.num_stages,
+        num_warps=launch.tiling.num_warps,
     )
-    if launch.merges_apart:
-        _merge[(launch.tile_rows // MERGE_ROWS, num_kv_heads, launch.num_tiles)](
+
+
+def _launch_pieces(
+    qkv: Tensor, out: Tensor, layer_cache: Tensor, plan: AttentionPlan, options: AttentionOptions, launch: PiecesLaunch
+) -> None:
+    num_kv_heads, tiling = plan.shape.layout.num_kv_heads, launch.tiling
+    sizes = _sizes(plan, options, tiling.rows)
+    # Neighbours share KV heads: their pages are in the second-level cache.
+    _attend[num_kv_heads, launch.items.shape[0]](
+        *_step_arguments(qkv, out, layer_cache, plan, options, launch),
+        launch.items,
+        *_strides(qkv, out, layer_cache, plan, options),
+        **sizes,
+        HAS_SOFT_CAP=options.soft_cap is not None,
+        STAGES=tiling.num_stages,
+        num_warps=tiling.num_warps,
+    )
+    if launch.merges.shape[0]:
+        _merge[tiling.rows // _MERGE_ROWS, num_kv_heads, launch.merges.shape[0]](
             out,
-            plan.seq_lens,
             plan.query_starts,
-            launch.tiles,
+            launch.merges,
             options.sinks,
             launch.part_values,
             launch.part_statistics,
             out.stride(0),
-            options.sliding_window or 0,
-            **sizes,
-            ROWS=MERGE_ROWS,
+            **{name: sizes[name] for name in ("NUM_KV_HEADS", "GROUP", "HEAD_DIM", "DIM", "M", "HAS_SINKS")},
+            ROWS=_MERGE_ROWS,
         )
 
 
+def _sizes(plan: AttentionPlan, options: AttentionOptions, tile_rows: int) -> dict[str, int]:
+    layout = plan.shape.layout
+    return {
+        "NUM_KV_HEADS": layout.num_kv_heads,
+        "GROUP": plan.shape.num_heads // layout.num_kv_heads,
+        "HEAD_DIM": layout.head_dim,
+        "DIM": triton.next_power_of_2(layout.head_dim),
+        "PAGE": layout.block_size,
+        "M": tile_rows,
+        "HAS_WINDOW": options.sliding_window is not None,
+        "HAS_SINKS": options.sinks is not None,
+    }
+
+
+def _step_arguments(
+    qkv: Tensor,
+    out: Tensor,
+    layer_cache: Tensor,
+    plan: AttentionPlan,
+    options: AttentionOptions,
+    launch: DecodeLaunch | PiecesLaunch,
+) -> tuple[object, ...]:
+    return (
+        qkv,
+        out,
+        launch.tiling.pages,
+        plan.block_tables,
+        plan.table_rows,
+        plan.seq_lens,
+        plan.query_starts,
+        options.sinks,
+        launch.part_values,
+        launch.part_statistics,
+    )
+
+
+def _strides(
+    qkv: Tensor, out: Tensor, layer_cache: Tensor, plan: AttentionPlan, options: AttentionOptions
+) -> tuple[object, ...]:
+    head_dim = plan.shape.layout.head_dim
+    return (
+        qkv.stride(0),
+        out.stride(0),
+        plan.block_tables.stride(0),
+        layer_cache.stride(0) // head_dim,
+        layer_cache.storage_offset() // head_dim,
+        (options.soft_cap or options.scale) * _LOG2_E,
+        2 * options.scale / (options.soft_cap or 1.0) * _LOG2_E,
+        options.sliding_window or 0,
+    )
+
+
 @triton.jit
-def _attend(
+def _decode(
     q_ptr,
     out_ptr,
     pages,
@@ -105,7 +143,6 @@ def _attend(
     table_rows,
     seq_lens,
     query_starts,
-    tiles,
     sinks,
     part_values,
     part_statistics,
@@ -124,202 +161,70 @@ def _attend(
     DIM: tl.constexpr,
     PAGE: tl.constexpr,
     M: tl.constexpr,
-    GROUP_PADDED: tl.constexpr,
-    SPLITS: tl.constexpr,
-    HAS_TILES: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
-    MERGES: tl.constexpr,
+    GROUP_PADDED: tl.constexpr,
+    SPLITS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One split of one tile of one KV head. Statistics are in powers of two, and `scale` turns scores into such.
-
-    With a soft cap the scores that it turns are the tanh of the products, and `tanh_scale` turns these into twice
-    tanh's argument, again in powers of two.
-    """
-    if HAS_TILES:
-        kv_head, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-        seq = tl.load(tiles + 2 * tile)
-        first_token = tl.load(tiles + 2 * tile + 1)
-    else:
-        split, kv_head, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-        seq = tile
-        first_token = 0
+    """One of SPLITS parts of a sequence with one query token; the last program of the tile to finish merges them."""
+    split, kv_head, seq = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     seq_len = tl.load(seq_lens + seq)
     start = tl.load(query_starts + seq)
-    num_queries = tl.load(query_starts + seq + 1) - start
-    first_page, end_page, per_split, num_active = _extent(
-        seq_len, num_queries, first_token, window, GROUP, PAGE, M, SPLITS, HAS_WINDOW
-    )
+    first_page = 0
+    if HAS_WINDOW:
+        first_page = tl.maximum(seq_len - window, 0) // PAGE
+    end_page = (seq_len + PAGE - 1) // PAGE
+    per_split = tl.maximum((end_page - first_page + SPLITS - 1) // SPLITS, 1)
     begin = first_page + split * per_split
     end = tl.minimum(begin + per_split, end_page)
     if begin >= end:
         return
 
-    row = tl.arange(0, M)
-    token = first_token + row // GROUP
-    exists = (row < M // GROUP * GROUP) & (token < num_queries)
-    head = kv_head * GROUP + row % GROUP
-    dim = tl.arange(0, DIM)
-    is_value = exists[:, None] & (dim < HEAD_DIM)[None, :]
-    q_at = (start + token).to(tl.int64)[:, None] * q_stride + head[:, None] * HEAD_DIM + dim[None, :]
-    q = tl.load(q_ptr + q_at, mask=is_value, other=0.0)
-    position = seq_len - num_queries + token
-
+    q = load_queries(q_ptr, q_stride, start, 0, 1, kv_head, GROUP, HEAD_DIM, DIM, M)
     table = tables + tl.load(table_rows + seq).to(tl.int64) * table_stride
-    k_row = first_row + kv_head * PAGE
-    v_row = k_row + NUM_KV_HEADS * PAGE
-    values = tl.zeros([M, DIM], tl.float32)
-    highest = tl.full([M], -1e30, tl.float32)
-    total = tl.zeros([M], tl.float32)
-    # Pages that every row sees whole need no mask; they come first, unless a window cuts the lower edge. The few others
-    # are not pipelined: buffers of their own would leave room for one program fewer (442 instead of 515 TFLOP/s).
-    whole_end = tl.minimum(tl.maximum((seq_len - num_queries + first_token + 1) // PAGE, begin), end)
-    whole_begin = begin
-    if HAS_WINDOW:
-        last_position = tl.minimum(seq_len, seq_len - num_queries + first_token + M // GROUP) - 1
-        lowest_whole = tl.maximum(last_position - window + PAGE, 0) // PAGE
-        whole_begin = tl.minimum(tl.maximum(lowest_whole, begin), whole_end)
-        values, highest, total = _visit(
-            q, values, highest, total, pages, table, begin, whole_begin, k_row, v_row, rows_per_block, position,
-            scale, tanh_scale, seq_len, window, True, True, HAS_SOFT_CAP, PAGE, 1
-        )  # fmt: skip
-    values, highest, total = _visit(
-        q, values, highest, total, pages, table, whole_begin, whole_end, k_row, v_row, rows_per_block, position,
-        scale, tanh_scale, seq_len, window, False, False, HAS_SOFT_CAP, PAGE, STAGES
+    values, highest, total = visit_pages(
+        q, pages, table, begin, end, kv_head, first_row, rows_per_block, seq_len, 1, 0, scale, tanh_scale, window,
+        NUM_KV_HEADS, GROUP, DIM, PAGE, M, HAS_WINDOW, HAS_SOFT_CAP, STAGES
     )  # fmt: skip
-    values, highest, total = _visit(
-        q, values, highest, total, pages, table, whole_end, end, k_row, v_row, rows_per_block, position,
-        scale, tanh_scale, seq_len, window, True, HAS_WINDOW, HAS_SOFT_CAP, PAGE, 1
-    )  # fmt: skip
-
     if SPLITS == 1:
-        if HAS_SINKS:
-            values, total = _add_sinks(sinks, head, exists, values, highest, total)
-        out_at = (start + token).to(tl.int64)[:, None] * out_stride + head[:, None] * HEAD_DIM + dim[None, :]
-        tl.store(
-            out_ptr + out_at, (values / tl.maximum(total, _TINY)[:, None]).to(out_ptr.dtype.element_ty), mask=is_value
+        store_rows(
+            out_ptr, out_stride, sinks, values, highest, total, start, 0, 1, kv_head, GROUP, HEAD_DIM, DIM, M, HAS_SINKS
         )
     else:
-        slot = (tile * NUM_KV_HEADS + kv_head).to(tl.int64)
-        part = (slot * SPLITS + split) * M + row
-        tl.store(part_values + part[:, None] * DIM + dim[None, :], values, mask=exists[:, None])
-        tl.store(part_statistics + part * 2, highest, mask=exists)
-        tl.store(part_statistics + part * 2 + 1, total, mask=exists)
-        if MERGES:
-            tl.debug_barrier()  # every thread's part is stored before one of them says so
-            if tl.atomic_add(finished + slot, 1, sem="acq_rel") == num_active - 1:
-                tl.store(finished + slot, 0)
-                num_rows = tl.minimum(num_queries - first_token, M // GROUP) * GROUP
-                for first_row in range(0, num_rows, GROUP_PADDED):
-                    _merge_rows(
-                        out_ptr, sinks, part_values, part_statistics, slot * SPLITS * M, first_row, num_active,
-                        start + first_token, num_rows, kv_head, out_stride, GROUP, HEAD_DIM, DIM, M, GROUP_PADDED,
-                        HAS_SINKS
-                    )  # fmt: skip
+        tile = (seq * NUM_KV_HEADS + kv_head).to(tl.int64)
+        store_part(part_values, part_statistics, values, highest, total, (tile * SPLITS + split) * M, GROUP, DIM, M)
+        tl.debug_barrier()  # every thread's part is stored before one of them says so
+        num_parts = (end_page - first_page + per_split - 1) // per_split
+        if tl.atomic_add(finished + tile, 1, sem="acq_rel") == num_parts - 1:
+            tl.store(finished + tile, 0)
+            merge_rows(
+                out_ptr, sinks, part_values, part_statistics, tile * SPLITS * M, 0, num_parts, start, GROUP, kv_head,
+                out_stride, GROUP, HEAD_DIM, DIM, M, GROUP_PADDED, HAS_SINKS
+            )  # fmt: skip
 
 
 @triton.jit
-def _extent(
-    seq_len, num_queries, first_token, window, GROUP: tl.constexpr, PAGE: tl.constexpr, M: tl.constexpr,
-    SPLITS: tl.constexpr, HAS_WINDOW: tl.constexpr
-):  # fmt: skip
-    """The pages a tile looks at, how many of them each split takes, and how many splits have any."""
-    first_position = seq_len - num_queries + first_token
-    end_page = (tl.minimum(seq_len, first_position + M // GROUP) + PAGE - 1) // PAGE
-    first_page = 0
-    if HAS_WINDOW:
-        first_page = tl.maximum(first_position - window + 1, 0) // PAGE
-    num_pages = end_page - first_page
-    per_split = tl.maximum((num_pages + SPLITS - 1) // SPLITS, 1)
-    return first_page, end_page, per_split, (num_pages + per_split - 1) // per_split
-
-
-@triton.jit
-def _visit(
-    q, values, highest, total, pages, table, begin, end, k_row, v_row, rows_per_block, position,
-    scale, tanh_scale, seq_len, window,
-    MASKED: tl.constexpr, WINDOWED: tl.constexpr, HAS_SOFT_CAP: tl.constexpr, PAGE: tl.constexpr, STAGES: tl.constexpr
-):  # fmt: skip
-    """Adds pages [begin, end) to the running softmax. Only masked pages may hold slots that are no token's."""
-    offset = tl.arange(0, PAGE)
-    for page in tl.range(begin, end, num_stages=STAGES):
-        base = tl.load(table + page) * rows_per_block
-        k = pages.load([base + k_row, 0])
-        scores = tl.dot(q, k.T, input_precision="ieee")
-        if HAS_SOFT_CAP:  # tanh(x) = 1 - 2 / (e^2x + 1), right at both infinities
-            scores = 1.0 - 2.0 / (tl.math.exp2(scores * tanh_scale) + 1.0)
-        key = page * PAGE + offset
-        if MASKED:
-            visible = key[None, :] <= position[:, None]
-            if WINDOWED:
-                visible &= key[None, :] > position[:, None] - window
-            scores = tl.where(visible, scores, float("-inf"))
-        highest_yet = tl.maximum(highest, tl.max(scores, 1) * scale)
-        weights = tl.math.exp2(scores * scale - highest_yet[:, None])
-        decay = tl.math.exp2(highest - highest_yet)
-        total = total * decay + tl.sum(weights, 1)
-        v = pages.load([base + v_row, 0])
-        if MASKED:
-            v = tl.where((key < seq_len)[:, None], v, 0.0)  # 0 * NaN would reach the sum
-        values = tl.dot(weights.to(v.dtype), v, values * decay[:, None], input_precision="ieee")
-        highest = highest_yet
-    return values, highest, total
-
-
-@triton.jit
-def _add_sinks(sinks, head, exists, values, highest, total):
-    """Rows' values and sums once all their KV is in, relative to maxima that their sinks may raise."""
-    sink = tl.load(sinks + head, mask=exists, other=0.0) * 1.4426950408889634
-    highest_yet = tl.maximum(highest, sink)
-    decay = tl.math.exp2(highest - highest_yet)
-    return values * decay[:, None], total * decay + tl.math.exp2(sink - highest_yet)
-
-
-@triton.jit
-def _merge_rows(
-    out_ptr, sinks, part_values, part_statistics, first_part, first_row, num_parts, token, num_rows, kv_head,
-    out_stride, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr,
-    HAS_SINKS: tl.constexpr
-):  # fmt: skip
-    """Merges `ROWS` rows of a tile, eight parts at a time: one at a time costs 0.5 us of latency each."""
-    row, part, dim = first_row + tl.arange(0, ROWS), tl.arange(0, 8), tl.arange(0, DIM)
-    values = tl.zeros([ROWS, DIM], tl.float32)
-    highest = tl.full([ROWS], -1e30, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    for first in range(0, num_parts, 8):
-        at = first_part + (first + part)[None, :] * M + row[:, None]
-        exists = (first + part < num_parts)[None, :] & (row < num_rows)[:, None]
-        part_highest = tl.load(part_statistics + at * 2, mask=exists, other=-1e30)
-        part_total = tl.load(part_statistics + at * 2 + 1, mask=exists, other=0.0)
-        part_value = tl.load(
-            part_values + at[:, :, None] * DIM + dim[None, None, :], mask=exists[:, :, None], other=0.0
-        )
-        highest_yet = tl.maximum(highest, tl.max(part_highest, 1))
-        weight = tl.math.exp2(part_highest - highest_yet[:, None])
-        decay = tl.math.exp2(highest - highest_yet)
-        values = values * decay[:, None] + tl.sum(part_value * weight[:, :, None], 1)
-        total = total * decay + tl.sum(part_total * weight, 1)
-        highest = highest_yet
-    if HAS_SINKS:
-        values, total = _add_sinks(sinks, kv_head * GROUP + row % GROUP, row < num_rows, values, highest, total)
-    out_at = (token + row // GROUP).to(tl.int64)[:, None] * out_stride
-    out_at += (kv_head * GROUP + row % GROUP)[:, None] * HEAD_DIM + dim[None, :]
-    is_value = (row < num_rows)[:, None] & (dim < HEAD_DIM)[None, :]
-    tl.store(out_ptr + out_at, (values / tl.maximum(total, _TINY)[:, None]).to(out_ptr.dtype.element_ty), mask=is_value)
-
-
-@triton.jit
-def _merge(
+def _attend(
+    q_ptr,
     out_ptr,
+    pages,
+    tables,
+    table_rows,
     seq_lens,
     query_starts,
-    tiles,
     sinks,
     part_values,
     part_statistics,
+    items,
+    q_stride,
     out_stride,
+    table_stride,
+    rows_per_block,
+    first_row,
+    scale,
+    tanh_scale,
     window,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -327,29 +232,68 @@ def _merge(
     DIM: tl.constexpr,
     PAGE: tl.constexpr,
     M: tl.constexpr,
-    ROWS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    HAS_TILES: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SINKS: tl.constexpr,
+    HAS_SOFT_CAP: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    """Merges the parts of tall tiles in a launch of its own: in the last program alone it would take as long as all."""
-    first_row, kv_head, tile = tl.program_id(0) * ROWS, tl.program_id(1), tl.program_id(2)
-    if HAS_TILES:
-        seq = tl.load(tiles + 2 * tile)
-        first_token = tl.load(tiles + 2 * tile + 1)
-    else:
-        seq = tile
-        first_token = 0
+    """One item of the step's work: a tile, or a part of one."""
+    kv_head, item = tl.program_id(0), items + 5 * tl.program_id(1)
+    seq = tl.load(item)
+    if seq < 0:
+        return
+    first_token, begin, end, part = tl.load(item + 1), tl.load(item + 2), tl.load(item + 3), tl.load(item + 4)
+    seq_len = tl.load(seq_lens + seq)
     start = tl.load(query_starts + seq)
     num_queries = tl.load(query_starts + seq + 1) - start
-    num_rows = tl.minimum(num_queries - first_token, M // GROUP) * GROUP
+    if HAS_WINDOW:  # what the window hides is skipped here, since the work is divided once for all layers
+        begin = tl.maximum(begin, tl.maximum(seq_len - num_queries + first_token - window + 1, 0) // PAGE)
+
+    q = load_queries(q_ptr, q_stride, start, first_token, num_queries, kv_head, GROUP, HEAD_DIM, DIM, M)
+    table = tables + tl.load(table_rows + seq).to(tl.int64) * table_stride
+    values, highest, total = visit_pages(
+        q, pages, table, begin, end, kv_head, first_row, rows_per_block, seq_len, num_queries, first_token,
+        scale, tanh_scale, window, NUM_KV_HEADS, GROUP, DIM, PAGE, M, HAS_WINDOW, HAS_SOFT_CAP, STAGES
+    )  # fmt: skip
+    if part < 0:
+        store_rows(
+            out_ptr, out_stride, sinks, values, highest, total, start, first_token, num_queries, kv_head,
+            GROUP, HEAD_DIM, DIM, M, HAS_SINKS
+        )  # fmt: skip
+    else:
+        num_rows = tl.minimum(num_queries - first_token, M // GROUP) * GROUP
+        first = (part * NUM_KV_HEADS + kv_head).to(tl.int64) * M
+        store_part(part_values, part_statistics, values, highest, total, first, num_rows, DIM, M)
+
+
+@triton.jit
+def _merge(
+    out_ptr,
+    query_starts,
+    merges,
+    sinks,
+    part_values,
+    part_statistics,
+    out_stride,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    M: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """ROWS rows of a split tile."""
+    first_row, kv_head, merge = tl.program_id(0) * ROWS, tl.program_id(1), merges + 4 * tl.program_id(2)
+    seq = tl.load(merge)
+    if seq < 0:
+        return
+    first_token, part, num_parts = tl.load(merge + 1), tl.load(merge + 2), tl.load(merge + 3)
+    start = tl.load(query_starts + seq)
+    num_rows = tl.minimum(tl.load(query_starts + seq + 1) - start - first_token, M // GROUP) * GROUP
     if first_row < num_rows:
-        _, _, _, num_active = _extent(
-            tl.load(seq_lens + seq), num_queries, first_token, window, GROUP, PAGE, M, SPLITS, HAS_WINDOW
-        )
-        slot = (tile * NUM_KV_HEADS + kv_head).to(tl.int64)
-        _merge_rows(
-            out_ptr, sinks, part_values, part_statistics, slot * SPLITS * M, first_row, num_active,
-            start + first_token, num_rows, kv_head, out_stride, GROUP, HEAD_DIM, DIM, M, ROWS, HAS_SINKS
+        merge_rows(
+            out_ptr, sinks, part_values, part_statistics, (part * NUM_KV_HEADS + kv_head).to(tl.int64) * M, first_row,
+            num_parts, start + first_token, num_rows, kv_head, out_stride, GROUP, HEAD_DIM, DIM, NUM_KV_HEADS * M, ROWS,
+            HAS_SINKS
         )  # fmt: skip

@@ -17,7 +17,7 @@ from shoal.model_worker.runner.sequences import Sequences
 from shoal.model_worker.runner.slots import SlotArrays
 from shoal.model_worker.runner.warm_up import prompt_plan
 from shoal.model_worker.sampling.sampler import Sampler
-from shoal.model_worker.step import StepPlan, StepResult, SynchronousRunner, TokenLogprobs
+from shoal.model_worker.step import IntArray, StepPlan, StepResult, SynchronousRunner, TokenLogprobs
 
 
 def layout_for(config: ModelConfig, block_size: int, dtype: torch.dtype) -> KVLayout:
@@ -63,6 +63,7 @@ class CpuRunner(SynchronousRunner):
         self._kv_cache = layout.allocate(num_blocks)
         self._num_blocks = num_blocks
         self._slots = SlotArrays(max_num_seqs, max_model_len, block_size)
+        self._sampler = sampler
         self._sequences = Sequences(self._slots, sampler, config.eos_token_ids)
 
     @property
@@ -95,8 +96,22 @@ class CpuRunner(SynchronousRunner):
                 reported = sequences.report_prompts(plan, batch.tokens, hidden, model.compute_logits)
                 hidden = hidden[torch.from_numpy(batch.tokens.last_rows)]
             logits = model.compute_logits(hidden) if len(hidden) else hidden.new_empty(0)
-            slots, token_ids, logprobs = sequences.sample(plan, logits)
-            return StepResult(slots, token_ids, logprobs, reported)
+            return self._sample(plan, logits, reported)
+
+    def _sample(self, plan: StepPlan, logits: Tensor, reported: dict[int, tuple[TokenLogprobs, ...]]) -> StepResult:
+        """Samples for the plan's slots that do (a row of logits each), then for its forks from their sources' rows."""
+        slots: IntArray = plan.slots[plan.samples].astype(np.int32, copy=False)
+        if not len(slots):
+            return StepResult(slots, np.empty(0, np.int32), {}, reported)
+        if plan.forks:
+            row_of = {int(slot): row for row, slot in enumerate(slots)}
+            for fork in plan.forks:
+                self._sequences.fork(fork)
+            logits = torch.cat((logits, logits[[row_of[fork.source] for fork in plan.forks]]))
+            slots = np.concatenate((slots, np.array([fork.target for fork in plan.forks], np.int32)))
+        output = self._sampler.sample(logits, slots)
+        self._slots.append(slots, output.token_ids)
+        return StepResult(slots, output.token_ids, output.logprobs, reported)
 
     def warm_up(self) -> None:
         """Builds the native operations and touches what the first steps need. Call it before anything is admitted."""

@@ -1,37 +1,43 @@
-"""Runs steps on one NVIDIA GPU: decoding as one CUDA graph a step, everything else operation by operation."""
+"""Runs steps on one NVIDIA GPU: as one CUDA graph where that pays, else operation by operation; never waiting."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from shoal.kernels.block_copy import block_copy
-from shoal.kernels.decode_inputs import DecodeInputs, append_tokens, fill_inputs
 from shoal.kernels.kv_layout import RowsLayout
 from shoal.kernels.paged_attention import AttentionShape
-from shoal.kernels.paged_attention.gpu_plan import describe_pages, plan_decode, plan_mixed
+from shoal.kernels.paged_attention.gpu_plan import describe_pages, divide_step, plan_decode
+from shoal.kernels.step_inputs import DecodeInputs, fill_inputs, record_tokens, resolve_tokens
 from shoal.model_worker.layers.batch import ForwardBatch
 from shoal.model_worker.models.config import ModelConfig
 from shoal.model_worker.models.registry import Model
-from shoal.model_worker.runner.device_slots import DeviceSlots, upload
+from shoal.model_worker.runner.device_slots import DeviceSlots
+from shoal.model_worker.runner.device_step import DeviceStep, Logprobs
 from shoal.model_worker.runner.flat_batch import lay_out
+from shoal.model_worker.runner.packed_inputs import PackedInputs, StepArrays, attention_plan, capacity, exact
 from shoal.model_worker.runner.sequences import Sequences
 from shoal.model_worker.runner.slots import SlotArrays
-from shoal.model_worker.sampling.sampler import Sampler
-from shoal.model_worker.step import IntArray, StepPlan, StepResult, TokenLogprobs
+from shoal.model_worker.runner.step_graphs import Chosen, DecodeGraph, MixedGraph, decode_sizes, mixed_sizes
+from shoal.model_worker.sampling.device import DeviceSampler
+from shoal.model_worker.step import EndedStep, IntArray, PendingStep, StepPlan, StepResult, TokenLogprobs
 
-
-def graph_sizes(max_num_seqs: int) -> tuple[int, ...]:
-    """Batch sizes that are captured: every one to 8, then steps of about an eighth."""
-    sizes = [1, 2, 3, 4, 5, 6, 7, 8]
-    while sizes[-1] < max_num_seqs:
-        sizes.append(sizes[-1] + max(8, 1 << (sizes[-1].bit_length() - 4)))
-    return (*(size for size in sizes if size < max_num_seqs), max_num_seqs)
+Progress = Callable[[float], None]
 
 
 class CudaRunner:
-    """`step.Runner` on the current CUDA device. One thread, one stream."""
+    """`step.Runner` on the current CUDA device. One thread, one stream.
+
+    `submit` reads nothing back from the device, so that a step can be queued behind another: tokens that a step chooses
+    stay there for the next one, and come to the host behind it.
+    """
+
+    max_pending_steps: int = 2
 
     def __init__(
         self,
@@ -42,7 +48,7 @@ class CudaRunner:
         block_size: int,
         max_num_seqs: int,
         max_model_len: int,
-        sampler: Sampler,
+        max_num_batched_tokens: int,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         """Allocates the cache; `warm_up` captures the graphs."""
@@ -51,15 +57,17 @@ class CudaRunner:
         self._shape = AttentionShape(layout, config.num_heads)
         self._kv_cache = layout.allocate(num_blocks)
         self._pages = describe_pages(self._kv_cache, self._shape)
-        self._num_blocks = num_blocks
+        self._num_blocks, self._max_num_batched_tokens = num_blocks, max_num_batched_tokens
+        device = torch.device("cuda")
         self._slots = SlotArrays(max_num_seqs, max_model_len, block_size)
-        self._sequences = Sequences(self._slots, sampler, config.eos_token_ids)
+        self._sampler = DeviceSampler.allocate(max_num_seqs, config.vocab_size, device)
+        self._sequences = Sequences(self._slots, self._sampler, config.eos_token_ids)
         self._device_slots = DeviceSlots(max_num_seqs, self._slots.block_tables.shape[1], block_size)
-        # Slots whose last token and count the device has; prompts go through `_mixed`, which tells it only the end.
+        # Slots whose last token and count the device has: those that have sampled.
         self._on_device = np.zeros(max_num_seqs, np.bool_)
-        self._sizes = graph_sizes(max_num_seqs)
-        self._graphs: dict[int, _DecodeGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._decode_sizes = decode_sizes(max_num_seqs)
+        self._decode_graphs: dict[int, DecodeGraph] = {}
+        self._mixed_graphs: dict[int, MixedGraph] = {}
 
     @property
     def num_blocks(self) -> int:
@@ -78,33 +86,32 @@ class CudaRunner:
         """[num_blocks, ...]: row i is block i, contiguous. For moving blocks between steps, never during one."""
         return self._kv_cache
 
-    def warm_up(self) -> None:
-        """Compiles the kernels and captures a graph for every size, the largest first: the others fit in its memory."""
+    def warm_up(self, max_graph_tokens: int = 512, progress: Progress = lambda fraction: None) -> None:
+        """Compiles the kernels and captures the graphs, the largest first: the others fit in its memory.
+
+        max_graph_tokens: the largest step that is captured other than decoding.
+        """
+        pool, max_num_seqs = torch.cuda.graph_pool_handle(), len(self._on_device)
+        mixed = mixed_sizes(min(max_graph_tokens, self._max_num_batched_tokens), self._max_num_batched_tokens)
+        num_graphs = len(mixed) + len(self._decode_sizes)
         with torch.inference_mode():
-            for size in reversed(self._sizes):
-                self._graphs[size] = _DecodeGraph(size, self)
+            for size in reversed(mixed):
+                shapes = capacity(self._shape, size, min(size, max_num_seqs), self._kv_cache.device)
+                self._mixed_graphs[size] = MixedGraph(shapes, self._mixed_step, pool)
+                progress(len(self._mixed_graphs) / num_graphs)
+            for size in reversed(self._decode_sizes):
+                self._decode_graphs[size] = DecodeGraph(size, self._decode_step, pool)
+                progress((len(mixed) + len(self._decode_graphs)) / num_graphs)
             torch.cuda.synchronize()
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        """See `step.Runner.execute`."""
+    def submit(self, plan: StepPlan) -> PendingStep:
+        """See `step.Runner.submit`."""
         with torch.inference_mode():
             self._apply_changes(plan)
             if not len(plan.slots):
-                return StepResult(np.empty(0, np.int32), np.empty(0, np.int32), {}, {})
+                return EndedStep(StepResult(np.empty(0, np.int32), np.empty(0, np.int32), {}, {}))
             decodes = plan.samples.all() and (plan.num_tokens == 1).all() and not plan.forks
             return self._decode(plan) if decodes else self._mixed(plan)
-
-    def decode_step(self, inputs: DecodeInputs) -> Tensor:
-        """The device's part of a decoding step; returns logits [N, vocab_size]. Captured in graphs."""
-        state = self._device_slots.state
-        fill_inputs(inputs, state)
-        attention = plan_decode(
-            self._shape, self._pages, inputs.query_starts, inputs.seq_lens, state.block_tables, inputs.table_rows
-        )
-        batch = ForwardBatch(inputs.token_ids, inputs.positions, inputs.slot_mapping, attention)
-        logits = self._model.compute_logits(self._model.forward(batch, self._kv_cache))
-        append_tokens(inputs, state, logits.argmax(-1))
-        return logits
 
     def _apply_changes(self, plan: StepPlan) -> None:
         for slot in plan.released:
@@ -112,88 +119,109 @@ class CudaRunner:
         for admission in plan.admitted:
             self._sequences.admit(admission)
             self._on_device[admission.slot] = False
+        self._sampler.flush()
         block_copy(self._kv_cache, plan.block_copies)
         self._slots.assign(plan.assigned)
         self._device_slots.assign(plan)
 
-    def _decode(self, plan: StepPlan) -> StepResult:
+    def _decode(self, plan: StepPlan) -> PendingStep:
         slots: IntArray = plan.slots.astype(np.int32, copy=False)
         state = self._slots
         if len(missing := slots[~self._on_device[slots]]):  # the last token of a prompt, computed by itself
-            self._tell_device(missing, state.token_ids[missing, state.num_computed[missing]])
-        graph = self._graphs[next(size for size in self._sizes if size >= len(slots))]
-        graph.start(slots)
+            computed = state.num_computed[missing]
+            self._device_slots.set_tokens(missing, state.token_ids[missing, computed], computed)
+            self._on_device[missing] = True
+        size = next(size for size in self._decode_sizes if size >= len(slots))
+        logits, token_ids = self._decode_graphs[size].run(slots)
         state.num_computed[slots] += 1
-        sampler = self._sequences.sampler
-        if sampler.takes_argmax(slots):
-            token_ids = graph.finish(len(slots))
-            sampler.record(slots, token_ids)
-            state.append(slots, token_ids)
-            return StepResult(slots, token_ids, {}, {})
-        slots, token_ids, logprobs = self._sequences.sample(plan, graph.logits[: len(slots)])
-        self._tell_device(slots, token_ids)
-        return StepResult(slots, token_ids, logprobs, {})
+        return DeviceStep(slots, token_ids, self._gather(logits, slots, token_ids), {})
 
-    def _tell_device(self, slots: IntArray, token_ids: IntArray) -> None:
-        """The last tokens of some slots, and how many are computed."""
-        self._device_slots.set_tokens(slots, token_ids, self._slots.num_computed[slots])
-        self._on_device[slots] = True
-
-    def _mixed(self, plan: StepPlan) -> StepResult:
-        tokens = lay_out(plan, self._slots, self._shape.layout.block_size)
-        token_ids, positions, slot_mapping = upload(np.stack((tokens.token_ids, tokens.positions, tokens.slot_mapping)))
-        attention = plan_mixed(
-            self._shape, self._pages, tokens.query_starts, tokens.seq_lens, self._device_slots.state.block_tables,
-            upload(tokens.slots),
-        )  # fmt: skip
-        sequences = self._sequences
-        last_rows = upload(tokens.last_rows)
-        wants_all = sequences.wants_prompt_logprobs
-        batch = ForwardBatch(token_ids, positions, slot_mapping, attention, None if wants_all else last_rows)
-        hidden = self._model.forward(batch, self._kv_cache)
-        self._slots.num_computed[plan.slots] += plan.num_tokens
-        reported: dict[int, tuple[TokenLogprobs, ...]] = {}
-        if wants_all:
-            reported = sequences.report_prompts(plan, tokens, hidden, self._model.compute_logits)
-            hidden = hidden[last_rows]
-        logits = self._model.compute_logits(hidden) if len(hidden) else hidden
-        slots, chosen, logprobs = sequences.sample(plan, logits)
+    def _mixed(self, plan: StepPlan) -> PendingStep:
         for fork in plan.forks:
+            self._sequences.fork(fork)
             self._device_slots.fork(fork.source, fork.target)
-        self._on_device[plan.slots] = False
-        if len(slots):
-            self._tell_device(slots, chosen)
-        return StepResult(slots, chosen, logprobs, reported)
+        arrays = self._arrange(plan)
+        num_tokens, slots = len(arrays.tokens.token_ids), arrays.sample_slots
+        self._slots.num_computed[plan.slots] += plan.num_tokens
+        for fork in plan.forks:
+            self._slots.num_computed[fork.target] = self._slots.num_computed[fork.source]
+        self._on_device[slots] = True
+        prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
+        graph = next((graph for size, graph in sorted(self._mixed_graphs.items()) if size >= num_tokens), None)
+        if self._sequences.wants_prompt_logprobs:
+            inputs = self._write(arrays)
+            hidden = self._forward(inputs, all_rows=True)
+            prompt_logprobs = self._sequences.report_prompts(plan, arrays.tokens, hidden, self._model.compute_logits)
+            logits, token_ids = self._choose(inputs, hidden[inputs["sample_rows"]])
+        elif graph is not None:
+            logits, token_ids = graph.run(arrays.named())
+        else:
+            logits, token_ids = self._mixed_step(self._write(arrays))
+        return DeviceStep(slots, token_ids, self._gather(logits, slots, token_ids), prompt_logprobs)
 
+    def _arrange(self, plan: StepPlan) -> StepArrays:
+        tokens = lay_out(plan, self._slots, self._shape.layout.block_size)
+        owners = np.repeat(tokens.slots, plan.num_tokens)
+        is_unknown = tokens.positions >= self._slots.num_tokens[owners]
+        token_ids = np.where(is_unknown, -1 - owners, tokens.token_ids).astype(np.int32)
+        row_of = {int(slot): row for slot, row in zip(plan.slots[plan.samples], tokens.last_rows, strict=True)}
+        sources = [fork.source for fork in plan.forks]
+        sampled = np.concatenate((plan.slots[plan.samples], np.array(sources, np.int32)))
+        targets = np.concatenate((plan.slots[plan.samples], np.array([fork.target for fork in plan.forks], np.int32)))
+        rows = np.concatenate((tokens.last_rows, np.array([row_of[source] for source in sources], np.int64)))
+        length_of = np.zeros(len(self._on_device), np.int32)
+        length_of[tokens.slots] = tokens.seq_lens
+        return StepArrays(
+            tokens=replace(tokens, token_ids=token_ids),
+            work=divide_step(self._shape, tokens.query_starts, tokens.seq_lens, self._kv_cache.device),
+            sample_rows=rows.astype(np.int32),
+            sample_slots=targets.astype(np.int32, copy=False),
+            sample_lens=length_of[sampled],
+        )
 
-class _DecodeGraph:
-    """One captured decoding step of up to `size` sequences."""
+    def _write(self, arrays: StepArrays) -> PackedInputs:
+        inputs = PackedInputs(exact(arrays))
+        inputs.write(arrays.named())
+        return inputs
 
-    def __init__(self, size: int, runner: CudaRunner) -> None:
-        self._inputs = DecodeInputs.allocate(size, torch.device("cuda"))
-        self._slots_host = torch.full((size,), -1, dtype=torch.int32).pin_memory()
-        self._sampled_host = torch.empty(size, dtype=torch.int32).pin_memory()
-        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._last: bytes = b""
-        runner.decode_step(self._inputs)  # compiles, and lets libraries allocate outside of the graph
-        torch.cuda.synchronize()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=runner._pool):
-            self.logits = runner.decode_step(self._inputs)
+    def _decode_step(self, inputs: DecodeInputs) -> Chosen:
+        """The device's part of a decoding step. Captured in graphs."""
+        state = self._device_slots.state
+        fill_inputs(inputs, state)
+        attention = plan_decode(
+            self._shape, self._pages, inputs.query_starts, inputs.seq_lens, state.block_tables, inputs.table_rows
+        )
+        batch = ForwardBatch(inputs.token_ids, inputs.positions, inputs.slot_mapping, attention)
+        logits = self._model.compute_logits(self._model.forward(batch, self._kv_cache))
+        token_ids = self._sampler.sample(logits, inputs.slots)
+        record_tokens(state, inputs.slots, token_ids, inputs.seq_lens)
+        return logits, token_ids
 
-    def start(self, slots: IntArray) -> None:
-        """Has the device compute a step of `slots`; returns at once."""
-        if (key := slots.tobytes()) != self._last:
-            places = self._slots_host.numpy()
-            places[:] = -1
-            places[: len(slots)] = slots
-            self._inputs.slots.copy_(self._slots_host, non_blocking=True)
-            self._last = key
-        self._graph.replay()
+    def _mixed_step(self, inputs: PackedInputs) -> Chosen:
+        """The device's part of any step. Captured in graphs."""
+        return self._choose(inputs, self._forward(inputs, all_rows=False))
 
-    def finish(self, count: int) -> IntArray:
-        """The largest logits' tokens of the first `count` places, once they are here."""
-        self._sampled_host.copy_(self._inputs.sampled, non_blocking=True)
-        self._done.record()
-        self._done.synchronize()
-        return self._sampled_host.numpy()[:count].copy()
+    def _forward(self, inputs: PackedInputs, *, all_rows: bool) -> Tensor:
+        """Hidden states of all tokens, or of those that are sampled from."""
+        state, token_ids = self._device_slots.state, inputs["token_ids"]
+        resolve_tokens(token_ids, state)
+        attention = attention_plan(self._shape, self._pages, inputs, state.block_tables)
+        rows = None if all_rows else inputs["sample_rows"]
+        batch = ForwardBatch(token_ids, inputs["positions"], inputs["slot_mapping"], attention, rows)
+        return self._model.forward(batch, self._kv_cache)
+
+    def _choose(self, inputs: PackedInputs, hidden: Tensor) -> Chosen:
+        slots = inputs["sample_slots"]
+        if not len(slots):
+            return hidden, slots
+        logits = self._model.compute_logits(hidden)
+        token_ids = self._sampler.sample(logits, slots)
+        record_tokens(self._device_slots.state, slots, token_ids, inputs["sample_lens"])
+        return logits, token_ids
+
+    def _gather(self, logits: Tensor, slots: IntArray, token_ids: Tensor) -> Logprobs:
+        """Begins to gather what `slots` report; their logits go with the next step."""
+        if not self._sampler.reports_logprobs(slots):
+            return dict
+        entries = self._sampler.gather_logprobs(logits[: len(slots)], slots, token_ids[: len(slots)])
+        return lambda: entries

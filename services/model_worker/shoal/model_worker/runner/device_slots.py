@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shoal.kernels.decode_inputs import SlotState
+from shoal.kernels.step_inputs import SlotState
 from shoal.model_worker.step import IntArray, StepPlan
 
 

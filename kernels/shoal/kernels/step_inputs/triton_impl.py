@@ -1,4 +1,4 @@
-"""The inputs of a decoding step in two launches that a CUDA graph can hold."""
+"""The inputs of a step in launches that a CUDA graph can hold."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from shoal.kernels.decode_inputs import DecodeInputs, SlotState
+from shoal.kernels.step_inputs import DecodeInputs, SlotState
 
 _BLOCK = 128
 
 
 def fill_inputs(inputs: DecodeInputs, state: SlotState) -> None:
-    """See `shoal.kernels.decode_inputs.fill_inputs`."""
+    """See `shoal.kernels.step_inputs.fill_inputs`."""
     count = inputs.slots.shape[0]
     _fill[(triton.cdiv(count, _BLOCK),)](
         inputs.slots,
@@ -31,11 +31,17 @@ def fill_inputs(inputs: DecodeInputs, state: SlotState) -> None:
     )
 
 
-def append_tokens(inputs: DecodeInputs, state: SlotState, token_ids: Tensor) -> None:
-    """See `shoal.kernels.decode_inputs.append_tokens`."""
-    count = inputs.slots.shape[0]
-    _append[(triton.cdiv(count, _BLOCK),)](
-        inputs.slots, token_ids, state.last_tokens, state.num_computed, inputs.sampled, count, BLOCK=_BLOCK
+def resolve_tokens(token_ids: Tensor, state: SlotState) -> None:
+    """See `shoal.kernels.step_inputs.resolve_tokens`."""
+    count = token_ids.shape[0]
+    _resolve[(triton.cdiv(count, _BLOCK),)](token_ids, state.last_tokens, count, BLOCK=_BLOCK)
+
+
+def record_tokens(state: SlotState, slots: Tensor, token_ids: Tensor, seq_lens: Tensor) -> None:
+    """See `shoal.kernels.step_inputs.record_tokens`."""
+    count = slots.shape[0]
+    _record[(triton.cdiv(count, _BLOCK),)](
+        slots, token_ids, seq_lens, state.last_tokens, state.num_computed, count, BLOCK=_BLOCK
     )
 
 
@@ -60,11 +66,16 @@ def _fill(
 
 
 @triton.jit
-def _append(slots, token_ids, last_token, num_computed, sampled, count, BLOCK: tl.constexpr):
+def _resolve(token_ids, last_token, count, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    token = tl.load(token_ids + at, mask=at < count, other=0)
+    tl.store(token_ids + at, tl.load(last_token - 1 - token, mask=token < 0, other=0), mask=token < 0)
+
+
+@triton.jit
+def _record(slots, token_ids, seq_lens, last_token, num_computed, count, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.load(slots + at, mask=at < count, other=-1)
     used = slot >= 0
-    token = tl.load(token_ids + at, mask=used, other=0).to(tl.int32)
-    tl.store(last_token + slot, token, mask=used)
-    tl.store(num_computed + slot, tl.load(num_computed + slot, mask=used, other=0) + 1, mask=used)
-    tl.store(sampled + at, token, mask=used)
+    tl.store(last_token + slot, tl.load(token_ids + at, mask=used, other=0), mask=used)
+    tl.store(num_computed + slot, tl.load(seq_lens + at, mask=used, other=0), mask=used)

@@ -1,4 +1,4 @@
-"""The inputs of a decoding step in torch."""
+"""The inputs of a step in torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from shoal.kernels.decode_inputs import DecodeInputs, SlotState
+    from shoal.kernels.step_inputs import DecodeInputs, SlotState
 
 
 def fill_inputs(inputs: DecodeInputs, state: SlotState) -> None:
-    """See `shoal.kernels.decode_inputs.fill_inputs`."""
+    """See `shoal.kernels.step_inputs.fill_inputs`."""
     used = inputs.slots >= 0
     slots = inputs.slots.clamp(min=0).long()
     positions = state.num_computed[slots]
@@ -24,10 +24,14 @@ def fill_inputs(inputs: DecodeInputs, state: SlotState) -> None:
     inputs.table_rows.copy_(slots)
 
 
-def append_tokens(inputs: DecodeInputs, state: SlotState, token_ids: Tensor) -> None:
-    """See `shoal.kernels.decode_inputs.append_tokens`."""
-    used = inputs.slots >= 0
-    slots, tokens = inputs.slots[used].long(), token_ids[used].int()
-    state.last_tokens[slots] = tokens
-    state.num_computed[slots] += 1
-    inputs.sampled[used] = tokens
+def resolve_tokens(token_ids: Tensor, state: SlotState) -> None:
+    """See `shoal.kernels.step_inputs.resolve_tokens`."""
+    slots = (-1 - token_ids).clamp(min=0).long()
+    token_ids.copy_(torch.where(token_ids < 0, state.last_tokens[slots], token_ids))
+
+
+def record_tokens(state: SlotState, slots: Tensor, token_ids: Tensor, seq_lens: Tensor) -> None:
+    """See `shoal.kernels.step_inputs.record_tokens`."""
+    used = slots >= 0
+    state.last_tokens[slots[used].long()] = token_ids[used]
+    state.num_computed[slots[used].long()] = seq_lens[used]

@@ -1,4 +1,4 @@
-"""What a decoding step reads, made on the GPU from the slots' state: nothing but slot numbers comes from the host."""
+"""What a step reads, made on the GPU from the slots' state: a token that one step chose, the next one finds there."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shoal.kernels.decode_inputs import reference
+from shoal.kernels.step_inputs import reference
 
-__all__ = ["DecodeInputs", "SlotState", "append_tokens", "fill_inputs", "reference"]
+__all__ = ["DecodeInputs", "SlotState", "fill_inputs", "record_tokens", "reference", "resolve_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +48,40 @@ class DecodeInputs:
     """[N]; 0 in unused places."""
     table_rows: Tensor
     """[N]"""
-    sampled: Tensor
-    """[N] the tokens that the step chose; by `append_tokens`."""
     query_starts: Tensor
     """[N + 1]: 0, 1, 2, ..."""
 
     @classmethod
     def allocate(cls, count: int, device: torch.device) -> DecodeInputs:
         """For up to `count` sequences."""
-        arrays = torch.zeros((7, count), dtype=torch.int32, device=device)
+        arrays = torch.zeros((6, count), dtype=torch.int32, device=device)
         arrays[0] = -1
-        slots, tokens, positions, mapping, lengths, rows, sampled = arrays.unbind()
         starts = torch.arange(count + 1, dtype=torch.int32, device=device)
-        return cls(slots, tokens, positions, mapping, lengths, rows, sampled, starts)
+        slots, tokens, positions, mapping, lengths, rows = arrays.unbind()
+        return cls(slots, tokens, positions, mapping, lengths, rows, starts)
 
 
 def fill_inputs(inputs: DecodeInputs, state: SlotState) -> None:
     """Everything in `inputs` that follows from inputs.slots."""
-    if inputs.slots.is_cuda:
-        from shoal.kernels.decode_inputs import triton_impl
-
-        triton_impl.fill_inputs(inputs, state)
-    else:
-        reference.fill_inputs(inputs, state)
+    _implementation(inputs.slots).fill_inputs(inputs, state)
 
 
-def append_tokens(inputs: DecodeInputs, state: SlotState, token_ids: Tensor) -> None:
-    """Makes token_ids [N] the last tokens of inputs.slots, counts the ones before as computed, fills inputs.sampled."""
-    if inputs.slots.is_cuda:
-        from shoal.kernels.decode_inputs import triton_impl
+def resolve_tokens(token_ids: Tensor, state: SlotState) -> None:
+    """Replaces every -1 - slot in token_ids [T] int32 by that slot's last token, in place."""
+    _implementation(token_ids).resolve_tokens(token_ids, state)
 
-        triton_impl.append_tokens(inputs, state, token_ids)
-    else:
-        reference.append_tokens(inputs, state, token_ids)
+
+def record_tokens(state: SlotState, slots: Tensor, token_ids: Tensor, seq_lens: Tensor) -> None:
+    """Makes token_ids [N] the last tokens of slots [N] and seq_lens [N] their computed ones. All int32.
+
+    Slots are distinct; negative ones are skipped.
+    """
+    _implementation(slots).record_tokens(state, slots, token_ids, seq_lens)
+
+
+def _implementation(tensor: Tensor):  # type: ignore[no-untyped-def]  # one of two modules
+    if tensor.is_cuda:
+        from shoal.kernels.step_inputs import triton_impl
+
+        return triton_impl
+    return reference
