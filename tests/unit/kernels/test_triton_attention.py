@@ -8,7 +8,14 @@ import torch
 
 from shoal.kernels.kv_layout import RowsLayout
 from shoal.kernels.paged_attention import AttentionPlan, AttentionShape, reference
-from shoal.kernels.paged_attention.gpu_plan import describe_pages, plan_decode, plan_mixed
+from shoal.kernels.paged_attention.gpu_plan import (
+    DecodeLaunch,
+    describe_pages,
+    low_tiling,
+    plan_decode,
+    plan_mixed,
+    tall_tiling,
+)
 from support.attention_cases import AttentionCase, make_case
 
 triton_impl = pytest.importorskip("shoal.kernels.paged_attention.triton_impl", reason="needs triton")
@@ -24,7 +31,8 @@ MIXES = {
     "chunks": [(40, 111), (1, 60), (33, 33), (2, 77)],
     "split extension": [(40, 300)],
 }
-HEADS = [(8, 2, 64), (9, 3, 64), (4, 4, 32), (8, 1, 64), (2, 1, 96), (7, 1, 48)]
+HEADS = [(8, 2, 64), (9, 3, 64), (4, 4, 32), (8, 1, 64), (2, 1, 96), (7, 1, 48), (5, 1, 128), (2, 1, 256)]
+LARGE_GROUPS = [(24, 1, 64), (64, 1, 64), (64, 2, 32), (16, 1, 256)]
 
 
 def shape_of(heads: tuple[int, int, int], dtype: torch.dtype, *, block_size: int = 16) -> AttentionShape:
@@ -65,6 +73,49 @@ def test_any_mix_matches_the_reference(mix: str, dtype: torch.dtype) -> None:
 def test_any_heads_match_the_reference(heads: tuple[int, int, int], block_size: int, dtype: torch.dtype) -> None:
     case = make_case(shape_of(heads, dtype, block_size=block_size), [(1, 100), (21, 70), (1, 7)])
     assert_matches(case, mixed(case))
+
+
+@DTYPES
+@pytest.mark.parametrize("heads", LARGE_GROUPS, ids=str)
+def test_groups_taller_than_a_low_tile_match_the_reference(heads: tuple[int, int, int], dtype: torch.dtype) -> None:
+    case = make_case(shape_of(heads, dtype), [(1, 100), (7, 50), (1, 3)], window=40, soft_cap=5.0, has_sinks=True)
+    assert_matches(case, mixed(case))
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("window", "soft_cap", "has_sinks"), [(None, None, False), (None, None, True), (70, 5.0, True)]
+)
+@pytest.mark.parametrize("heads", [(8, 2, 64), (7, 1, 48), (40, 1, 64), (16, 1, 256)], ids=str)
+@pytest.mark.parametrize("lengths", [[1, 33, 16, 90], [300]], ids=["few parts", "many parts"])
+def test_decoding_in_parts_matches_the_reference(
+    lengths: list[int],
+    heads: tuple[int, int, int],
+    window: int | None,
+    soft_cap: float | None,
+    has_sinks: bool,
+    dtype: torch.dtype,
+) -> None:
+    """Sinks must count once, however many parts and merges of some rows at a time there are."""
+    sequences = [(1, length) for length in lengths]
+    case = make_case(shape_of(heads, dtype), sequences, window=window, soft_cap=soft_cap, has_sinks=has_sinks)
+    plan = case.plan
+    pages = describe_pages(case.cache, plan.shape)
+    decode = plan_decode(plan.shape, pages, plan.query_starts, plan.seq_lens, plan.block_tables, plan.table_rows)
+    if len(lengths) == 1:
+        launch = decode.launches[0]
+        assert isinstance(launch, DecodeLaunch)
+        assert launch.num_splits > 1
+    assert_matches(case, decode)
+
+
+def test_tiles_of_wide_heads_get_more_warps() -> None:
+    """128 x 256 accumulators would not fit in the registers of four."""
+    narrow, wide = (shape_of((8, 2, head_dim), torch.bfloat16) for head_dim in (128, 256))
+    assert [tall_tiling(shape, None).num_warps for shape in (narrow, wide)] == [4, 8]
+    assert [low_tiling(shape, None).num_warps for shape in (narrow, wide)] == [2, 4]
+    many = shape_of((64, 1, 128), torch.bfloat16)
+    assert (low_tiling(many, None).rows, low_tiling(many, None).num_warps) == (64, 4)
 
 
 @DTYPES

@@ -72,6 +72,8 @@ def describe_pages(cache: Tensor, shape: AttentionShape) -> Any:
 
     layout = shape.layout
     rows = cache.view(-1, layout.head_dim)
+    if rows.shape[0] >= 2**31:
+        raise ValueError(f"a cache of {rows.shape[0]} rows of {layout.head_dim} is too large: their numbers are int32")
     return TensorDescriptor.from_tensor(rows, [layout.block_size, triton.next_power_of_2(layout.head_dim)])
 
 
@@ -150,12 +152,16 @@ def launch_pieces(shape: AttentionShape, tiling: Tiling, items: Tensor, merges: 
 
 def low_tiling(shape: AttentionShape, pages: Any) -> Tiling:
     """For sequences with up to `max_low_queries` query tokens."""
-    return Tiling(_low_rows(shape), num_stages=3, num_warps=2, pages=pages)
+    rows = _low_rows(shape)
+    return Tiling(rows, num_stages=3, num_warps=2 if rows < 64 and _padded_dim(shape) < 256 else 4, pages=pages)
 
 
 def tall_tiling(shape: AttentionShape, pages: Any) -> Tiling:
-    """For the others."""
-    return Tiling(_tall_rows(shape), num_stages=2, num_warps=4, pages=pages)
+    """For the others.
+
+    Their accumulators lie in registers: 128 x 256 over 4 warps would spill 2.6 KB a thread, over 8 nothing (sm_90).
+    """
+    return Tiling(_tall_rows(shape), num_stages=2, num_warps=4 if _padded_dim(shape) < 256 else 8, pages=pages)
 
 
 def max_low_queries(shape: AttentionShape) -> int:
@@ -181,6 +187,10 @@ def _group(shape: AttentionShape) -> int:
     return shape.num_heads // shape.layout.num_kv_heads
 
 
+def _padded_dim(shape: AttentionShape) -> int:
+    return 1 << (shape.layout.head_dim - 1).bit_length()
+
+
 def _low_rows(shape: AttentionShape) -> int:
     return max(_LOW_ROWS, 1 << (_group(shape) - 1).bit_length())
 
@@ -191,6 +201,5 @@ def _tall_rows(shape: AttentionShape) -> int:
 
 def _scratch(shape: AttentionShape, num_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Values and statistics of rows of parts."""
-    dim = 1 << (shape.layout.head_dim - 1).bit_length()
-    values = torch.empty((num_rows, dim), dtype=torch.float32, device=device)
+    values = torch.empty((num_rows, _padded_dim(shape)), dtype=torch.float32, device=device)
     return values, torch.empty((num_rows, 2), dtype=torch.float32, device=device)

@@ -46,7 +46,8 @@ def _launch_decode(
         *_strides(qkv, out, layer_cache, plan, options),
         **sizes,
         HAS_SOFT_CAP=options.soft_cap is not None,
-        GROUP_PADDED=triton.next_power_of_2(sizes["GROUP"]),
+        # Eight parts of these rows are in registers at once: 128 of a thread's, more would spill.
+        MERGE_ROWS=min(triton.next_power_of_2(sizes["GROUP"]), 512 * launch.tiling.num_warps // sizes["DIM"]),
         SPLITS=launch.num_splits,
         STAGES=launch.tiling.num_stages,
         num_warps=launch.tiling.num_warps,
@@ -164,7 +165,7 @@ def _decode(
     HAS_WINDOW: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
-    GROUP_PADDED: tl.constexpr,
+    MERGE_ROWS: tl.constexpr,
     SPLITS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -199,10 +200,11 @@ def _decode(
         num_parts = (end_page - first_page + per_split - 1) // per_split
         if tl.atomic_add(finished + tile, 1, sem="acq_rel") == num_parts - 1:
             tl.store(finished + tile, 0)
-            merge_rows(
-                out_ptr, sinks, part_values, part_statistics, tile * SPLITS * M, 0, num_parts, start, GROUP, kv_head,
-                out_stride, GROUP, HEAD_DIM, DIM, M, GROUP_PADDED, HAS_SINKS
-            )  # fmt: skip
+            for row in range(0, GROUP, MERGE_ROWS):
+                merge_rows(
+                    out_ptr, sinks, part_values, part_statistics, tile * SPLITS * M, row, num_parts, start, GROUP,
+                    kv_head, out_stride, GROUP, HEAD_DIM, DIM, M, MERGE_ROWS, HAS_SINKS
+                )  # fmt: skip
 
 
 @triton.jit
