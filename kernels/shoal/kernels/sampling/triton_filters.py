@@ -152,7 +152,7 @@ def _search(
     source, length, largest, scale, lowest, center, is_typical, low, low_count, wanted_count, wanted_mass, values, ids,
     CHUNK: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
-    """The highest score that `wanted_count` tokens have and tokens of `wanted_mass`; `low_count` have at least `low`."""
+    """The highest score that `wanted_count` tokens have and tokens of `wanted_mass`; `low_count` have `low` or more."""
     high, high_count, high_mass = 1e-3, 0, 0.0  # no score is above 0
     base_count, base_mass = 0, 0.0
     passes = 0
