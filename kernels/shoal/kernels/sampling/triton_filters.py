@@ -21,7 +21,11 @@ _MAX_PASSES = tl.constexpr(20)
 @triton.jit
 def read_tile(source, at, length, largest, scale):
     """Logits of places `at` with temperature, -inf beyond `length`, and their weights."""
-    x = tl.load(source + at, mask=at < length, other=float("-inf"))
+    return _scale(tl.load(source + at, mask=at < length, other=float("-inf")), largest, scale)
+
+
+@triton.jit
+def _scale(x, largest, scale):
     x = tl.minimum(tl.where(x == x, x, float("-inf")), 3.4028234663852886e38)
     z = (x - largest) * scale
     return z, tl.exp(z)
@@ -204,17 +208,20 @@ def _gather(
 ):  # fmt: skip
     """Copies the logits with scores in [low, high), no more than CHUNK, and their places, to `values` and `ids`."""
     tl.debug_barrier()  # other threads may still read what lies there
-    filled = 0
+    filled, at = 0, tl.arange(0, CHUNK)
+    x = tl.load(source + at, mask=at < length, other=float("-inf"))
     for begin in range(0, length, CHUNK):
-        at = begin + tl.arange(0, CHUNK)
-        z, _ = read_tile(source, at, length, largest, scale)
+        # Asked for a chunk early: all threads wait for each other in each chunk, and would for the memory as well.
+        following = tl.load(source + begin + CHUNK + at, mask=begin + CHUNK + at < length, other=float("-inf"))
+        z, _ = _scale(x, largest, scale)
         score = _score(z, lowest, center, is_typical)
         is_member = (score >= low) & (score < high)
         place = filled + tl.cumsum(is_member.to(tl.int32), 0) - 1
         is_member &= place < CHUNK
-        tl.store(values + place, tl.load(source + at, mask=is_member, other=0.0), mask=is_member)
-        tl.store(ids + place, at, mask=is_member)
+        tl.store(values + place, x, mask=is_member)
+        tl.store(ids + place, begin + at, mask=is_member)
         filled += tl.sum(is_member.to(tl.int32), 0)
+        x = following
     tl.debug_barrier()  # other threads read what these have stored
 
 

@@ -114,7 +114,7 @@ def _is_edited(packed):
     return ((flags & (_BIASED | _PENALIZED)) != 0) | is_early
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def _read_chunks(
     logits, row_stride, slots, packed_slots, bias_ids, bias_values, stop_ids, counts, edited_rows, largest, argmax,
     masses, vocab_size, CHUNK: tl.constexpr
@@ -173,7 +173,7 @@ def _penalize(x, seen, packed):
     return tl.where(seen != 0, changed, x)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def _choose(
     logits, row_stride, slots, packed_slots, counts, edited_rows, largest, argmax, masses, values, ids, token_ids,
     vocab_size, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr
