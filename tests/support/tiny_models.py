@@ -97,11 +97,24 @@ FAMILIES: dict[str, Any] = {
 }
 """Each family as its published checkpoints are, and with what else its configuration offers."""
 
+GGUF_FAMILIES: dict[str, Any] = {
+    "gemma3, published pattern": Gemma3TextConfig(
+        **{**GEMMA, "num_hidden_layers": 7, "sliding_window_pattern": 6, "query_pre_attn_scalar": 32}
+    ),
+    "gemma3, published pattern, scaled rope": Gemma3TextConfig(
+        **{**GEMMA, "num_hidden_layers": 7, "sliding_window_pattern": 6, "query_pre_attn_scalar": 32},
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+        final_logit_softcapping=4.0,
+    ),
+    "smollm3, published interval": SmolLM3Config(**{**TINY, "num_hidden_layers": 5}),
+}
+"""What GGUF files leave to the reader, as published."""
+
 
 def build_reference(variant: str) -> Any:
     """The variant as a transformers model with random weights, biases and norms, float32."""
     torch.manual_seed(0)
-    config = VARIANTS.get(variant) or FAMILIES[variant]
+    config = {**VARIANTS, **FAMILIES, **GGUF_FAMILIES}[variant]
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

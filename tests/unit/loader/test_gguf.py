@@ -178,8 +178,8 @@ def test_unsupported_family_and_scaling(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(ModelLoadError, match=r"general.architecture 'mamba' is not supported; known: llama"):
         load_model(path)
-    write_gguf(path, build_reference("llama"), gguf.GGMLQuantizationType.F32, llama__rope__scaling__type="yarn")
-    with pytest.raises(ModelLoadError, match=r"rope.scaling.type 'yarn' is not supported"):
+    write_gguf(path, build_reference("llama"), gguf.GGMLQuantizationType.F32, llama__rope__scaling__type="spiral")
+    with pytest.raises(ModelLoadError, match=r"rope.scaling.type 'spiral' is not supported; use none, linear, yarn"):
         load_model(path)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -7,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from shoal.model_worker.layers.rotary import rotary_table
-from shoal.model_worker.models.config import LayerConfig, ModelConfigError, RopeConfig
+from shoal.model_worker.models.config import ROPE_KINDS, LayerConfig, ModelConfigError, RopeConfig
 from shoal.model_worker.models.hf_config import parse_hf_config
 from shoal.model_worker.models.registry import ARCHITECTURES, find_model_class
 from support.published_configs import PUBLISHED
@@ -40,7 +43,7 @@ def test_defaults_and_old_spellings() -> None:
     [
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"vocab_size": "many"}, "vocab_size must be an integer, not 'many'"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, not 0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be from 1 to 4096, not 0"),
         ({"num_key_value_heads": 3}, r"num_heads \(4\) must be a multiple of num_kv_heads \(3\)"),
         ({"head_dim": 15}, "head_dim must be even"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
@@ -51,7 +54,7 @@ def test_defaults_and_old_spellings() -> None:
         ({"rope_scaling": {"rope_type": "linear"}}, "factor is missing"),
         ({"rope_parameters": "none"}, "rope_parameters must be an object, not 'none'"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 2}}, "long_factor is missing"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 0}}, "rope factor must be positive, not 0"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 0}}, "rope factor must be between 1e-06 and 1e.12, not 0"),
         ({"partial_rotary_factor": 0.2}, r"partial_rotary_factor \(0.2\) of head_dim \(16\) must be an even number"),
         ({"partial_rotary_factor": 1.5}, r"partial_rotary_factor must be in \(0, 1\], not 1.5"),
         ({"attention_bias": "yes"}, "attention_bias must be true or false, not 'yes'"),
@@ -177,6 +180,44 @@ def test_digest_depends_on_every_field(name: str, change: dict[str, Any]) -> Non
 def test_digest_depends_on_every_field_of_yarn(change: dict[str, Any]) -> None:
     base, changed = ({**LLAMA, "rope_scaling": {**YARN, **own}} for own in ({}, change))
     assert parse_hf_config(base).digest != parse_hf_config(changed).digest
+
+
+_JUNK = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats()
+    | st.text(max_size=3)
+    | st.lists(st.integers(0, 3), max_size=3)
+    | st.dictionaries(st.text(max_size=2), st.integers(), max_size=2)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_no_file_raises_another_error(data: st.DataObject) -> None:
+    """Whatever a field holds: there is a configuration, of which angles can be computed, or ModelConfigError."""
+    config = copy.deepcopy(PUBLISHED[data.draw(st.sampled_from(sorted(PUBLISHED)))])
+    config["max_position_embeddings"] = 4096  # tables of it are made below
+    scaling = {"rope_type": data.draw(st.sampled_from(ROPE_KINDS)), "factor": 4.0}
+    config["rope_scaling"] = config.get("rope_scaling") or scaling
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.sampled_from([config, config["rope_scaling"] or scaling]))
+        if isinstance(place, dict):
+            place[data.draw(st.sampled_from(sorted({*place, *_OPTIONAL})))] = data.draw(_JUNK)
+    with contextlib.suppress(ModelConfigError):
+        parsed = parse_hf_config(config)
+        assert parsed.digest
+        for layer in {layer for layer in parsed.layers if layer.rope and parsed.head_dim <= 1024}:
+            assert layer.rope is not None
+            assert rotary_table(layer.rope, parsed.head_dim, 64).shape[0] == 64
+
+
+_OPTIONAL = (
+    *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "layer_types"),
+    *("partial_rotary_factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    *("full_attention", "sliding_attention", "rope_parameters", "rope_type", "long_factor", "short_factor"),
+)
 
 
 def test_frequency_factors_must_fit() -> None:

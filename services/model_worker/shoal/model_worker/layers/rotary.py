@@ -74,6 +74,8 @@ def _divisors(factors: tuple[float, ...], rotary_dim: int) -> Tensor:
 def _dynamic_theta(rope: RopeConfig, rotary_dim: int, max_position: int) -> float:
     """NTK-aware scaling: the base grows with the context once that is longer than the original one."""
     length = max(max_position, rope.original_max_position)
+    if rotary_dim == 2:  # one frequency, and that is 1 whatever the base
+        return rope.theta
     growth: float = rope.factor * length / rope.original_max_position - (rope.factor - 1)
     return float(rope.theta * growth ** (rotary_dim / (rotary_dim - 2)))
 

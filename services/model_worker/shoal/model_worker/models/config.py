@@ -13,6 +13,12 @@ class ModelConfigError(ValueError):
     """A configuration that this worker cannot run; the message names the field, its value and what is allowed."""
 
 
+MAX_LAYERS = 4096
+"""More is taken for damage: parsing makes an entry for each."""
+
+_SMALLEST, _LARGEST = 1e-6, 1e12
+"""Of numbers that angles are computed from: far beyond all use, and far from what overflows."""
+
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "factors")
 Activation = Literal["silu", "gelu_tanh"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -46,15 +52,31 @@ class RopeConfig:
     def __post_init__(self) -> None:
         if self.kind not in ROPE_KINDS:
             raise ModelConfigError(f"rope kind {self.kind!r} is not supported; use one of {', '.join(ROPE_KINDS)}")
-        for name in ("theta", "factor", "original_max_position", "attention_factor"):
-            if not getattr(self, name) > 0:
-                raise ModelConfigError(f"rope {name} must be positive, not {getattr(self, name)}")
+        for name in ("theta", "factor", "original_max_position", "attention_factor", "beta_fast", "beta_slow"):
+            if not _SMALLEST <= getattr(self, name) <= _LARGEST:
+                raise ModelConfigError(
+                    f"rope {name} must be between {_SMALLEST:g} and {_LARGEST:g}, not {getattr(self, name)}"
+                )
+        if self.theta == 1:
+            raise ModelConfigError("rope theta must not be 1: all frequencies would be the same")
+        if not self.high_freq_factor > self.low_freq_factor:
+            raise ModelConfigError(
+                f"rope high_freq_factor ({self.high_freq_factor}) must be more than low_freq_factor "
+                f"({self.low_freq_factor})"
+            )
+        if not all(_SMALLEST <= f <= _LARGEST for f in self.frequency_factors + self.short_frequency_factors):
+            raise ModelConfigError(f"rope frequency factors must be between {_SMALLEST:g} and {_LARGEST:g}")
         if not 0 < self.partial_rotary_factor <= 1:
             raise ModelConfigError(f"partial_rotary_factor must be in (0, 1], not {self.partial_rotary_factor}")
 
     def rotary_dim(self, head_dim: int) -> int:
         """How many dimensions of a head are rotated."""
         return int(head_dim * self.partial_rotary_factor)
+
+    @property
+    def stretched_length(self) -> int:
+        """Tokens up to which yarn stretches: files ask for it without raising max_position_embeddings. Else 0."""
+        return int(self.original_max_position * self.factor) if self.kind == "yarn" else 0
 
     def limited_to(self, max_model_len: int) -> RopeConfig:
         """See `ModelConfig.limited_to`."""
@@ -88,7 +110,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_position_embeddings: int
-    """The longest context."""
+    """The longest context; with yarn in use, raised to what that stretches to."""
     rms_norm_eps: float = 1e-6
     activation: Activation = "silu"
     """Of the feed-forward's gate."""
@@ -121,8 +143,10 @@ class ModelConfig:
             )
         if self.activation not in ACTIVATIONS:
             raise ModelConfigError(f"activation {self.activation!r} is not supported; use {' or '.join(ACTIVATIONS)}")
-        for layer in self.layers:
+        for layer in set(self.layers):
             self._check_layer(layer)
+        stretched = max(layer.rope.stretched_length if layer.rope else 0 for layer in self.layers)
+        object.__setattr__(self, "max_position_embeddings", max(self.max_position_embeddings, stretched))
         for name in ("attention_scale", "attention_soft_cap", "logit_soft_cap"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ModelConfigError(f"{name} must be positive, not {getattr(self, name)}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shoal.model_worker.models.config import Activation, LayerConfig, ModelConfig, ModelConfigError
+from shoal.model_worker.models.config import MAX_LAYERS, Activation, LayerConfig, ModelConfig, ModelConfigError
 from shoal.model_worker.models.hf_fields import flag, integer, integers, number, optional_number
-from shoal.model_worker.models.hf_rope import extended_length, parse_ropes
+from shoal.model_worker.models.hf_rope import parse_ropes
 from shoal.model_worker.models.registry import require_known
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -41,8 +41,8 @@ def parse_hf_config(config: Mapping[str, Any]) -> ModelConfig:
 
     Raises ModelConfigError for what is missing, of another type or unsupported.
     """
-    architectures = config.get("architectures") or ["(none given)"]
-    architecture = str(architectures[0])
+    named = config.get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and named else "(none given)"
     require_known(architecture)
     config = {**_DEFAULTS.get(architecture, {}), **config}
     _refuse_unsupported(config)
@@ -50,21 +50,17 @@ def parse_hf_config(config: Mapping[str, Any]) -> ModelConfig:
     if num_heads < 1:
         raise ModelConfigError(f"num_attention_heads must be at least 1, not {num_heads}")
     attention_bias = flag(config, "attention_bias")
-    eos = config.get("eos_token_id")
     query_scalar = optional_number(config, "query_pre_attn_scalar")
-    layers = _parse_layers(config, architecture)
     return ModelConfig(
         architecture=architecture,
         vocab_size=integer(config, "vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=integer(config, "intermediate_size"),
-        layers=layers,
+        layers=_parse_layers(config, architecture),
         num_heads=num_heads,
         num_kv_heads=integer(config, "num_key_value_heads", num_heads),
         head_dim=integer(config, "head_dim", hidden_size // num_heads),
-        max_position_embeddings=max(
-            integer(config, "max_position_embeddings"), *(extended_length(layer.rope) for layer in layers)
-        ),
+        max_position_embeddings=integer(config, "max_position_embeddings"),
         rms_norm_eps=number(config, "rms_norm_eps", 1e-6),
         activation=_parse_activation(config),
         attention_scale=None if query_scalar is None else query_scalar**-0.5,
@@ -75,8 +71,8 @@ def parse_hf_config(config: Mapping[str, Any]) -> ModelConfig:
         attention_output_bias=flag(config, "attention_output_bias", attention_bias),
         mlp_bias=flag(config, "mlp_bias"),
         bos_token_id=integer(config, "bos_token_id", None),
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
-        stored_dtype=config.get("dtype") or config.get("torch_dtype"),
+        eos_token_ids=_parse_eos(config),
+        stored_dtype=_parse_dtype(config),
     )
 
 
@@ -87,18 +83,34 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
         raise ModelConfigError("use_bidirectional_attention is not supported; only causal attention is")
 
 
+def _parse_eos(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """One token id, or several."""
+    if isinstance(config.get("eos_token_id"), list):
+        return tuple(integers(config, "eos_token_id") or ())
+    token_id = integer(config, "eos_token_id", None)
+    return () if token_id is None else (token_id,)
+
+
+def _parse_dtype(config: Mapping[str, Any]) -> str | None:
+    field = "dtype" if config.get("dtype") else "torch_dtype"
+    name = config.get(field)
+    if name is not None and not isinstance(name, str):
+        raise ModelConfigError(f"{field} must be a name, not {name!r}")
+    return name
+
+
 def _parse_activation(config: Mapping[str, Any]) -> Activation:
     field = "hidden_activation" if config.get("hidden_activation") else "hidden_act"
     name = config.get(field) or "silu"
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise ModelConfigError(f"{field} {name!r} is not supported; use one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 
 def _parse_layers(config: Mapping[str, Any], architecture: str) -> tuple[LayerConfig, ...]:
     count = integer(config, "num_hidden_layers")
-    if count < 1:
-        raise ModelConfigError(f"num_hidden_layers must be at least 1, not {count}")
+    if not 1 <= count <= MAX_LAYERS:
+        raise ModelConfigError(f"num_hidden_layers must be from 1 to {MAX_LAYERS}, not {count}")
     rotates = _rotating_layers(config, architecture, count)
     kinds = _layer_kinds(config, architecture, rotates)
     uses_window = SLIDING in kinds and flag(config, "use_sliding_window", True)

@@ -25,16 +25,13 @@ def parse_ropes(config: Mapping[str, Any], layer_kinds: set[str], architecture: 
     ropes = {}
     for kind in layer_kinds:
         own = (parameters.get(kind) or {}) if nested else parameters
+        if not isinstance(own, Mapping):
+            raise ModelConfigError(f"rope_parameters.{kind} must be an object, not {own!r}")
         theta = number(config, "rope_theta", 10000.0)
         if architecture == "Gemma3ForCausalLM" and kind == "sliding_attention":
             own, theta = own if nested else {}, number(config, "rope_local_base_freq")
         ropes[kind] = _parse_rope(config, own, theta, architecture)
     return ropes
-
-
-def extended_length(rope: RopeConfig | None) -> int:
-    """Tokens up to which yarn stretches: published files add it without raising max_position_embeddings. Else 0."""
-    return int(rope.original_max_position * rope.factor) if rope is not None and rope.kind == "yarn" else 0
 
 
 def _parse_rope(config: Mapping[str, Any], own: Mapping[str, Any], theta: float, architecture: str) -> RopeConfig:
@@ -98,8 +95,8 @@ def _parse_yarn(own: Mapping[str, Any], theta: float, factor: float, original: i
         original_max_position=original,
         partial_rotary_factor=partial,
         attention_factor=attention_factor,
-        beta_fast=number(own, "beta_fast", 32.0),
-        beta_slow=number(own, "beta_slow", 1.0),
+        beta_fast=number(own, "beta_fast", 32.0) or 32.0,
+        beta_slow=number(own, "beta_slow", 1.0) or 1.0,
         truncate=flag(own, "truncate", True),
     )
 
