@@ -206,8 +206,19 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
+def _device() -> str:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--device", default="cpu")
+    return str(parser.parse_known_args()[0].device)
+
+
 def main() -> None:
     """Loads, measures, reports."""
+    if _device() == "cuda":
+        import engine_cuda
+
+        engine_cuda.main(engine_cuda.parse_options(__doc__ or ""))
+        return
     options = parse_options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the peer ends and its model's copy goes
     runs: dict[str, Any] = {}

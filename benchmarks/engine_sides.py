@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -56,8 +56,6 @@ class ShoalSide:
     def generate(self, prompts: Prompts, num_tokens: int) -> tuple[float, list[list[int]]]:
         """See `Side.generate`."""
         first = self._next_stream
-        self._next_stream += len(prompts)
-        sampling = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
         tokens: list[list[int]] = [[] for _ in prompts]
 
         def emit(frame: StepFrame) -> None:
@@ -67,14 +65,22 @@ class ShoalSide:
             for stream, token in zip(streams, np.frombuffer(frame.token_ids, np.int32).tolist(), strict=True):
                 tokens[stream - first].append(token)
 
-        started = time.perf_counter()
+        start_s = self.drive(prompts, num_tokens, emit)
+        return time.perf_counter() - start_s, tokens
+
+    def drive(self, prompts: Prompts, num_tokens: int, emit: Callable[[StepFrame], None]) -> float:
+        """Hands a batch to the engine and runs it to the end; returns when (time.perf_counter()) it was handed over."""
+        first = self._next_stream
+        self._next_stream += len(prompts)
+        sampling = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+        start_s = time.perf_counter()
         requests = [
             Request(first + i, f"bench-{first + i}", tuple(prompt), sampling, 0, self._namespace, time.monotonic())
             for i, prompt in enumerate(prompts)
         ]
         parts = self._parts
         Engine(parts.scheduler, parts.cache, parts.runner, OneBatch([Add(each) for each in requests]), emit).run()
-        return time.perf_counter() - started, tokens
+        return start_s
 
 
 class OneBatch:
