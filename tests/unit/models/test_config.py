@@ -218,12 +218,3 @@ _OPTIONAL = (
     *("partial_rotary_factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
     *("full_attention", "sliding_attention", "rope_parameters", "rope_type", "long_factor", "short_factor"),
 )
-
-
-def test_frequency_factors_must_fit() -> None:
-    table = rotary_table(RopeConfig(kind="factors", frequency_factors=(1.0, 2.0)), 4, 3)
-    assert table.shape == (3, 4)
-    with pytest.raises(ModelConfigError, match=r"2 frequency factors; need 8"):
-        rotary_table(RopeConfig(kind="factors", frequency_factors=(1.0, 2.0)), 16, 3)
-    with pytest.raises(ModelConfigError, match=r"rope kind 'spiral' is not supported; use one of default"):
-        RopeConfig(kind="spiral")

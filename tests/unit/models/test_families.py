@@ -79,6 +79,12 @@ def test_bfloat16_is_as_near_as_that_of_transformers(case: Case) -> None:
     assert error < 1.3 * theirs
 
 
+def test_dummy_weights_need_only_the_configuration(case: Case) -> None:
+    loaded = load_model(case.directory / "config.json", dtype="bfloat16", load_format="dummy")
+    assert loaded.config == case.loaded.config
+    assert forward_logits(loaded, case.token_ids).isfinite().all()
+
+
 def test_greedy_continuation_is_that_of_transformers(case: Case) -> None:
     config = case.loaded.config
     runner = CpuRunner(

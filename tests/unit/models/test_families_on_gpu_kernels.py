@@ -61,8 +61,8 @@ class GpuForward:
         """Logits of tokens that begin at position `first`."""
         starts, lengths = np.array([0, len(token_ids)], np.int32), np.array([first + len(token_ids)], np.int32)
         if len(token_ids) == 1:
-            on_device = (torch.from_numpy(array).to(DEVICE) for array in (starts, lengths))
-            plan = plan_decode(self._shape, self._pages, *on_device, self._tables, self._row)
+            on_device = [torch.from_numpy(array).to(DEVICE) for array in (starts, lengths)]
+            plan = plan_decode(self._shape, self._pages, on_device[0], on_device[1], self._tables, self._row)
         else:
             plan = plan_mixed(self._shape, self._pages, starts, lengths, self._tables, self._row)
         positions = torch.arange(first, first + len(token_ids), dtype=torch.int32, device=DEVICE)
