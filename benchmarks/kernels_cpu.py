@@ -229,7 +229,7 @@ def admissions(num_seqs: int, num_tokens: int, max_model_len: int) -> tuple[Admi
     return tuple(
         Admission(
             slot,
-            tuple(range(100 + slot, 100 + slot + num_tokens)),
+            np.arange(100 + slot, 100 + slot + num_tokens, dtype=np.int32),
             num_tokens,
             0,
             tuple(range(slot * per_seq, (slot + 1) * per_seq)),

@@ -110,7 +110,7 @@ class HistoryRunner(SynchronousRunner):
             assert 0 <= admission.slot < self._max_num_seqs
             assert 0 <= admission.num_computed_tokens < len(admission.token_ids)
             self._slots[admission.slot] = _Slot(
-                list(admission.token_ids),
+                admission.token_ids.tolist(),
                 admission.num_prompt_tokens,
                 admission.num_computed_tokens,
                 list(admission.block_ids),

@@ -57,7 +57,7 @@ class RunnerDriver:
         self._admitted.append(
             Admission(
                 slot,
-                tuple(token_ids),
+                np.array(token_ids, np.int32),
                 self.prompts[slot],
                 self._computed[slot],
                 tuple(self._blocks[slot]),

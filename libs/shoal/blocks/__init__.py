@@ -35,7 +35,11 @@ def block_key(parent: bytes, tokens: Sequence[int]) -> bytes:
 
 def iter_block_keys(parent: bytes, tokens: Sequence[int], block_size: int) -> Iterator[bytes]:
     """Keys of the full blocks of `tokens`, in order; a remainder shorter than `block_size` has none."""
-    data = _little_endian(tokens)
+    yield from iter_word_keys(parent, _little_endian(tokens), block_size)
+
+
+def iter_word_keys(parent: bytes, data: bytes, block_size: int) -> Iterator[bytes]:
+    """`iter_block_keys` of tokens that are little-endian 32-bit words already."""
     step = 4 * block_size
     sha256 = hashlib.sha256
     for end in range(step, len(data) + 1, step):

@@ -183,11 +183,11 @@ def test_a_step_may_schedule_nothing(tiny: LoadedModel) -> None:
 
 def test_admissions_that_cannot_be_are_refused(tiny: LoadedModel) -> None:
     driver = drive(tiny)
-    admission = Admission(0, (1, 2), 2, 2, (0,), GREEDY, seed=0, choice=0)
+    admission = Admission(0, np.array([1, 2], np.int32), 2, 2, (0,), GREEDY, seed=0, choice=0)
     nothing = np.empty(0, np.int32)
     plan = StepPlan((), (admission,), (), (), nothing, nothing, np.empty(0, np.bool_), ())
     with pytest.raises(ValueError, match="needs more than are computed"):
-        driver.runner.execute(plan)
+        driver.runner.submit(plan)
     driver.admit(0, [1, 2])
     driver.step({0: 2})
     driver.admit(0, [1, 2])

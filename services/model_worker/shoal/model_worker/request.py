@@ -7,6 +7,7 @@ from enum import IntEnum
 
 from shoal.model_worker.kv_cache import BlockTable
 from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.step import IntArray
 
 
 class FinishReason(IntEnum):
@@ -81,8 +82,9 @@ class Sequence:
     choice: int
     order: tuple[float, int]
     """The policy's sort key and a tie-breaker; smaller runs first."""
-    token_ids: list[int]
-    """Prompt and output so far while it waits; stale while it holds a slot (the slot table has them)."""
+    token_ids: IntArray
+    """Prompt and output so far while it waits; stale while it holds a slot (the slot table has them). Never changed in
+    place."""
     block_keys: list[bytes]
     """Keys of the full blocks of `token_ids`."""
     slot: int = -1

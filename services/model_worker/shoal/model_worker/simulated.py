@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shoal.model_worker.sampling.params import SamplingParams
-from shoal.model_worker.step import StepPlan, StepResult, SynchronousRunner, TokenLogprobs
+from shoal.model_worker.step import IntArray, StepPlan, StepResult, SynchronousRunner, TokenLogprobs
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class SimulatedRunner(SynchronousRunner):
         for admission in plan.admitted:
             num_computed = admission.num_computed_tokens
             self._slots[admission.slot] = _Slot(
-                list(admission.token_ids),
+                admission.token_ids.tolist(),
                 admission.num_prompt_tokens,
                 num_computed,
                 _hash(admission.token_ids[:num_computed], 0),
@@ -104,7 +104,7 @@ class SimulatedRunner(SynchronousRunner):
         return token_id
 
 
-def _hash(token_ids: tuple[int, ...] | list[int], history_hash: int) -> int:
+def _hash(token_ids: IntArray | list[int], history_hash: int) -> int:
     # Token by token, so that the hash does not depend on how a prompt was cut into steps; crc32 chains that way.
     return zlib.crc32(np.asarray(token_ids, "<i4").tobytes(), history_hash)
 

@@ -21,13 +21,13 @@ from shoal.model_worker.sampling.params import SamplingParams
 IntArray = NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Admission:
     """Fills an empty slot with a sequence that starts, or comes back after preemption or from another worker."""
 
     slot: int
-    token_ids: tuple[int, ...]
-    """Prompt, then output known so far."""
+    token_ids: IntArray
+    """Prompt, then output known so far. Read-only; shared with the scheduler."""
     num_prompt_tokens: int
     """How many of `token_ids` are prompt; the rest counts as output for penalties, seeds and min_tokens."""
     num_computed_tokens: int

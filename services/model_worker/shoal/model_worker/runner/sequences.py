@@ -12,7 +12,7 @@ from shoal.model_worker.runner.flat_batch import FlatTokens
 from shoal.model_worker.runner.slots import SlotArrays
 from shoal.model_worker.sampling.params import SamplingParams
 from shoal.model_worker.sampling.sampler import prompt_logprobs
-from shoal.model_worker.step import Admission, Fork, StepPlan, TokenLogprobs
+from shoal.model_worker.step import Admission, Fork, IntArray, StepPlan, TokenLogprobs
 
 _LOGPROB_ROWS = 64
 """Rows of prompt logits made at once: 64 of 128k tokens are 34 MB in float32."""
@@ -27,7 +27,7 @@ class SamplingSlots(Protocol):
         params: SamplingParams,
         seed: int,
         choice: int,
-        token_ids: Sequence[int],
+        token_ids: Sequence[int] | IntArray,
         num_prompt_tokens: int,
         stop_ids: Sequence[int],
     ) -> None:

@@ -91,7 +91,7 @@ class DeviceSampler:
         params: SamplingParams,
         seed: int,
         choice: int,
-        token_ids: Sequence[int],
+        token_ids: Sequence[int] | IntArray,
         num_prompt_tokens: int,
         stop_ids: Sequence[int],
     ) -> None:

@@ -51,7 +51,7 @@ class Sampler:
         params: SamplingParams,
         seed: int,
         choice: int,
-        token_ids: Sequence[int],
+        token_ids: Sequence[int] | IntArray,
         num_prompt_tokens: int,
         stop_ids: Sequence[int],
     ) -> None:

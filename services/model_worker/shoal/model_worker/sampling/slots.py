@@ -60,7 +60,7 @@ class SamplingSlots:
         params: SamplingParams,
         seed: int,
         choice: int,
-        token_ids: Sequence[int],
+        token_ids: Sequence[int] | IntArray,
         num_prompt_tokens: int,
         stop_ids: Sequence[int],
     ) -> None:
@@ -83,7 +83,7 @@ class SamplingSlots:
         self,
         slot: int,
         params: SamplingParams,
-        token_ids: Sequence[int],
+        token_ids: Sequence[int] | IntArray,
         num_prompt_tokens: int,
         stop_ids: Sequence[int],
     ) -> None:

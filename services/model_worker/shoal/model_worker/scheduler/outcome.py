@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.blocks import block_keys
+from shoal.blocks import iter_word_keys
 from shoal.model_worker.kv_cache import KVCacheManager
 from shoal.model_worker.request import FinishReason, RequestGroup, Sequence
 from shoal.model_worker.scheduler.draft import PlanDraft
@@ -44,9 +44,10 @@ class Outcome:
         self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         """By stream_id, until the prompt is complete."""
 
-    def keys_of(self, parent_key: bytes, token_ids: list[int]) -> list[bytes]:
+    def keys_of(self, parent_key: bytes, token_ids: IntArray) -> list[bytes]:
         """Keys of the full blocks."""
-        return block_keys(parent_key, token_ids, self._cache.block_size)
+        words = token_ids.astype("<i4", copy=False).tobytes()
+        return list(iter_word_keys(parent_key, words, self._cache.block_size))
 
     def take(self) -> StepOutput:
         """Hands over the output collected so far."""
@@ -95,7 +96,7 @@ class Outcome:
             keys = sequence.block_keys
             if len(keys) < end:
                 parent_key = keys[-1] if keys else sequence.request.namespace_key
-                tail = slots.token_ids[slot, len(keys) * block_size : end * block_size].tolist()
+                tail = slots.token_ids[slot, len(keys) * block_size : end * block_size]
                 keys += self.keys_of(parent_key, tail)
             start = int(slots.num_committed[slot])
             for index, block_id in self._cache.commit(sequence.table, keys[start:end]):
@@ -117,7 +118,8 @@ class Outcome:
             slots.num_writable[sequence.slot] = num_computed  # the last block is shared: ask before writing to it
         targets, sequence.reserved_slots = sequence.reserved_slots, []
         for choice, target in enumerate(targets, 1):
-            fork = Sequence(group, choice, sequence.order, [], list(sequence.block_keys), prompt_logprobs_sent=True)
+            keys = list(sequence.block_keys)
+            fork = Sequence(group, choice, sequence.order, np.empty(0, np.int32), keys, prompt_logprobs_sent=True)
             fork.table = self._cache.fork(sequence.table)
             slots.copy(sequence.slot, target, fork)
             slots.set_decoding(target, True)

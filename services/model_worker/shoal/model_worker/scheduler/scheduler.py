@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import heapq
 import time
+from array import array
 from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+
+import numpy as np
 
 from shoal.model_worker.failure import Failure, RequestRefused
 from shoal.model_worker.kv_cache import KVCacheManager
@@ -28,7 +31,7 @@ from shoal.model_worker.scheduler.output import SchedulerStats, StepOutput
 from shoal.model_worker.scheduler.policy import Policy
 from shoal.model_worker.scheduler.slots import SlotTable
 from shoal.model_worker.scheduler.waiting_queue import WaitingQueue
-from shoal.model_worker.step import Admission, Fork, StepPlan, StepResult
+from shoal.model_worker.step import Admission, Fork, IntArray, StepPlan, StepResult
 
 
 class Scheduler:
@@ -86,7 +89,7 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queues a request. Raises RequestRefused when it could never run, or when the queue is full."""
         check_size(request, self._config, self._cache.num_blocks, self._cache.block_size)
-        token_ids = [*request.prompt_token_ids, *request.resume_token_ids]
+        token_ids = _as_array(request)
         waiting, waiting_tokens = len(self._queue), self._queue.num_tokens
         if excess := check_queue(len(token_ids), waiting, waiting_tokens, self._slots.num_free, self._config):
             rate = self._queue_rate.per_second(self._clock())
@@ -224,7 +227,7 @@ class Scheduler:
         self._draft.admit(
             Admission(
                 slot=slot,
-                token_ids=tuple(sequence.token_ids),
+                token_ids=sequence.token_ids,
                 num_prompt_tokens=request.num_prompt_tokens,
                 num_computed_tokens=num_hit,
                 block_ids=tuple(table.block_ids),
@@ -301,6 +304,14 @@ class Scheduler:
         for slot in plan.slots[ends + 1 >= slots.max_len[plan.slots]].tolist():
             slots.set_decoding(slot, False)  # its last token is on the way
         self._planned.append(PlannedStep(plan, ends, slots.tenure[plan.slots], tuple(completing)))
+
+
+def _as_array(request: Request) -> IntArray:
+    """All known tokens. array reads a tuple four times as fast as numpy does (8,192 tokens: 0.1 ms)."""
+    token_ids = np.frombuffer(array("i", request.prompt_token_ids), np.int32)
+    if not request.resume_token_ids:
+        return token_ids
+    return np.concatenate((token_ids, np.frombuffer(array("i", request.resume_token_ids), np.int32)))
 
 
 def _place(sequence: Sequence) -> tuple[tuple[float, int], int]:

@@ -113,10 +113,9 @@ class SlotTable:
             self._decoding.flags.writeable = False
         return self._decoding
 
-    def known_token_ids(self, slot: int) -> list[int]:
-        """Prompt and output so far."""
-        token_ids: list[int] = self.token_ids[slot, : self.num_known[slot]].tolist()
-        return token_ids
+    def known_token_ids(self, slot: int) -> IntArray:
+        """Prompt and output so far, as a copy."""
+        return self.token_ids[slot, : self.num_known[slot]].copy()
 
     def filled(self) -> list[Sequence]:
         """The sequences that hold a slot. O(slots): for the rare steps that preempt."""
