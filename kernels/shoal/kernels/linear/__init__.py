@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shoal.kernels.linear import reference
+from shoal.kernels.linear import reference, tuning
 from shoal.kernels.native import DTYPE_CODES, library
 
 __all__ = ["PackedWeight", "linear", "pack", "reference"]
@@ -40,6 +40,8 @@ class PackedWeight:
     """Address of the packed elements if they are in the panels that the native kernel reads."""
     native_max_rows: int = 0
     """Up to how many rows the native kernel is the faster one."""
+    counters: Tensor | None = None
+    """On a GPU, where sums are split: [tiles] int32 zeros between products. So those of one weight share a stream."""
 
 
 def pack(weight: Tensor) -> PackedWeight:
@@ -52,6 +54,10 @@ def pack(weight: Tensor) -> PackedWeight:
     if weight.dim() != 2 or not weight.is_contiguous():
         raise ValueError(f"weight must be contiguous [out, in], not {tuple(weight.shape)}")
     out_features, in_features = weight.shape
+    if weight.is_cuda:
+        return PackedWeight(
+            out_features, in_features, weight.dtype, weight, False, None, counters=_allocate_counters(weight)
+        )
     if not _can_pack(weight.device.type, weight.dtype):
         return PackedWeight(out_features, in_features, weight.dtype, weight, False, None)
     data = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
@@ -99,12 +105,22 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *, out_f
 
 
 def _linear_on_gpu(x: Tensor, weight: PackedWeight, bias: Tensor | None, *, out_float32: bool) -> Tensor:
-    from shoal.kernels.linear import triton_impl
+    chosen = tuning.choose(x.device, x.dtype, weight.out_features, weight.in_features, x.shape[0])
+    if chosen.kernel != "torch":
+        from shoal.kernels.linear import triton_impl
 
-    if triton_impl.supports(x, weight.data):
-        return triton_impl.linear(x, weight.data, bias, out_float32=out_float32)
-    product = torch.nn.functional.linear(x, weight.data, bias)
-    return product.float() if out_float32 else product
+        return triton_impl.linear(x, weight.data, bias, chosen, weight.counters, out_float32=out_float32)
+    if not out_float32 or x.dtype == torch.float32:
+        return torch.nn.functional.linear(x, weight.data, bias)
+    # Not the product and then .float(), which would round the sums, and move three times as many bytes.
+    product: Tensor = torch.mm(x, weight.data.t(), out_dtype=torch.float32)
+    return product if bias is None else product.add_(bias)
+
+
+def _allocate_counters(weight: Tensor) -> Tensor | None:
+    entries = tuning.entries_for(weight.device, weight.dtype, *weight.shape)
+    count = tuning.num_counters(entries, weight.shape[0])
+    return torch.zeros(count, dtype=torch.int32, device=weight.device) if count else None
 
 
 @functools.cache

@@ -11,12 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shoal.kernels.paged_attention import tuning
 from shoal.kernels.paged_attention.plan import AttentionPlan, AttentionShape
 from shoal.kernels.paged_attention.work import Work, divide
-
-_TALL_ROWS = 128
-_LOW_ROWS = 16
-_PROGRAMS_PER_PROCESSOR = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +84,7 @@ def plan_decode(
     """
     num_sequences, device = seq_lens.shape[0], seq_lens.device
     num_programs = num_sequences * shape.layout.num_kv_heads
-    num_splits = max(1, _PROGRAMS_PER_PROCESSOR * num_processors(device) // num_programs)
+    num_splits = max(1, _tuning(shape).programs_per_processor * num_processors(device) // num_programs)
     tiling = low_tiling(shape, pages)
     num_rows = num_programs * num_splits * tiling.rows if num_splits > 1 else 0
     launch = DecodeLaunch(
@@ -152,8 +149,8 @@ def launch_pieces(shape: AttentionShape, tiling: Tiling, items: Tensor, merges: 
 
 def low_tiling(shape: AttentionShape, pages: Any) -> Tiling:
     """For sequences with up to `max_low_queries` query tokens."""
-    rows = _low_rows(shape)
-    return Tiling(rows, num_stages=3, num_warps=2 if rows < 64 and _padded_dim(shape) < 256 else 4, pages=pages)
+    tuned = _tuning(shape)
+    return Tiling(_low_rows(shape), num_stages=tuned.low_num_stages, num_warps=tuned.low_num_warps, pages=pages)
 
 
 def tall_tiling(shape: AttentionShape, pages: Any) -> Tiling:
@@ -161,7 +158,8 @@ def tall_tiling(shape: AttentionShape, pages: Any) -> Tiling:
 
     Their accumulators lie in registers: 128 x 256 over 4 warps would spill 2.6 KB a thread, over 8 nothing (sm_90).
     """
-    return Tiling(_tall_rows(shape), num_stages=2, num_warps=4 if _padded_dim(shape) < 256 else 8, pages=pages)
+    tuned = _tuning(shape)
+    return Tiling(_tall_rows(shape), num_stages=tuned.tall_num_stages, num_warps=tuned.tall_num_warps, pages=pages)
 
 
 def max_low_queries(shape: AttentionShape) -> int:
@@ -174,13 +172,20 @@ def num_places(shape: AttentionShape, device: torch.device) -> int:
 
     `work.divide` then makes at most so many items more than there are tiles, so many merges, and twice so many parts.
     """
-    return max(1, _PROGRAMS_PER_PROCESSOR * num_processors(device) // shape.layout.num_kv_heads)
+    return max(1, _tuning(shape).programs_per_processor * num_processors(device) // shape.layout.num_kv_heads)
 
 
 @functools.cache
 def num_processors(device: torch.device) -> int:
     """Streaming multiprocessors; 4 where kernels are interpreted, so that small tests split."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+@functools.cache
+def _tuning(shape: AttentionShape) -> tuning.AttentionTuning:
+    """Of the current CUDA device, on which a `RowsLayout` has its cache, or of none."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return tuning.choose(device, shape.layout.dtype, _group(shape), shape.layout.head_dim)
 
 
 def _group(shape: AttentionShape) -> int:
@@ -192,11 +197,11 @@ def _padded_dim(shape: AttentionShape) -> int:
 
 
 def _low_rows(shape: AttentionShape) -> int:
-    return max(_LOW_ROWS, 1 << (_group(shape) - 1).bit_length())
+    return max(_tuning(shape).low_rows, 1 << (_group(shape) - 1).bit_length())
 
 
 def _tall_rows(shape: AttentionShape) -> int:
-    return max(_TALL_ROWS, _low_rows(shape))
+    return max(_tuning(shape).tall_rows, _low_rows(shape))
 
 
 def _scratch(shape: AttentionShape, num_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.kernels.sampling import reference
+from shoal.kernels.sampling import reference, tuning
 
 __all__ = [
     "BIASED", "FILTERED", "GREEDY", "IN_PROMPT", "MAX_BIASES", "MAX_STOP_IDS", "PENALIZED", "SLOT_DTYPE", "SLOT_WORDS",
@@ -53,9 +53,6 @@ SLOT_DTYPE = np.dtype(
 SLOT_WORDS = SLOT_DTYPE.itemsize // 4
 IN_PROMPT = -(1 << 15)
 """The bit of a token count for tokens of the prompt that the output does not have; the other 15 count the output's."""
-
-_CHUNK = 4096
-"""Tokens that one program of the first pass reads: 16 KiB, 8 loads of 16 bytes a thread with 4 warps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +105,11 @@ class SamplingWorkspace:
     """[rows, chunk] int32: their tokens, rising."""
 
     @classmethod
-    def allocate(cls, num_rows: int, vocab_size: int, device: torch.device, chunk: int = _CHUNK) -> SamplingWorkspace:
+    def allocate(
+        cls, num_rows: int, vocab_size: int, device: torch.device, chunk: int | None = None
+    ) -> SamplingWorkspace:
         """For up to `num_rows` rows. `chunk` (a power of two) is for tests, which have small vocabularies."""
+        chunk = tuning.choose(device, vocab_size).chunk if chunk is None else chunk
 
         def empty(columns: int, dtype: torch.dtype) -> Tensor:
             return torch.empty((num_rows, columns), dtype=dtype, device=device)

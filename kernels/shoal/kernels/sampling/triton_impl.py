@@ -31,6 +31,7 @@ from shoal.kernels.sampling import (
     SamplingWorkspace,
 )
 from shoal.kernels.sampling.triton_filters import filter_row, read_tile
+from shoal.kernels.sampling.tuning import choose
 
 _BIASED, _PENALIZED = tl.constexpr(BIASED), tl.constexpr(PENALIZED)
 _GREEDY, _FILTERED = tl.constexpr(GREEDY), tl.constexpr(FILTERED)
@@ -59,7 +60,7 @@ def sample(logits: Tensor, slots: Tensor, state: SamplingState, workspace: Sampl
     token_ids = torch.empty(rows, dtype=torch.int32, device=logits.device)
     if not rows:
         return token_ids
-    chunks = workspace.largest.shape[1]
+    chunks, tuning = workspace.largest.shape[1], choose(logits.device, vocab_size)
     _read_chunks[(chunks, rows)](
         logits,
         logits.stride(0),
@@ -75,10 +76,9 @@ def sample(logits: Tensor, slots: Tensor, state: SamplingState, workspace: Sampl
         workspace.masses,
         vocab_size,
         CHUNK=chunk,
-        num_warps=4,
+        num_warps=tuning.read_num_warps,
         enable_fp_fusion=False,  # penalties round as they do in torch
     )
-    # 16 warps: a filtered row is read by one program, as fast as one multiprocessor can.
     _choose[(rows,)](
         logits,
         logits.stride(0),
@@ -95,8 +95,8 @@ def sample(logits: Tensor, slots: Tensor, state: SamplingState, workspace: Sampl
         vocab_size,
         CHUNK=chunk,
         CHUNKS=triton.next_power_of_2(chunks),
-        WIDTH=min(chunk, 2048),
-        num_warps=16,
+        WIDTH=min(chunk, tuning.filter_width),
+        num_warps=tuning.choose_num_warps,
         enable_fp_fusion=False,  # a score must be the same number in every pass
     )
     return token_ids
