@@ -105,7 +105,7 @@ def test_draws_follow_the_distribution(params: SamplingParams) -> None:
 
     rows, size = 4096, 50
     sampler = make_sampler(rows, size, device="cuda")
-    row = make_logits(1, size)
+    row = make_logits(1, size, spread=1.0)
     slots, counts = torch.arange(rows, dtype=torch.int32, device="cuda"), np.zeros(size, np.int64)
     admit_all((sampler,), [params] * rows, first_seed=500)
     scalars = sampler.state.slots[0].cpu().numpy().view(SLOT_DTYPE)[0]

@@ -47,3 +47,13 @@ def test_tokens_that_only_the_device_knows_are_filled_in() -> None:
         implementation.resolve_tokens(resolved, make_state())
         assert resolved[[0, 7, 131, 299]].tolist() == [100, 108, 103, 101]
         assert torch.equal(resolved[tokens >= 0], tokens[tokens >= 0])
+
+
+def test_words_are_written_where_they_belong() -> None:
+    places = torch.randperm(60, generator=torch.Generator().manual_seed(0))[:37]
+    entries = torch.stack((places, torch.arange(37) + 500)).int().to(DEVICE)
+    for implementation in (triton_impl, reference):
+        target = torch.full((6, 10), -1, dtype=torch.int32, device=DEVICE)
+        implementation.write_words(target, entries)
+        assert target.view(-1)[places.to(DEVICE)].tolist() == entries[1].tolist()
+        assert (target == -1).sum() == 23

@@ -36,6 +36,8 @@ def divide(
     sequences: [n] indices into query_counts and lengths (tokens with KV, the queries included). num_places: pieces that
     run at once; no piece reads many more pages than an equal share of them.
     """
+    if not len(sequences):
+        return Work(np.empty((0, 5), np.int32), np.empty((0, 4), np.int32))
     counts, known = query_counts[sequences].astype(np.int64), lengths[sequences].astype(np.int64)
     num_tiles = -(-counts // tile_tokens)
     of_tile = np.repeat(np.arange(len(sequences)), num_tiles)

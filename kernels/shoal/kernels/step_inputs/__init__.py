@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shoal.kernels.step_inputs import reference
 
-__all__ = ["DecodeInputs", "SlotState", "fill_inputs", "record_tokens", "reference", "resolve_tokens"]
+__all__ = ["DecodeInputs", "SlotState", "fill_inputs", "record_tokens", "reference", "resolve_tokens", "write_words"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,17 @@ def record_tokens(state: SlotState, slots: Tensor, token_ids: Tensor, seq_lens: 
     Slots are distinct; negative ones are skipped.
     """
     _implementation(slots).record_tokens(state, slots, token_ids, seq_lens)
+
+
+def write_words(target: Tensor, entries: Tensor) -> None:
+    """target.flatten()[entries[0, i]] = entries[1, i] for every i.
+
+    target: contiguous int32; entries: [2, n] int32 on its device, with distinct places. One launch of 25 us where
+    torch's indexed assignment takes the host 70 us.
+    """
+    if not target.is_contiguous() or target.dtype != torch.int32 or entries.shape[0] != 2:
+        raise ValueError(f"target must be contiguous int32 and entries [2, n], not {tuple(entries.shape)}")
+    _implementation(target).write_words(target, entries)
 
 
 def _implementation(tensor: Tensor):  # type: ignore[no-untyped-def]  # one of two modules

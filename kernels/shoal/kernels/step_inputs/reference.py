@@ -35,3 +35,8 @@ def record_tokens(state: SlotState, slots: Tensor, token_ids: Tensor, seq_lens: 
     used = slots >= 0
     state.last_tokens[slots[used].long()] = token_ids[used]
     state.num_computed[slots[used].long()] = seq_lens[used]
+
+
+def write_words(target: Tensor, entries: Tensor) -> None:
+    """See `shoal.kernels.step_inputs.write_words`."""
+    target.view(-1)[entries[0].long()] = entries[1]

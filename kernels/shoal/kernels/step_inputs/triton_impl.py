@@ -45,6 +45,13 @@ def record_tokens(state: SlotState, slots: Tensor, token_ids: Tensor, seq_lens: 
     )
 
 
+def write_words(target: Tensor, entries: Tensor) -> None:
+    """See `shoal.kernels.step_inputs.write_words`."""
+    count = entries.shape[1]
+    if count:
+        _write[(triton.cdiv(count, _BLOCK),)](target, entries, count, BLOCK=_BLOCK)
+
+
 @triton.jit
 def _fill(
     slots, last_token, num_computed, block_tables, token_ids, positions, slot_mapping, seq_lens, table_rows, count,
@@ -65,14 +72,22 @@ def _fill(
     tl.store(table_rows + at, tl.where(used, slot, 0), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
+def _write(target, entries, count, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    exists = at < count
+    place = tl.load(entries + at, mask=exists, other=0).to(tl.int64)
+    tl.store(target + place, tl.load(entries + count + at, mask=exists, other=0), mask=exists)
+
+
+@triton.jit(do_not_specialize=["count"])
 def _resolve(token_ids, last_token, count, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     token = tl.load(token_ids + at, mask=at < count, other=0)
     tl.store(token_ids + at, tl.load(last_token - 1 - token, mask=token < 0, other=0), mask=token < 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _record(slots, token_ids, seq_lens, last_token, num_computed, count, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.load(slots + at, mask=at < count, other=-1)

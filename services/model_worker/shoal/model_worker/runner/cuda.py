@@ -18,7 +18,7 @@ from shoal.model_worker.layers.batch import ForwardBatch
 from shoal.model_worker.models.config import ModelConfig
 from shoal.model_worker.models.registry import Model
 from shoal.model_worker.runner.device_slots import DeviceSlots
-from shoal.model_worker.runner.device_step import DeviceStep, Logprobs
+from shoal.model_worker.runner.device_step import Logprobs, TokenMail
 from shoal.model_worker.runner.flat_batch import lay_out
 from shoal.model_worker.runner.packed_inputs import PackedInputs, StepArrays, attention_plan, capacity, exact
 from shoal.model_worker.runner.sequences import Sequences
@@ -65,6 +65,7 @@ class CudaRunner:
         self._device_slots = DeviceSlots(max_num_seqs, self._slots.block_tables.shape[1], block_size)
         # Slots whose last token and count the device has: those that have sampled.
         self._on_device = np.zeros(max_num_seqs, np.bool_)
+        self._mail = TokenMail(self.max_pending_steps, max_num_seqs)
         self._decode_sizes = decode_sizes(max_num_seqs)
         self._decode_graphs: dict[int, DecodeGraph] = {}
         self._mixed_graphs: dict[int, MixedGraph] = {}
@@ -134,7 +135,7 @@ class CudaRunner:
         size = next(size for size in self._decode_sizes if size >= len(slots))
         logits, token_ids = self._decode_graphs[size].run(slots)
         state.num_computed[slots] += 1
-        return DeviceStep(slots, token_ids, self._gather(logits, slots, token_ids), {})
+        return self._mail.send(slots, token_ids, self._gather(logits, slots, token_ids), {})
 
     def _mixed(self, plan: StepPlan) -> PendingStep:
         for fork in plan.forks:
@@ -157,7 +158,7 @@ class CudaRunner:
             logits, token_ids = graph.run(arrays.named())
         else:
             logits, token_ids = self._mixed_step(self._write(arrays))
-        return DeviceStep(slots, token_ids, self._gather(logits, slots, token_ids), prompt_logprobs)
+        return self._mail.send(slots, token_ids, self._gather(logits, slots, token_ids), prompt_logprobs)
 
     def _arrange(self, plan: StepPlan) -> StepArrays:
         tokens = lay_out(plan, self._slots, self._shape.layout.block_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shoal.kernels.step_inputs import SlotState
+from shoal.kernels.step_inputs import SlotState, write_words
 from shoal.model_worker.step import IntArray, StepPlan
 
 
@@ -21,12 +23,16 @@ class DeviceSlots:
 
     def assign(self, plan: StepPlan) -> None:
         """Takes over the block ids that a plan names."""
-        entries = [(a.slot, a.index, a.block_id) for a in plan.assigned]
+        width = self.state.block_tables.shape[1]
+        places: list[Sequence[int]] = [[a.slot * width + a.index for a in plan.assigned]]
+        blocks: list[Sequence[int]] = [[a.block_id for a in plan.assigned]]
         for admission in plan.admitted:
-            entries += [(admission.slot, index, block) for index, block in enumerate(admission.block_ids)]
-        if entries:
-            slot, index, block = upload(np.array(entries, dtype=np.int32).T)
-            self.state.block_tables[slot, index] = block
+            first = admission.slot * width
+            places.append(range(first, first + len(admission.block_ids)))
+            blocks.append(admission.block_ids)
+        entries = [list(chain.from_iterable(each)) for each in (places, blocks)]
+        if entries[0]:
+            write_words(self.state.block_tables, upload(np.array(entries, dtype=np.int32)))
 
     def fork(self, source: int, target: int) -> None:
         """Copies a slot's block table."""

@@ -83,6 +83,7 @@ class PackedInputs:
             self._starts[name] = size
             size += -(-prod(shape) // _ALIGNMENT) * _ALIGNMENT
         self._device = torch.empty(size, dtype=torch.int32, device="cuda")
+        self._pinned: list[Tensor] = []
         self._unused = np.zeros(size, np.int32)
         for name, value in _UNUSED.items():
             self._place(self._unused, name)[...] = value
@@ -93,14 +94,23 @@ class PackedInputs:
 
     def write(self, arrays: Mapping[str, NDArray[np.int32]]) -> None:
         """Sends a step, without waiting. Arrays may be shorter than their places."""
-        pinned = torch.from_numpy(self._unused).pin_memory()
-        flat = pinned.numpy()
+        pinned = self._next_pinned()
+        flat: NDArray[np.int32] = pinned.numpy()
+        flat[:] = self._unused
         for name, array in arrays.items():
             place = self._place(flat, name)
             place[: len(array)] = array
             if name == "query_starts":
                 place[len(array) :] = array[-1]
         self._device.copy_(pinned, non_blocking=True)
+
+    def _next_pinned(self) -> Tensor:
+        """Memory that no copy is reading: of two, since no more than two steps are under way."""
+        if len(self._pinned) < 2:
+            self._pinned.append(torch.empty(self._device.shape, dtype=torch.int32, pin_memory=True))
+        else:
+            self._pinned.reverse()
+        return self._pinned[-1]
 
     def _place(self, flat: NDArray[np.int32], name: str) -> NDArray[np.int32]:
         start, shape = self._starts[name], self._shapes[name]

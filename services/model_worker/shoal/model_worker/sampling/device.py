@@ -34,6 +34,7 @@ from shoal.kernels.sampling import (
     SamplingState,
     SamplingWorkspace,
 )
+from shoal.kernels.step_inputs import write_words
 from shoal.model_worker.sampling.history import TokenCounts
 from shoal.model_worker.sampling.logprobs import gather_logprobs
 from shoal.model_worker.sampling.params import SamplingParams
@@ -146,9 +147,11 @@ class DeviceSampler:
         admitted, self._admitted = self._admitted, {}
         state = self.state
         scalars = np.concatenate([each.scalars for each in admitted.values()])
-        columns = [np.array(list(admitted), np.int32)[:, None], scalars.view(np.int32).reshape(len(admitted), -1)]
-        packed = self._upload(np.concatenate(columns, axis=1))
-        state.slots[packed[:, 0]] = packed[:, 1:]
+        words = scalars.view(np.int32).reshape(len(admitted), -1)
+        places = np.array(list(admitted), np.int32)[:, None] * words.shape[1] + np.arange(
+            words.shape[1], dtype=np.int32
+        )
+        write_words(state.slots, self._upload(np.stack((places.ravel(), words.ravel()))))
         if biased := {slot: each.biases for slot, each in admitted.items() if len(each.biases)}:
             values = np.concatenate([biases[:, 1] for biases in biased.values()]).astype(np.float32).view(np.int32)
             ids = [biases[:, 0] for biases in biased.values()]
