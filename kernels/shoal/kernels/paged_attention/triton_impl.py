@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from shoal.kernels.paged_attention import gluon_tall
 from shoal.kernels.paged_attention.gpu_plan import DecodeLaunch, PiecesLaunch
 from shoal.kernels.paged_attention.options import AttentionOptions
 from shoal.kernels.paged_attention.plan import AttentionPlan
@@ -59,16 +60,19 @@ def _launch_pieces(
 ) -> None:
     num_kv_heads, tiling = plan.shape.layout.num_kv_heads, launch.tiling
     sizes = _sizes(plan, options, tiling.rows)
-    # Neighbours share KV heads: their pages are in the second-level cache.
-    _attend[num_kv_heads, launch.items.shape[0]](
-        *_step_arguments(qkv, out, layer_cache, plan, options, launch),
-        launch.items,
-        *_strides(qkv, out, layer_cache, plan, options),
-        **sizes,
-        HAS_SOFT_CAP=options.soft_cap is not None,
-        STAGES=tiling.num_stages,
-        num_warps=tiling.num_warps,
-    )
+    if gluon_tall.ENABLED and gluon_tall.supports(qkv, plan, options, launch):
+        gluon_tall.launch_tall(qkv, out, layer_cache, plan, options, launch)
+    else:
+        # Neighbours share KV heads: their pages are in the second-level cache.
+        _attend[num_kv_heads, launch.items.shape[0]](
+            *_step_arguments(qkv, out, layer_cache, plan, options, launch),
+            launch.items,
+            *_strides(qkv, out, layer_cache, plan, options),
+            **sizes,
+            HAS_SOFT_CAP=options.soft_cap is not None,
+            STAGES=tiling.num_stages,
+            num_warps=tiling.num_warps,
+        )
     if launch.merges.shape[0]:
         _merge[tiling.rows // _MERGE_ROWS, num_kv_heads, launch.merges.shape[0]](
             out,
