@@ -45,16 +45,21 @@ class WorkerProcess(LoggedProcess):
         return value
 
 
-async def launch_worker(*flags: str) -> WorkerProcess:
-    """Starts a worker and does not wait for it. The caller ends it."""
+async def launch_worker(*flags: str, fault: str = "") -> WorkerProcess:
+    """Starts a worker and does not wait for it. The caller ends it. fault: see `faulty_engine`."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return await WorkerProcess.launch("shoal.model_worker.main", "--log-format=json", *flags, env=env)
+    module = "shoal.model_worker.main"
+    if fault:
+        module = "support.faulty_worker"
+        tests = str(Path(__file__).parents[1])
+        env |= {"FAULT": fault, "PYTHONPATH": os.pathsep.join(filter(None, (tests, env.get("PYTHONPATH"))))}
+    return await WorkerProcess.launch(module, "--log-format=json", *flags, env=env)
 
 
 @asynccontextmanager
-async def start_worker(*flags: str) -> AsyncIterator[WorkerProcess]:
+async def start_worker(*flags: str, fault: str = "") -> AsyncIterator[WorkerProcess]:
     """A worker that serves; killed at the end if it still runs."""
-    async with await launch_worker(*flags) as worker:
+    async with await launch_worker(*flags, fault=fault) as worker:
         await worker.wait_logged("serving")
         yield worker
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.config import ConfigError, load
 from shoal.model_worker.config import WorkerConfig
 from shoal.model_worker.engine_setup import SetupError, set_up
 from shoal.model_worker.sampling.params import SamplingParams
@@ -56,10 +55,4 @@ def test_contradicting_settings_are_refused_with_numbers(settings: dict[str, obj
 def test_the_context_is_what_model_and_cache_allow_unless_configured() -> None:
     parts = set_up(WorkerConfig(device="simulated", num_blocks=10), lambda stage, fraction: None)
     assert parts.info.max_model_len == 160
-
-
-def test_settings_are_checked_on_the_way_in() -> None:
-    with pytest.raises(ConfigError, match="block_size = '0'"):
-        load(WorkerConfig, program="shoal-worker", argv=["--block-size=0"], environ={})
-    config = load(WorkerConfig, program="shoal-worker", argv=["--model=/models/tiny/"], environ={"SHOAL_PORT": "7"})
-    assert (config.port, config.model_name) == (7, "tiny")
+    assert (parts.info.block_size, parts.info.max_num_seqs) == (16, 64)

@@ -29,6 +29,9 @@ def test_gauges_and_counters_come_from_the_latest_stats() -> None:
     assert registry.get_sample_value("shoal_worker_request_success_total", {"finished_reason": "length"}) == 0
     assert registry.get_sample_value("shoal_worker_request_failure_total", {"reason": "deadline_exceeded"}) == 1
     assert metrics.num_overload_errors == 0
+    metrics.engine_failed("stalled")
+    assert registry.get_sample_value("shoal_worker_engine_failures_total", {"reason": "stalled"}) == 1
+    assert registry.get_sample_value("shoal_worker_engine_failures_total", {"reason": "device"}) == 0
 
 
 def test_usage_is_zero_before_the_engine_has_blocks() -> None:

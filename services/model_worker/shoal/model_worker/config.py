@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -14,6 +14,25 @@ Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(ge=0)]
+DeviceName = Literal["cpu", "cuda", "simulated"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceDefaults:
+    """What suits a device, for settings that the operator leaves alone."""
+
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    engine_stall_timeout_s: float
+    """0: never. On a CPU one step of a large model can take minutes."""
+
+
+DEVICE_DEFAULTS: dict[DeviceName, DeviceDefaults] = {
+    "cpu": DeviceDefaults(16, 64, 512, 0.0),
+    "cuda": DeviceDefaults(64, 512, 8192, 120.0),
+    "simulated": DeviceDefaults(16, 64, 512, 0.0),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +44,7 @@ class WorkerConfig:
     host: str = option("127.0.0.1", "Address to listen on.")
     port: Port = option(50061, "gRPC port; 0 picks a free one.")
     metrics_port: Port = option(9461, "Port of Prometheus /metrics; 0 picks a free one.")
-    device: Literal["cpu", "cuda", "simulated"] = option(
+    device: DeviceName = option(
         "cpu", "What computes. simulated: no model; tokens are hashes, for tests of everything around the engine."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Type of the weights in memory; auto: the file's.")
@@ -33,14 +52,16 @@ class WorkerConfig:
         "auto", "How to read the weights. dummy: random ones, for tests."
     )
     max_model_len: NotNegative = option(0, "Longest prompt plus output, in tokens; 0: what model and cache allow.")
-    block_size: Positive = option(16, "Tokens in a KV block; on a GPU 64 is the fastest.")
+    block_size: NotNegative = option(0, "Tokens in a KV block; 0: 16, on a GPU 64 (there a power of two from 16).")
     num_blocks: NotNegative = option(0, "KV blocks; 0: as many as fit in the memory for them.")
     kv_cache_memory_bytes: Positive = option(1 << 30, "Memory for KV blocks on a CPU.")
     gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = option(
         0.9, "Share of a GPU's memory that the worker may use; what weights and steps leave of it holds KV blocks."
     )
-    max_num_seqs: Positive = option(64, "Most sequences in one step.")
-    max_num_batched_tokens: Positive = option(512, "Most tokens in one step; at least --max-num-seqs.")
+    max_num_seqs: NotNegative = option(0, "Most sequences in one step; 0: 64, on a GPU 512.")
+    max_num_batched_tokens: NotNegative = option(
+        0, "Most tokens in one step, at least --max-num-seqs; 0: 512, on a GPU 8192."
+    )
     max_queued_requests: Positive = option(256, "Requests that may wait; more are refused with a retry hint.")
     max_queued_tokens: Positive = option(1 << 20, "Tokens that waiting requests may have to compute.")
     scheduling_policy: PolicyName = option("priority", "priority: smaller values first, with aging. fcfs: by arrival.")
@@ -60,6 +81,11 @@ class WorkerConfig:
     client_stall_timeout_s: Annotated[float, Meta(gt=0)] = option(
         60.0, "A client that reads nothing for this long is cut off."
     )
+    engine_stall_timeout_s: Seconds | None = option(
+        None,
+        "An engine that has work and ends no step for this long is killed, and the worker ends; 0: never. Left out: "
+        "120 on a GPU, else never.",
+    )
     kv_event_buffer: Positive = option(8192, "KV events kept for subscribers that are behind; older: a snapshot.")
     drain_timeout_s: Seconds = option(60.0, "How long running requests may go on after SIGTERM.")
     load_timeout_s: Annotated[float, Meta(gt=0)] = option(1800.0, "Longest time that loading the model may take.")
@@ -69,6 +95,19 @@ class WorkerConfig:
     otlp_endpoint: str = option("", "Where traces go, such as http://127.0.0.1:4317; empty: nowhere.")
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "Least severe lines logged.")
     log_format: Literal["auto", "json", "console"] = option("auto", "auto: readable on a terminal, JSON elsewhere.")
+
+    def with_device_defaults(self) -> WorkerConfig:
+        """This configuration with what was left to the device filled in. Of such a one, itself."""
+        defaults = DEVICE_DEFAULTS[self.device]
+        max_num_batched_tokens = self.max_num_batched_tokens or defaults.max_num_batched_tokens
+        stall_timeout_s = self.engine_stall_timeout_s
+        return replace(
+            self,
+            block_size=self.block_size or defaults.block_size,
+            max_num_seqs=self.max_num_seqs or min(defaults.max_num_seqs, max_num_batched_tokens),
+            max_num_batched_tokens=max_num_batched_tokens,
+            engine_stall_timeout_s=defaults.engine_stall_timeout_s if stall_timeout_s is None else stall_timeout_s,
+        )
 
     @property
     def model_name(self) -> str:

@@ -3,50 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import os
-import socket
-import sys
+import signal
 import time
 from array import array
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NoReturn
 
 import msgspec
 import structlog
 
-from shoal.model_worker.channel import ChannelClosed, pack_frame, read_frame
+from shoal.model_worker.channel import ChannelClosed
 from shoal.model_worker.coalescing import Coalescer
 from shoal.model_worker.config import WorkerConfig
+from shoal.model_worker.engine_child import ENGINE_MODULE, EngineChild
+from shoal.model_worker.engine_failure import EngineFailure
+from shoal.model_worker.engine_watch import EngineWatch
 from shoal.model_worker.failure import Failure
 from shoal.model_worker.kv_events import KvEventHub
-from shoal.model_worker.messages import (
-    Add,
-    Broken,
-    Cancel,
-    Command,
-    EngineInfo,
-    Loading,
-    Ready,
-    Report,
-    StepFrame,
-    Stop,
-    decode_report,
-    encode,
-)
+from shoal.model_worker.messages import Add, Broken, Cancel, EngineInfo, Loading, Ready, StepFrame, Stop
 from shoal.model_worker.metrics import WorkerMetrics
 from shoal.model_worker.request import Request
 from shoal.model_worker.scheduler import SchedulerStats
 from shoal.model_worker.streams import ChoiceOutput, RequestStream
 
 STOP_TIMEOUT_S = 5.0
-_DIED = Failure("UNAVAILABLE", "the worker's engine died; the request can be resumed on another worker", "", 1.0)
+TRACE_TIME_S = 0.2
+"""For a hung engine to write where it is."""
 _log = structlog.get_logger("shoal.model_worker")
 
 
 class EngineFailed(Exception):
-    """The engine did not start, or is gone."""
+    """The engine did not start."""
 
 
 class EngineClient:
@@ -54,17 +43,17 @@ class EngineClient:
 
     def __init__(
         self,
-        process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        child: EngineChild,
         *,
+        stall_timeout_s: float,
         coalescer: Coalescer,
         kv_events: KvEventHub,
         metrics: WorkerMetrics,
     ) -> None:
-        self._process = process
-        self._reader = reader
-        self._writer = writer
+        """stall_timeout_s: see `WorkerConfig.engine_stall_timeout_s`; 0: no limit."""
+        self._child = child
+        self._watch = EngineWatch(stall_timeout_s) if stall_timeout_s else None
+        self._stall_timeout_s = stall_timeout_s
         self._coalescer = coalescer
         self._kv_events = kv_events
         self._metrics = metrics
@@ -74,53 +63,60 @@ class EngineClient:
         self._idle = asyncio.Event()
         self._idle.set()
         self.died = asyncio.Event()
-        """Set when the engine is gone."""
+        """Set when the engine is gone or given up."""
+        self.failure: EngineFailure | None = None
+        """What ended it, unless it was told to end."""
         self.info: EngineInfo | None = None
         self.stats = SchedulerStats()
-        self._following: asyncio.Task[None] | None = None
+        self._is_stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
     async def start(
-        cls, config: WorkerConfig, *, coalescer: Coalescer, kv_events: KvEventHub, metrics: WorkerMetrics
+        cls,
+        config: WorkerConfig,
+        *,
+        coalescer: Coalescer,
+        kv_events: KvEventHub,
+        metrics: WorkerMetrics,
+        module: str = ENGINE_MODULE,
     ) -> EngineClient:
-        """Starts the process and hands it its configuration; `load` waits for its model."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # nothing in the working directory may shadow a module
-                "-m",
-                "shoal.model_worker.engine_process",
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-                env=_engine_environment(config),
-            )
-        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=1 << 20)
-        writer.write(pack_frame(msgspec.msgpack.encode(config)))
-        return cls(process, reader, writer, coalescer=coalescer, kv_events=kv_events, metrics=metrics)
+        """Starts the process and hands it its configuration; `load` waits for its model. module: what to run."""
+        child = await EngineChild.start(config, module)
+        stall_timeout_s = config.engine_stall_timeout_s or 0.0
+        return cls(child, stall_timeout_s=stall_timeout_s, coalescer=coalescer, kv_events=kv_events, metrics=metrics)
 
     async def load(self, timeout_s: float, on_progress: Callable[[str, float], None]) -> EngineInfo:
         """Waits until the engine is ready. Raises EngineFailed with what went wrong."""
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    match await self._receive():
+                    match await self._child.receive():
                         case Loading(stage, fraction):
                             on_progress(stage, fraction)
                         case Ready(info):
-                            self.info = info
-                            self._following = asyncio.create_task(self._follow(), name="engine reports")
+                            self._begin(info)
                             return info
-                        case Broken(message):
-                            raise EngineFailed(message)
+                        case Broken(failure):
+                            self._refuse(failure)
                         case StepFrame():
-                            raise EngineFailed("the engine ran a step before it was ready")
+                            self._refuse(EngineFailure("protocol", "the engine ran a step before it was ready"))
         except TimeoutError:
-            raise EngineFailed(f"the model was not loaded within load_timeout_s = {timeout_s:g} s") from None
+            text = f"the model was not loaded within load_timeout_s = {timeout_s:g} s"
+            self._refuse(EngineFailure("stalled", text))
         except ChannelClosed:
-            code = await self._process.wait()
-            raise EngineFailed(f"the engine ended with status {code} while it was starting") from None
+            end = await self._child.wait(STOP_TIMEOUT_S) or "without closing its files"
+            self._refuse(EngineFailure("died", f"the engine ended ({end}) while it was starting"))
+
+    def _begin(self, info: EngineInfo) -> None:
+        self.info = info
+        self._tasks.append(asyncio.create_task(self._follow(), name="engine reports"))
+        if self._watch is not None:
+            self._tasks.append(asyncio.create_task(self._kill_when_stalled(self._watch), name="engine stall watch"))
+
+    def _refuse(self, failure: EngineFailure) -> NoReturn:
+        self._metrics.engine_failed(failure.reason)
+        raise EngineFailed(failure.message) from None
 
     @property
     def num_requests(self) -> int:
@@ -134,7 +130,7 @@ class EngineClient:
             next(self._stream_ids)
         stream = RequestStream.open(replace(request, stream_id=first))
         if self.died.is_set():
-            stream.fail(_DIED)
+            stream.fail(self._gone())
             return stream
         for output in stream.choices:
             self._outputs[first + output.choice] = output
@@ -154,10 +150,10 @@ class EngineClient:
         """Ends every request with an error; returns how many there were."""
         streams = {output.stream for output in self._outputs.values()}
         for stream in streams:
-            if not self.died.is_set():
-                self._send(Cancel(stream.request.stream_id))
+            self._send(Cancel(stream.request.stream_id))
             self._forget(stream)
             stream.fail(failure)
+            self._metrics.failed(failure.reason)
         return len(streams)
 
     async def wait_idle(self) -> None:
@@ -165,40 +161,70 @@ class EngineClient:
         await self._idle.wait()
 
     async def stop(self) -> None:
-        """Ends the process; kills it when it is still loading, or takes longer than STOP_TIMEOUT_S."""
-        try:
-            if self.info is not None and not self.died.is_set():
-                self._send(Stop())
-                await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
-        except TimeoutError:
-            _log.warning("the engine did not end when told to", timeout_s=STOP_TIMEOUT_S)
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
-        if self._following is not None:
-            await self._following
-        self._writer.close()
+        """Ends the process: asks an engine that serves, kills one that is loading or takes longer than STOP_TIMEOUT_S.
 
-    async def _receive(self) -> Report:
-        return decode_report(await read_frame(self._reader))
+        Returns after twice that at the latest.
+        """
+        self._is_stopping = True
+        if self.info is not None and not self.died.is_set():
+            self._child.send(Stop())
+            if await self._child.wait(STOP_TIMEOUT_S) is None:
+                _log.warning("the engine did not end when told to", timeout_s=STOP_TIMEOUT_S)
+        if not await self._child.end(STOP_TIMEOUT_S):
+            _log.error("the killed engine does not end: it is stuck in a driver", timeout_s=STOP_TIMEOUT_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _follow(self) -> None:
         """Hands reports over until the engine is gone."""
         try:
             while True:
-                report = await self._receive()
+                report = await self._child.receive()
                 if isinstance(report, StepFrame):
                     self._deliver(report)
+                    if self._watch is not None:
+                        self._watch.heard(busy=self._num_requests > 0)
                 elif isinstance(report, Broken):
-                    _log.error("the engine ended", reason=report.message)
+                    self._give_up(report.failure)
+                    return
         except ChannelClosed:
-            pass
+            self._give_up(EngineFailure("died", "the engine's process vanished without a word"))
+            if not self._is_stopping:
+                _log.error("the engine's process ended", end=await self._child.wait(STOP_TIMEOUT_S))
         except (msgspec.DecodeError, ValueError) as error:
-            _log.error("the engine's reports make no sense; it is ended", exc_info=error)
-            self._process.kill()
-        finally:
-            self.died.set()
-            self.fail_all(_DIED)
+            self._give_up(EngineFailure("protocol", f"the engine's reports make no sense: {error}"))
+        except Exception as error:
+            _log.error("the engine's reports cannot be handed over", exc_info=error)
+            self._give_up(EngineFailure("protocol", f"handing its reports over failed: {type(error).__name__}"))
+
+    async def _kill_when_stalled(self, watch: EngineWatch) -> None:
+        await watch.wait_stalled()
+        self._child.signal(signal.SIGUSR1)
+        await asyncio.sleep(TRACE_TIME_S)
+        self._give_up(
+            EngineFailure(
+                "stalled",
+                f"the engine had work and ended no step for engine_stall_timeout_s = {self._stall_timeout_s:g} s, so "
+                f"it was killed; {self._num_requests} requests were open",
+            )
+        )
+
+    def _give_up(self, failure: EngineFailure) -> None:
+        """The engine is gone, or is made to go: every request ends with an error. Only the first reason counts."""
+        if self.died.is_set():
+            return
+        self.died.set()
+        self._child.signal(signal.SIGKILL)
+        if not self._is_stopping:
+            self.failure = failure
+            self._metrics.engine_failed(failure.reason)
+            _log.error("the engine ended", reason=failure.reason, message=failure.message)
+        self.fail_all(self._gone())
+
+    def _gone(self) -> Failure:
+        """What requests get when the engine is no more."""
+        return (self.failure or EngineFailure("died", "")).for_clients()
 
     def _deliver(self, frame: StepFrame) -> None:
         now_s = time.monotonic()
@@ -251,16 +277,9 @@ class EngineClient:
         if self._num_requests == 0:
             self._idle.set()
 
-    def _send(self, command: Command) -> None:
-        # Not awaited: what can wait here is bounded, for the front admits no more requests than the engine takes.
-        self._writer.write(pack_frame(encode(command)))
-
-
-def _engine_environment(config: WorkerConfig) -> dict[str, str]:
-    """Thread pools read their settings when they are imported, before any setting could reach them.
-
-    GOMP_SPINCOUNT: by default libgomp's threads spin for milliseconds when torch has nothing for them, on cores that
-    our own threads, the gateway and Envoy want (docs/adr/0003-native-cpu-ops.md has the numbers).
-    """
-    threads = {"OMP_NUM_THREADS": str(config.threads)} if config.threads else {}
-    return {"GOMP_SPINCOUNT": "1000", **os.environ, **threads}
+    def _send(self, command: Add | Cancel) -> None:
+        if self.died.is_set():
+            return
+        self._child.send(command)
+        if self._watch is not None:
+            self._watch.asked()

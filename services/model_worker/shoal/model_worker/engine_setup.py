@@ -41,7 +41,7 @@ class MakeDevice(Protocol):
     """Loads a model onto a device."""
 
     def __call__(self, config: WorkerConfig, progress: Progress) -> Device:
-        """Raises SetupError or OSError."""
+        """config: with the device's defaults filled in. Raises SetupError or OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,8 @@ _DEVICES = {
 
 
 def set_up(config: WorkerConfig, progress: Progress) -> EngineParts:
-    """Loads the model and sizes everything to it. Raises SetupError or OSError."""
+    """Loads the model and sizes everything to it. Raises SetupError or OSError, or whatever the device does."""
+    config = config.with_device_defaults()
     if config.device != "simulated" and not config.model:
         raise SetupError("model is required: give --model a folder, a file or a URI")
     module, _, name = _DEVICES[config.device].partition(":")
@@ -110,9 +111,10 @@ def choose_max_model_len(config: WorkerConfig, max_position: int, num_blocks: in
     if config.max_model_len > max_position:
         raise SetupError(f"max_model_len is {config.max_model_len}; the model takes at most {max_position} tokens")
     if config.max_model_len > room:
+        memory = "gpu_memory_utilization" if config.device == "cuda" else "kv_cache_memory_bytes"
         raise SetupError(
             f"max_model_len is {config.max_model_len}, but {num_blocks} KV blocks of {config.block_size} hold only "
-            f"{room} tokens; lower it, or raise kv_cache_memory_bytes or num_blocks"
+            f"{room} tokens; lower it, or raise {memory} or num_blocks"
         )
     return config.max_model_len
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
 
 import structlog
 from prometheus_client import REGISTRY
@@ -12,11 +11,13 @@ from prometheus_client import REGISTRY
 from shoal.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from shoal.model_worker.coalescing import Coalescer
 from shoal.model_worker.config import WorkerConfig
+from shoal.model_worker.engine_child import ENGINE_MODULE
 from shoal.model_worker.engine_client import EngineClient, EngineFailed
 from shoal.model_worker.kv_events import KvEventHub
 from shoal.model_worker.metrics import WorkerMetrics
 from shoal.model_worker.orca import OrcaService
 from shoal.model_worker.servicer import ModelWorkerServicer
+from shoal.model_worker.start_log import StartLog
 from shoal.rpc.server import Registration, ServerOptions, serve_until_stopped, start_server, stop_signal
 from shoal.telemetry import serve_metrics
 
@@ -24,9 +25,13 @@ SERVICE = worker_pb2.DESCRIPTOR.services_by_name["ModelWorkerService"].full_name
 _log = structlog.get_logger("shoal.model_worker")
 
 
-async def run_front(config: WorkerConfig) -> int:
-    """Loads, serves until SIGTERM, SIGINT or the engine's death, drains. Returns the exit status, 0 or 1."""
+async def run_front(config: WorkerConfig, *, engine_module: str = ENGINE_MODULE) -> int:
+    """Loads, serves until SIGTERM, SIGINT or the engine's death, drains. Returns the exit status, 0 or 1.
+
+    config: with the device's defaults filled in. engine_module: what runs as the engine process.
+    """
     stop = stop_signal()
+    start_log = StartLog()
     metrics = WorkerMetrics()
     REGISTRY.register(metrics)
     metrics_port, stop_metrics = serve_metrics(config.host, config.metrics_port)
@@ -38,9 +43,11 @@ async def run_front(config: WorkerConfig) -> int:
         max_tokens=config.coalesce_max_tokens,
         max_delay_s=config.coalesce_max_delay_ms / 1e3,
     )
-    engine = await EngineClient.start(config, coalescer=coalescer, kv_events=kv_events, metrics=metrics)
+    engine = await EngineClient.start(
+        config, module=engine_module, coalescer=coalescer, kv_events=kv_events, metrics=metrics
+    )
     try:
-        return await _serve(config, engine, kv_events, metrics, stop)
+        return await _serve(config, engine, kv_events, metrics, stop, start_log)
     except (EngineFailed, OSError) as error:
         _log.error("cannot serve", reason=str(error))
         return 1
@@ -51,7 +58,12 @@ async def run_front(config: WorkerConfig) -> int:
 
 
 async def _serve(
-    config: WorkerConfig, engine: EngineClient, kv_events: KvEventHub, metrics: WorkerMetrics, stop: asyncio.Event
+    config: WorkerConfig,
+    engine: EngineClient,
+    kv_events: KvEventHub,
+    metrics: WorkerMetrics,
+    stop: asyncio.Event,
+    start_log: StartLog,
 ) -> int:
     servicer = ModelWorkerServicer(config, engine, kv_events, metrics)
     orca = OrcaService(metrics, max_num_seqs=config.max_num_seqs)
@@ -61,7 +73,7 @@ async def _serve(
     servicer.on_drain(lambda: server.set_serving(False))
     loaded = False
     try:
-        loaded = await _load(config, engine, stop)
+        loaded = await _load(config, engine, stop, start_log)
     finally:
         if not loaded:
             await server.stop(0)
@@ -83,10 +95,10 @@ async def _serve(
     return 1 if engine.died.is_set() else 0
 
 
-async def _load(config: WorkerConfig, engine: EngineClient, stop: asyncio.Event) -> bool:
+async def _load(config: WorkerConfig, engine: EngineClient, stop: asyncio.Event, start_log: StartLog) -> bool:
     """Waits for the engine; False when told to stop before it was ready."""
     stopping = asyncio.create_task(stop.wait(), name="stop while loading")
-    loading = asyncio.create_task(engine.load(config.load_timeout_s, _log_progress()), name="load")
+    loading = asyncio.create_task(engine.load(config.load_timeout_s, start_log.on_progress), name="load")
     await asyncio.wait({stopping, loading}, return_when=asyncio.FIRST_COMPLETED)
     if not loading.done():
         loading.cancel()
@@ -94,21 +106,19 @@ async def _load(config: WorkerConfig, engine: EngineClient, stop: asyncio.Event)
         return False
     stopping.cancel()
     info = loading.result()
-    _log.info("loaded", model=config.model_name, digest=info.model_digest, num_blocks=info.num_blocks)
+    _log.info(
+        "loaded",
+        model=config.model_name,
+        digest=info.model_digest,
+        device=info.device,
+        dtype=info.dtype,
+        num_blocks=info.num_blocks,
+        block_size=info.block_size,
+        max_num_seqs=info.max_num_seqs,
+        max_model_len=info.max_model_len,
+        ready_in=start_log.finish(),
+    )
     return True
-
-
-def _log_progress() -> Callable[[str, float], None]:
-    """Logs a stage when it begins and at every tenth of it."""
-    last: tuple[str, int] = ("", -1)
-
-    def log(stage: str, fraction: float) -> None:
-        nonlocal last
-        if last != (step := (stage, int(fraction * 10))):
-            last = step
-            _log.info("loading", stage=stage, percent=round(fraction * 100))
-
-    return log
 
 
 async def _stop_when_dead(engine: EngineClient, stop: asyncio.Event) -> None:

@@ -16,7 +16,7 @@ from shoal.telemetry import setup_logs, setup_traces
 
 def main() -> None:
     """The command `shoal-worker`. Exit status: 0 drained, 1 the engine failed, 2 bad configuration."""
-    config = load_or_exit(WorkerConfig, program="shoal-worker")
+    config = load_or_exit(WorkerConfig, program="shoal-worker").with_device_defaults()
     setup_logs("model_worker", level=config.log_level, log_format=config.log_format)
     structlog.get_logger("shoal.model_worker").info("configuration", **describe(config))
     flush_traces = setup_traces("model_worker", config.otlp_endpoint)

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from shoal.model_worker.engine_failure import EngineFailure
 from shoal.model_worker.failure import Failure
 from shoal.model_worker.kv_cache import KvEvent
 from shoal.model_worker.request import Request
@@ -65,7 +66,7 @@ class Ready(msgspec.Struct, array_like=True, tag=2):
 class Broken(msgspec.Struct, array_like=True, tag=3):
     """Engine to front: the engine ends now, for this reason."""
 
-    message: str
+    failure: EngineFailure
 
 
 class StepFrame(msgspec.Struct, array_like=True, tag=4):

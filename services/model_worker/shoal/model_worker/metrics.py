@@ -7,11 +7,12 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from shoal.model_worker.engine_failure import EngineFailureReason
 from shoal.model_worker.messages import StepFrame
 from shoal.model_worker.request import FinishReason
 from shoal.model_worker.scheduler import SchedulerStats
@@ -58,6 +59,7 @@ class WorkerMetrics(Collector):
         """Requests that failed because of this worker, not because of what they asked."""
         self._finished: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
+        self._engine_failed: Counter[str] = Counter()
         self._ttft = Buckets(_TTFT_BUCKETS_S)
         self._itl = Buckets(_ITL_BUCKETS_S)
         self._step = Buckets(_STEP_BUCKETS_S)
@@ -78,6 +80,10 @@ class WorkerMetrics(Collector):
         """A request ended with an error."""
         self._failed[reason.lower()] += 1
         self.num_overload_errors += reason in _OVERLOAD
+
+    def engine_failed(self, reason: EngineFailureReason) -> None:
+        """The engine ended by itself. The worker ends with it, so this is for whoever scrapes in between."""
+        self._engine_failed[reason] += 1
 
     def step(self, frame: StepFrame) -> None:
         """The engine took a turn."""
@@ -123,6 +129,10 @@ class WorkerMetrics(Collector):
         for failure, count in list(self._failed.items()):
             failed.add_metric([failure], count)
         yield failed
+        engine_failed = CounterMetricFamily(prefix + "engine_failures", "Engines that ended.", labels=["reason"])
+        for engine_failure in get_args(EngineFailureReason):
+            engine_failed.add_metric([engine_failure], self._engine_failed[engine_failure])
+        yield engine_failed
         yield self._ttft.family(prefix + "time_to_first_token_seconds", "From a request's arrival to its first token.")
         yield self._itl.family(prefix + "inter_token_latency_seconds", "Between tokens of one completion.")
         yield self._step.family(prefix + "step_seconds", "Time of one engine step in the runner.")
