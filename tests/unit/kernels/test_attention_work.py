@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.kernels.paged_attention.work import MIN_PAGES, divide
+from shoal.kernels.paged_attention.work import divide
 
 SEQUENCES = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 2000)), min_size=1, max_size=12)
 
@@ -14,14 +14,15 @@ SEQUENCES = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 2000)), min_s
     tile_tokens=st.sampled_from([1, 4, 32]),
     page_size=st.sampled_from([16, 64]),
     num_places=st.integers(1, 64),
+    min_pages=st.integers(1, 9),
 )
 def test_every_query_token_sees_every_page_once(
-    sequences: list[tuple[int, int]], tile_tokens: int, page_size: int, num_places: int
+    sequences: list[tuple[int, int]], tile_tokens: int, page_size: int, num_places: int, min_pages: int
 ) -> None:
     counts = np.array([count for count, _ in sequences], np.int32)
     lengths = np.array([count + cached for count, cached in sequences], np.int32)
     chosen = np.arange(len(sequences), dtype=np.int32)[::-1].copy()
-    sizes = {"tile_tokens": tile_tokens, "page_size": page_size, "num_places": num_places}
+    sizes = {"tile_tokens": tile_tokens, "page_size": page_size, "num_places": num_places, "min_pages": min_pages}
     work = divide(chosen, counts, lengths, **sizes)
     pages_of: dict[tuple[int, int], list[int]] = {}
     parts_of: dict[tuple[int, int], list[int]] = {}
@@ -49,7 +50,9 @@ def test_every_query_token_sees_every_page_once(
 
 def test_no_piece_is_much_larger_than_an_equal_share() -> None:
     counts, lengths = np.array([1, 64, 1], np.int32), np.array([32_000, 8_256, 40], np.int32)
-    work = divide(np.arange(3, dtype=np.int32), counts, lengths, tile_tokens=32, page_size=64, num_places=33)
+    work = divide(
+        np.arange(3, dtype=np.int32), counts, lengths, tile_tokens=32, page_size=64, num_places=33, min_pages=2
+    )
     sizes = work.items[:, 3] - work.items[:, 2]
     assert sizes.max() <= -(-sizes.sum() // 33)
-    assert sizes[:-1].min() >= MIN_PAGES
+    assert sizes[:-1].min() >= 2

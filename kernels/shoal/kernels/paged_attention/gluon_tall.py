@@ -20,9 +20,6 @@ _THREADS_REGISTERS = 168
 """Of each of 12 warps at the start: 64 K in all. The two groups that compute then take those of the third."""
 _GROUP_REGISTERS = 240
 
-ENABLED = False
-"""Whether `triton_impl` gives it the tiles that it supports."""
-
 
 @dataclass(frozen=True, slots=True)
 class Build:

@@ -15,6 +15,9 @@ from shoal.kernels.paged_attention import tuning
 from shoal.kernels.paged_attention.plan import AttentionPlan, AttentionShape
 from shoal.kernels.paged_attention.work import Work, divide
 
+_LOW_MIN_PAGES = 2
+"""As `AttentionTuning.tall_min_pages`: of a few rows, parts are small."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
@@ -84,7 +87,7 @@ def plan_decode(
     """
     num_sequences, device = seq_lens.shape[0], seq_lens.device
     num_programs = num_sequences * shape.layout.num_kv_heads
-    num_splits = max(1, _tuning(shape).programs_per_processor * num_processors(device) // num_programs)
+    num_splits = max(1, _tuning(shape).low_programs_per_processor * num_processors(device) // num_programs)
     tiling = low_tiling(shape, pages)
     num_rows = num_programs * num_splits * tiling.rows if num_splits > 1 else 0
     launch = DecodeLaunch(
@@ -126,19 +129,22 @@ def divide_step(
     """The work of any step."""
     query_counts = np.diff(query_starts)
     is_low = query_counts <= max_low_queries(shape)
-    group, places = _group(shape), num_places(shape, device)
-    low, tall = (
-        divide(
+
+    def work(members: NDArray[np.bool_], tile_rows: int, num_places: int, min_pages: int) -> Work:
+        return divide(
             np.flatnonzero(members).astype(np.int32),
             query_counts,
             lengths,
-            tile_tokens=rows // group,
+            tile_tokens=tile_rows // _group(shape),
             page_size=shape.layout.block_size,
-            num_places=places,
+            num_places=num_places,
+            min_pages=min_pages,
         )
-        for members, rows in ((is_low, _low_rows(shape)), (~is_low, _tall_rows(shape)))
+
+    return StepWork(
+        work(is_low, _low_rows(shape), low_places(shape, device), _LOW_MIN_PAGES),
+        work(~is_low, _tall_rows(shape), tall_places(shape, device), _tuning(shape).tall_min_pages),
     )
-    return StepWork(low, tall)
 
 
 def launch_pieces(shape: AttentionShape, tiling: Tiling, items: Tensor, merges: Tensor, num_parts: int) -> PiecesLaunch:
@@ -167,12 +173,17 @@ def max_low_queries(shape: AttentionShape) -> int:
     return _low_rows(shape) // _group(shape)
 
 
-def num_places(shape: AttentionShape, device: torch.device) -> int:
-    """Pieces of each KV head that the device computes at once.
+def low_places(shape: AttentionShape, device: torch.device) -> int:
+    """Pieces of low work of each KV head that the device computes at once.
 
     `work.divide` then makes at most so many items more than there are tiles, so many merges, and twice so many parts.
     """
-    return max(1, _tuning(shape).programs_per_processor * num_processors(device) // shape.layout.num_kv_heads)
+    return max(1, _tuning(shape).low_programs_per_processor * num_processors(device) // shape.layout.num_kv_heads)
+
+
+def tall_places(shape: AttentionShape, device: torch.device) -> int:
+    """The same of tall work."""
+    return max(1, _tuning(shape).tall_programs_per_processor * num_processors(device) // shape.layout.num_kv_heads)
 
 
 @functools.cache

@@ -60,7 +60,7 @@ def _launch_pieces(
 ) -> None:
     num_kv_heads, tiling = plan.shape.layout.num_kv_heads, launch.tiling
     sizes = _sizes(plan, options, tiling.rows)
-    if gluon_tall.ENABLED and gluon_tall.supports(qkv, plan, options, launch):
+    if gluon_tall.supports(qkv, plan, options, launch):
         gluon_tall.launch_tall(qkv, out, layer_cache, plan, options, launch)
     else:
         # Neighbours share KV heads: their pages are in the second-level cache.

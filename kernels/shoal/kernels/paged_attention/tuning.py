@@ -24,11 +24,14 @@ class AttentionTuning:
     """Query heads of a KV head, at most; null: any number."""
     max_head_dim: int | None
     """Likewise."""
-    programs_per_processor: int
+    low_programs_per_processor: int
     """That run at once: the pieces into which a step is divided are as many as fit on the device."""
     low_rows: int
     low_num_stages: int
     low_num_warps: int
+    tall_programs_per_processor: int
+    tall_min_pages: int
+    """A part of a tall tile is not made smaller: writing and merging it costs as much as reading some pages."""
     tall_rows: int
     tall_num_stages: int
     tall_num_warps: int
@@ -41,7 +44,9 @@ class AttentionTuning:
             tall_num_warps=self.tall_num_warps,
         )
         require_positive(
-            programs_per_processor=self.programs_per_processor,
+            low_programs_per_processor=self.low_programs_per_processor,
+            tall_programs_per_processor=self.tall_programs_per_processor,
+            tall_min_pages=self.tall_min_pages,
             low_num_stages=self.low_num_stages,
             tall_num_stages=self.tall_num_stages,
         )

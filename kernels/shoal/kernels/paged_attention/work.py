@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int32]
 
-MIN_PAGES = 2
-"""A piece is not cut smaller: writing and merging a part costs as much as reading a page or two."""
-
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -29,12 +26,19 @@ class Work:
 
 
 def divide(
-    sequences: IntArray, query_counts: IntArray, lengths: IntArray, *, tile_tokens: int, page_size: int, num_places: int
+    sequences: IntArray,
+    query_counts: IntArray,
+    lengths: IntArray,
+    *,
+    tile_tokens: int,
+    page_size: int,
+    num_places: int,
+    min_pages: int,
 ) -> Work:
     """Cuts the queries of some of a step's sequences into tiles, and the pages a tile sees into parts.
 
     sequences: [n] indices into query_counts and lengths (tokens with KV, the queries included). num_places: pieces that
-    run at once; no piece reads many more pages than an equal share of them.
+    run at once; no piece reads many more pages than an equal share of them, or than min_pages where that is more.
     """
     if not len(sequences):
         return Work(np.empty((0, 5), np.int32), np.empty((0, 4), np.int32))
@@ -47,7 +51,7 @@ def divide(
     order = np.argsort(-seen, kind="stable")
     of_tile, first, seen = of_tile[order], first[order], seen[order]
     pages = -(-seen // page_size)
-    share = max(MIN_PAGES, -(-int(pages.sum()) // num_places))
+    share = max(min_pages, -(-int(pages.sum()) // num_places))
     per_part = -(-pages // -(-pages // share))
     num_parts = -(-pages // per_part)
 

@@ -23,7 +23,14 @@ from shoal.model_worker.runner.flat_batch import lay_out
 from shoal.model_worker.runner.packed_inputs import PackedInputs, StepArrays, attention_plan, capacity, exact
 from shoal.model_worker.runner.sequences import Sequences
 from shoal.model_worker.runner.slots import SlotArrays
-from shoal.model_worker.runner.step_graphs import Chosen, DecodeGraph, MixedGraph, decode_sizes, mixed_sizes
+from shoal.model_worker.runner.step_graphs import (
+    SMALL_MIXED,
+    Chosen,
+    DecodeGraph,
+    MixedGraph,
+    decode_sizes,
+    mixed_sizes,
+)
 from shoal.model_worker.sampling.device import DeviceSampler
 from shoal.model_worker.step import EndedStep, IntArray, PendingStep, StepPlan, StepResult, TokenLogprobs
 
@@ -68,7 +75,8 @@ class CudaRunner:
         self._mail = TokenMail(self.max_pending_steps, max_num_seqs)
         self._decode_sizes = decode_sizes(max_num_seqs)
         self._decode_graphs: dict[int, DecodeGraph] = {}
-        self._mixed_graphs: dict[int, MixedGraph] = {}
+        self._mixed_graphs: dict[tuple[int, bool], MixedGraph] = {}
+        """By tokens, and whether sequences of few tokens have a place."""
 
     @property
     def num_blocks(self) -> int:
@@ -93,12 +101,13 @@ class CudaRunner:
         max_graph_tokens: the largest step that is captured other than decoding.
         """
         pool, max_num_seqs = torch.cuda.graph_pool_handle(), len(self._on_device)
-        mixed = mixed_sizes(min(max_graph_tokens, self._max_num_batched_tokens), self._max_num_batched_tokens)
+        sizes = mixed_sizes(min(max_graph_tokens, self._max_num_batched_tokens), self._max_num_batched_tokens)
+        mixed = [(size, has_low) for size in sizes for has_low in (False, True) if has_low or size in SMALL_MIXED]
         num_graphs = len(mixed) + len(self._decode_sizes)
         with torch.inference_mode():
-            for size in reversed(mixed):
-                shapes = capacity(self._shape, size, min(size, max_num_seqs), self._kv_cache.device)
-                self._mixed_graphs[size] = MixedGraph(shapes, self._mixed_step, pool)
+            for size, has_low in reversed(mixed):
+                shapes = capacity(self._shape, size, max_num_seqs, self._kv_cache.device, has_low=has_low)
+                self._mixed_graphs[size, has_low] = MixedGraph(shapes, self._mixed_step, pool)
                 progress(len(self._mixed_graphs) / num_graphs)
             for size in reversed(self._decode_sizes):
                 self._decode_graphs[size] = DecodeGraph(size, self._decode_step, pool)
@@ -148,7 +157,7 @@ class CudaRunner:
             self._slots.num_computed[fork.target] = self._slots.num_computed[fork.source]
         self._on_device[slots] = True
         prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
-        graph = next((graph for size, graph in sorted(self._mixed_graphs.items()) if size >= num_tokens), None)
+        graph = self._find_graph(num_tokens, len(slots), has_low=bool(len(arrays.work.low.items)))
         if self._sequences.wants_prompt_logprobs:
             inputs = self._write(arrays)
             hidden = self._forward(inputs, all_rows=True)
@@ -159,6 +168,13 @@ class CudaRunner:
         else:
             logits, token_ids = self._mixed_step(self._write(arrays))
         return self._mail.send(slots, token_ids, self._gather(logits, slots, token_ids), prompt_logprobs)
+
+    def _find_graph(self, num_tokens: int, num_sampled: int, *, has_low: bool) -> MixedGraph | None:
+        """The smallest with room; None where none has. Those captured first, the largest, come last."""
+        for (size, takes_low), graph in reversed(self._mixed_graphs.items()):
+            if size >= num_tokens and graph.max_sampled >= num_sampled and takes_low >= has_low:
+                return graph
+        return None
 
     def _arrange(self, plan: StepPlan) -> StepArrays:
         tokens = lay_out(plan, self._slots, self._shape.layout.block_size)

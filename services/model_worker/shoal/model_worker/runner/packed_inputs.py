@@ -16,9 +16,10 @@ from shoal.kernels.paged_attention.gpu_plan import (
     StepWork,
     Tiling,
     launch_pieces,
+    low_places,
     low_tiling,
     max_low_queries,
-    num_places,
+    tall_places,
     tall_tiling,
 )
 from shoal.model_worker.runner.flat_batch import FlatTokens
@@ -117,14 +118,23 @@ class PackedInputs:
         return flat[start : start + prod(shape)].reshape(shape)
 
 
-def capacity(shape: AttentionShape, num_tokens: int, num_sequences: int, device: torch.device) -> Shapes:
-    """Places for any step of up to `num_tokens` tokens of up to `num_sequences` sequences."""
-    places = num_places(shape, device)
-    num_tall = min(num_sequences, num_tokens // (max_low_queries(shape) + 1))
+def capacity(
+    shape: AttentionShape, num_tokens: int, max_num_seqs: int, device: torch.device, *, has_low: bool
+) -> Shapes:
+    """Places for any step of up to `num_tokens` tokens; without `has_low`, of sequences with many tokens each alone."""
+    max_tall = min(max_num_seqs, num_tokens // (max_low_queries(shape) + 1))
+    max_sequences = min(max_num_seqs, num_tokens) if has_low else max(1, max_tall)
     group = shape.num_heads // shape.layout.num_kv_heads
-    tall_tiles = num_tokens // (tall_tiling(shape, None).rows // group) + num_tall
+    tall_tiles = num_tokens // (tall_tiling(shape, None).rows // group) + max_tall
+    tall, low = tall_places(shape, device), low_places(shape, device)
     return _shapes(
-        num_tokens, num_sequences, num_sequences, num_sequences + places, places, tall_tiles + places, places
+        num_tokens,
+        max_sequences,
+        max_sequences,
+        max_sequences + low if has_low else 0,
+        low if has_low else 0,
+        tall_tiles + tall,
+        tall,
     )
 
 
@@ -144,11 +154,14 @@ def exact(arrays: StepArrays) -> Shapes:
 
 def attention_plan(shape: AttentionShape, pages: object, inputs: PackedInputs, block_tables: Tensor) -> AttentionPlan:
     """The plan of whatever step is written to `inputs`."""
-    parts = 2 * num_places(shape, block_tables.device)
-    tilings: tuple[tuple[str, Tiling], ...] = (("low", low_tiling(shape, pages)), ("tall", tall_tiling(shape, pages)))
+    device = block_tables.device
+    kinds: tuple[tuple[str, Tiling, int], ...] = (
+        ("low", low_tiling(shape, pages), low_places(shape, device)),
+        ("tall", tall_tiling(shape, pages), tall_places(shape, device)),
+    )
     launches = tuple(
-        launch_pieces(shape, tiling, inputs[f"{kind}_items"], inputs[f"{kind}_merges"], parts)
-        for kind, tiling in tilings
+        launch_pieces(shape, tiling, inputs[f"{kind}_items"], inputs[f"{kind}_merges"], 2 * places)
+        for kind, tiling, places in kinds
         if inputs[f"{kind}_items"].shape[0]
     )
     return AttentionPlan(

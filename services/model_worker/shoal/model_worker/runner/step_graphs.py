@@ -19,7 +19,8 @@ _Inputs = TypeVar("_Inputs")
 Chosen = tuple[Tensor, Tensor]
 """Logits [N, vocab_size] float32 and chosen tokens [N] int32, valid until another step begins."""
 
-_SMALL_MIXED = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+SMALL_MIXED = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Tokens of steps in which two launches a layer count: captured without those for sequences of few tokens, too."""
 
 
 def decode_sizes(max_num_seqs: int) -> tuple[int, ...]:
@@ -32,7 +33,7 @@ def decode_sizes(max_num_seqs: int) -> tuple[int, ...]:
 
 def mixed_sizes(max_tokens: int, max_num_batched_tokens: int) -> tuple[int, ...]:
     """Tokens of the other steps that are captured, up to `max_tokens`; a full step too if it is not more than that."""
-    sizes = list(_SMALL_MIXED)
+    sizes = list(SMALL_MIXED)
     while sizes[-1] < max_tokens:  # steps of a third to a half
         power = 1 << sizes[-1].bit_length()
         sizes += [power // 4 * 3, power]
@@ -63,6 +64,8 @@ class MixedGraph:
     """Any step for which there is room."""
 
     def __init__(self, shapes: Shapes, step: Callable[[PackedInputs], Chosen], pool: Any) -> None:
+        self.max_sampled = shapes["sample_slots"][0]
+        """Tokens that a step may choose."""
         self._inputs = PackedInputs(shapes)
         self._inputs.write({})
         self._graph, self._chosen = _capture(step, self._inputs, pool)
