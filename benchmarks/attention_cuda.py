@@ -6,12 +6,12 @@ not come from the second-level cache (50 MB).
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
+from gpu_timing import graph_us, read_gb_per_s
 from shoal.kernels.kv_layout import RowsLayout
 from shoal.kernels.paged_attention import AttentionOptions, AttentionPlan, AttentionShape, paged_attention
 from shoal.kernels.paged_attention.gpu_plan import describe_pages, plan_decode, plan_mixed
@@ -42,14 +42,16 @@ Sequence2 = tuple[int, int]
 class Cache:
     """Random keys and values of one layer, and the plans over them."""
 
-    def __init__(self, num_pages: int) -> None:
-        layout = RowsLayout(1, NUM_KV_HEADS, HEAD_DIM, PAGE, torch.bfloat16)
-        self._shape = AttentionShape(layout, NUM_HEADS)
+    def __init__(
+        self, num_pages: int, num_heads: int = NUM_HEADS, num_kv_heads: int = NUM_KV_HEADS, head_dim: int = HEAD_DIM
+    ) -> None:
+        layout = RowsLayout(1, num_kv_heads, head_dim, PAGE, torch.bfloat16)
+        self._shape = AttentionShape(layout, num_heads)
         self._cache = layout.allocate(num_pages)
         for first in range(0, num_pages, 4096):
             self._cache[first : first + 4096].normal_()
         self._pages = describe_pages(self._cache, self._shape)
-        self._options = AttentionOptions(HEAD_DIM**-0.5)
+        self._options = AttentionOptions(head_dim**-0.5)
         self._generator = np.random.default_rng(0)
 
     def call(self, sequences: Sequence[Sequence2], *, decodes: bool) -> Callable[[], torch.Tensor]:
@@ -62,7 +64,8 @@ class Cache:
         starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
         on_device = [torch.from_numpy(array).cuda() for array in (starts, lengths, table, np.arange(len(table)))]
         plan = self._plan(starts, lengths, on_device, decodes=decodes)
-        width = (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM
+        layout = self._shape.layout
+        width = (self._shape.num_heads + 2 * layout.num_kv_heads) * layout.head_dim
         qkv = torch.randn((int(starts[-1]), width), device="cuda").bfloat16()
         return lambda: paged_attention(qkv, self._cache[:, 0], plan, self._options)
 
@@ -73,27 +76,6 @@ class Cache:
         if decodes:
             return plan_decode(self._shape, self._pages, query_starts, seq_lens, tables, rows.int())
         return plan_mixed(self._shape, self._pages, starts, lengths, tables, rows.int())
-
-
-def graph_us(calls: Sequence[Callable[[], object]], replays: int = 9) -> float:
-    """Microseconds of one call."""
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    graph.replay()
-    times: list[float] = []
-    for _ in range(replays):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / len(calls))
-    return statistics.median(times)
 
 
 def measure_attention() -> Iterator[tuple[str, float, str]]:
@@ -121,9 +103,3 @@ def measure_attention() -> Iterator[tuple[str, float, str]]:
 def causal_flops(new: int, total: int) -> float:
     """Of two products over the keys that each query sees."""
     return 4 * NUM_HEADS * HEAD_DIM * (new * (total - new) + new * (new + 1) / 2)
-
-
-def read_gb_per_s() -> float:
-    """Of summing 4 GB."""
-    data = torch.ones(1 << 30, dtype=torch.float32, device="cuda")
-    return data.nbytes / graph_us([lambda: data.sum()] * 2) / 1e3
