@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton
 
 from shoal.model_worker.config import WorkerConfig
 from shoal.model_worker.messages import StepFrame
@@ -213,30 +214,33 @@ def parse_options(description: str) -> argparse.Namespace:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measures, prints a table, writes the document."""
-    document: dict[str, Any] = json.loads((FOLDER / "peers" / "vllm_h100.json").read_text())
-    peer = {row["name"]: row["value"] for row in document["rows"]}
+    """Measures, prints a table, writes the document and the table beside it."""
+    peer: dict[str, Any] = json.loads((FOLDER / "peers" / "vllm_h100.json").read_text())
+    of_peer = {row["name"]: row["value"] for row in peer["rows"]}
+    start_s = time.perf_counter()
     rows: list[Row] = []
     for name, value, unit in measure_all(options):
-        rows.append(to_row(name, value, unit, peer))
+        rows.append(to_row(name, value, unit, of_peer))
         print(f"  {name:50} {value:10.3f} {unit:10} {rows[-1].ratio or ''}", file=sys.stderr, flush=True)
         if options.json is not None:
-            settings = {
-                "dtype": "bfloat16",
-                "weights": "random",
-                "block_size": 64,
-                "max_num_seqs": options.max_num_seqs,
-                "max_num_batched_tokens": options.max_num_batched_tokens,
-                "gpu_memory_utilization": 0.85,
-                "repeats": options.repeats,
-            }
-            write_results(
-                options.json,
-                rows,
-                settings,
-                benchmark="engine",
-                gpu=torch.cuda.get_device_name(),
-                peer=document["peer"],
-                peer_measured=document["date"],
-            )
-    print(show(rows, document["peer"].partition(" (")[0]))
+            write_document(options, rows, peer, time.perf_counter() - start_s)
+    print(show(rows, peer["peer"]))
+
+
+def write_document(options: argparse.Namespace, rows: list[Row], peer: dict[str, Any], elapsed_s: float) -> None:
+    """Everything measured so far: called after each row, so that a run cut short leaves what it has."""
+    settings = {
+        "dtype": "bfloat16",
+        "weights": "random",
+        "block_size": 64,
+        "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "gpu_memory_utilization": 0.85,
+        "repeats": options.repeats,
+    }
+    gpu = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, Triton {triton.__version__}"
+    details = {"gpu": gpu, "peer": peer["peer"], "peer_measured": peer["date"], "elapsed_s": round(elapsed_s)}
+    write_results(options.json, rows, settings, benchmark="engine", **details)
+    document = json.loads(options.json.read_text())
+    heading = f"Measured on {document['date']} at commit {document['commit']}: {gpu}, PyTorch {torch.__version__}."
+    options.json.with_suffix(".md").write_text(f"{heading}\n\n{show(rows, peer['peer'])}\n")

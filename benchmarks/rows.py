@@ -65,7 +65,12 @@ def _describe_machine() -> dict[str, Any]:
 
 
 def _describe_commit() -> str:
-    """The short hash, with `-dirty` when tracked files other than results differ from it; `unknown` outside of git."""
+    """The short hash, with `-dirty` when tracked files other than results differ from it; `unknown` outside of git.
+
+    SHOAL_BENCH_COMMIT says it for a tree that was copied without its history.
+    """
+    if commit_of_copy := os.environ.get("SHOAL_BENCH_COMMIT"):
+        return commit_of_copy
     git = ["git", "-C", str(_FOLDER)]
     changed = ["status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude)results"]
     try:
