@@ -21,6 +21,8 @@ SHARED_BYTES = 227 * 1024
 """Of a multiprocessor of an H100, for all its programs."""
 MAX_SPLITS = 8
 ROWS = (1, 16, 32, 64, 128, 256)
+NEAR = 1.03
+"""A candidate that takes so much of the fastest one's time is as good: each build costs every start its compilation."""
 ERROR = 2**-7
 """Relative, of the whole result: bfloat16 rounds each value by half of that."""
 
@@ -96,20 +98,52 @@ class Problem:
         return float((actual.float() - expected).norm() / expected.norm())
 
 
+@dataclass(frozen=True, slots=True)
+class Range:
+    """What is good for one weight and up to max_rows rows."""
+
+    weight: Weight
+    max_rows: int
+    times: dict[LinearTuning, float]
+    """Microseconds of those nearly as fast as the fastest; empty where torch is faster."""
+
+
 def tune_linear(deadline_s: float) -> list[LinearTuning]:
     """Entries for each weight, fewer rows first; weights that there is no time for are left out."""
     weights = {(x.out_features, x.in_features): x for shape in load_shapes() for x in shape.weights}
     _compile(list(weights.values()))
-    entries: list[LinearTuning] = []
+    ranges: list[Range] = []
     for weight in weights.values():
         if time.perf_counter() > deadline_s:
             print(f"  out of time at {weight.out_features}x{weight.in_features}", file=sys.stderr, flush=True)
             break
         problem = Problem.make(weight)
-        entries += [_tune_rows(problem, rows) for rows in ROWS]
+        ranges += [_measure(problem, rows) for rows in ROWS]
         del problem
         torch.cuda.empty_cache()
-    return entries
+    return choose_entries(ranges)
+
+
+def choose_entries(ranges: Sequence[Range]) -> list[LinearTuning]:
+    """One entry for each, from as few different builds as cover all: the one that is good for most, and so on."""
+    chosen: dict[int, LinearTuning] = {
+        i: LinearTuning("bfloat16", each.weight.out_features, each.weight.in_features, each.max_rows, "torch")
+        for i, each in enumerate(ranges)
+        if not each.times
+    }
+    while len(chosen) < len(ranges):
+        served: dict[object, dict[int, LinearTuning]] = {}
+        for i, each in enumerate(ranges):
+            if i not in chosen:
+                for tuning in sorted(each.times, key=lambda tuning: each.times[tuning]):
+                    served.setdefault((each.weight.is_logits, build_of(tuning)), {}).setdefault(i, tuning)
+        chosen.update(max(served.values(), key=lambda covered: len(covered)))
+    return [chosen[i] for i in range(len(ranges))]
+
+
+def build_of(tuning: LinearTuning) -> LinearTuning:
+    """Equal for what is compiled once."""
+    return replace(tuning, out_features=None, in_features=None, max_rows=1, splits=min(tuning.splits, 2))
 
 
 def candidates(weight: Weight, max_rows: int, num_processors: int) -> list[LinearTuning]:
@@ -162,53 +196,54 @@ def _compile(weights: Sequence[Weight]) -> None:
         for weight, rows in itertools.product(weights, ROWS if is_even else (1,)):
             if weight.is_logits == is_logits:
                 for each in candidates(weight, rows, _num_processors()):
-                    build = replace(each, out_features=None, in_features=None, max_rows=1, splits=min(each.splits, 2))
-                    builds.setdefault((is_logits, is_even, build), sample.calls(each, rows)[0])
+                    builds.setdefault((is_logits, is_even, build_of(each)), sample.calls(each, rows)[0])
     start_s = time.perf_counter()
     compile_all(list(builds.values()))
     print(f"  {len(builds)} kernels compiled in {time.perf_counter() - start_s:.0f} s", file=sys.stderr, flush=True)
 
 
-def _tune_rows(problem: Problem, max_rows: int) -> LinearTuning:
-    """The fastest for max_rows; what is left to torch is what torch does faster at that and at 3/4 of it together."""
-    chosen = _fastest(problem, max_rows)
-    if chosen is None:
-        return _left_to_torch(problem.weight, max_rows)
+def _measure(problem: Problem, max_rows: int) -> Range:
+    """Torch is faster if it is at max_rows and at 3/4 of it together."""
+    times = _good(problem, max_rows)
+    if not times:
+        return Range(problem.weight, max_rows, {})
+    best = min(times, key=lambda tuning: times[tuning])
     counts = sorted({max_rows, max(1, max_rows * 3 // 4)})
-    ours = [graph_us(problem.calls(chosen, rows)) for rows in counts]
+    ours = [graph_us(problem.calls(best, rows)) for rows in counts]
     theirs = [problem.torch_us(rows) for rows in counts]
     is_ours = sum(ours) <= sum(theirs)
     out_features, in_features = problem.weight.out_features, problem.weight.in_features
     gb_per_s = [problem.weight.num_bytes / us / 1e3 for us in (ours[-1], theirs[-1])]
     print(
         f"  {out_features:6}x{in_features:<6} {max_rows:3} rows: {'ours ' if is_ours else 'TORCH'} {ours[-1]:7.2f} us "
-        f"({gb_per_s[0]:5.0f} GB/s), torch {theirs[-1]:7.2f} ({gb_per_s[1]:5.0f}); {_describe(chosen)}",
+        f"({gb_per_s[0]:5.0f} GB/s), torch {theirs[-1]:7.2f} ({gb_per_s[1]:5.0f}); {_describe(best)}, "
+        f"{len(times)} near",
         file=sys.stderr,
         flush=True,
     )
-    return chosen if is_ours else _left_to_torch(problem.weight, max_rows)
+    return Range(problem.weight, max_rows, times if is_ours else {})
 
 
-def _fastest(problem: Problem, max_rows: int) -> LinearTuning | None:
-    """Of the candidates whose results are right. RuntimeError if none runs: then something else is wrong."""
-    times: list[tuple[float, LinearTuning]] = []
+def _good(problem: Problem, max_rows: int) -> dict[LinearTuning, float]:
+    """The nearly fastest whose results are right. RuntimeError if no candidate runs: then something else is wrong."""
+    times: dict[LinearTuning, float] = {}
     for each in candidates(problem.weight, max_rows, _num_processors()):
         try:
-            times.append((graph_us(problem.calls(each, max_rows), 5), each))
+            times[each] = graph_us(problem.calls(each, max_rows), 5)
         except Exception as failure:  # does not compile or does not fit
             print(f"    {_describe(each)}: {str(failure)[:100]!r}", file=sys.stderr, flush=True)
     if not times:
         raise RuntimeError(f"no kernel for {max_rows} rows of {problem.weight} runs")
-    for _, tuning in sorted(times, key=lambda pair: pair[0])[:3]:
+    good: dict[LinearTuning, float] = {}
+    for tuning in sorted(times, key=lambda tuning: times[tuning]):
+        if good and times[tuning] > NEAR * min(good.values()):
+            break
         error = problem.error(tuning, max_rows)
         if error < ERROR:
-            return tuning
-        print(f"    WRONG by {error:.3f}: {_describe(tuning)}", file=sys.stderr, flush=True)
-    return None
-
-
-def _left_to_torch(weight: Weight, max_rows: int) -> LinearTuning:
-    return LinearTuning("bfloat16", weight.out_features, weight.in_features, max_rows, "torch")
+            good[tuning] = times[tuning]
+        else:
+            print(f"    WRONG by {error:.3f}: {_describe(tuning)}", file=sys.stderr, flush=True)
+    return good
 
 
 def _describe(tuning: LinearTuning) -> str:
