@@ -137,7 +137,8 @@ def choose_entries(ranges: Sequence[Range]) -> list[LinearTuning]:
             if i not in chosen:
                 for tuning in sorted(each.times, key=lambda tuning: each.times[tuning]):
                     served.setdefault((each.weight.is_logits, build_of(tuning)), {}).setdefault(i, tuning)
-        chosen.update(max(served.values(), key=lambda covered: len(covered)))
+        most = max(served.values(), key=len)
+        chosen.update(most)
     return [chosen[i] for i in range(len(ranges))]
 
 
