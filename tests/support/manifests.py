@@ -30,7 +30,7 @@ spec:
 def observe(service: InferenceService, num_cores: int = 4) -> Observed:
     ports = {name: 20_000 + index for index, name in enumerate(required_ports(service))}
     return Observed(
-        machine=Machine(num_cores=num_cores, memory_bytes=16 << 30),
+        machine=Machine(num_cores=num_cores, memory_bytes=16 << 30, gpus=("0", "GPU-1")),
         run_dir="/run/shoal-1",
         log_dir="/run/shoal-1/logs",
         model_path="/cache/model",

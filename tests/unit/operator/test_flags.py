@@ -21,7 +21,11 @@ CONFIGS: dict[str, type[Any]] = {
     "shoal.model_worker.main": WorkerConfig,
     "shoal.tokenizer.main": TokenizerConfig,
 }
-SERVICES = {"example": load_manifest(EXAMPLE), "everything": parse_manifest(EVERYTHING, "everything")}
+SERVICES = {
+    "example": load_manifest(EXAMPLE),
+    "gpu": load_manifest(EXAMPLE.with_name("qwen3-8b-gpu.yaml")),
+    "everything": parse_manifest(EVERYTHING, "everything"),
+}
 
 
 def read_settings(process: ProcessPlan) -> dict[str, Any]:

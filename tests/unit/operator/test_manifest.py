@@ -13,11 +13,13 @@ from shoal.operator.api import (
     Machine,
     ManifestError,
     ModelFacts,
+    WorkerSizes,
     find_contradictions,
     format_bytes,
     load_manifest,
     parse_manifest,
     parse_quantity,
+    worker_sizes,
 )
 from shoal.operator.api.reading import MAX_MANIFEST_BYTES
 
@@ -49,7 +51,8 @@ def test_minimal_manifest_gets_defaults() -> None:
     assert service.spec.workers.threads is None
     assert service.spec.gateway.port == 0
     assert service.spec.gateway.auth is None
-    assert parse_quantity(service.spec.kv_cache.memory) == 512 << 20
+    assert worker_sizes(service.spec) == WorkerSizes(16, 16, 512, "512Mi", None)
+    assert worker_sizes(service.spec).kv_cache_memory_bytes == 512 << 20
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
@@ -135,7 +138,23 @@ def test_duplicate_keys_deep_down_are_all_found() -> None:
         ({"kvCache": "{memory: 0Mi}"}, "spec.kvCache.memory: '0Mi' is nothing"),
         ({"kvCache": "{memory: 512MB}"}, "'512MB' is not allowed; give a quantity such as 512Mi, 2Gi or 1.5G or an"),
         ({"kvCache": "{blockSize: 17}"}, "spec.kvCache.blockSize: 17 is not allowed; give one of 8, 16, 32, 64, 128"),
-        ({"workers": "{device: cuda}"}, "spec.workers.device: 'cuda' is not allowed; give one of cpu, simulated"),
+        ({"workers": "{device: tpu}"}, "spec.workers.device: 'tpu' is not allowed; give one of cpu, cuda, simulated"),
+        (
+            {"workers": "{device: cuda, gpuMemoryUtilization: 1.5}"},
+            "spec.workers.gpuMemoryUtilization: 1.5 is not allowed; give a number above 0, at most 1",
+        ),
+        (
+            {"workers": "{gpuMemoryUtilization: 0.5}"},
+            "spec.workers.gpuMemoryUtilization: 0.5 has no meaning for spec.workers.device = cpu; leave it out, and",
+        ),
+        (
+            {"workers": "{device: cuda}", "kvCache": "{memory: 8Gi}"},
+            "spec.kvCache.memory: '8Gi' has no meaning for spec.workers.device = cuda, where KV blocks get what",
+        ),
+        (
+            {"workers": "{device: cuda}", "kvCache": "{blockSize: 8}"},
+            "spec.kvCache.blockSize: 8 is too small for a GPU; give 16 or more (64 is the default)",
+        ),
         ({"workers": "{replicas: yes}"}, "spec.workers.replicas: True is not allowed; give an integer from 1 to 64"),
         ({"workers": "{replicas: }"}, "spec.workers.replicas: has no value: leave the field out, or give an integer"),
         ({"workers": "{replicas: 1.5}"}, "spec.workers.replicas: 1.5 is not allowed"),
@@ -189,6 +208,31 @@ def test_machine_limits_are_checked_only_for_a_machine() -> None:
         "line 7: spec.workers.threads: 8 is more than this machine's 2 cores; leave it out, or give at most that",
         "line 8: spec.kvCache.memory: 8Gi for each of 4 workers is 32.0Gi, but this machine has 16.0Gi; give less",
     ]
+
+
+def test_a_gpu_has_its_own_sizes() -> None:
+    service = parse_manifest(spec(workers="{device: cuda}"), "m.yaml")
+    assert worker_sizes(service.spec) == WorkerSizes(64, 512, 8192, None, 0.9)
+    given = "{device: cuda, maxNumBatchedTokens: 256, gpuMemoryUtilization: 0.5}"
+    service = parse_manifest(spec(workers=given, kvCache="{blockSize: 16}"), "m.yaml")
+    assert worker_sizes(service.spec) == WorkerSizes(16, 256, 256, None, 0.5)
+
+
+def test_a_gpu_is_needed_for_each_worker() -> None:
+    text = spec(workers="{device: cuda, replicas: 3}")
+    parse_manifest(text, "m.yaml")
+    (problem,) = problems_of(text, Machine(num_cores=2, memory_bytes=1 << 30))
+    assert problem == (
+        "line 7: spec.workers.device: 'cuda' needs an NVIDIA GPU, and this machine has none that may be used; check "
+        "the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES, or give cpu"
+    )
+    (problem,) = problems_of(text, Machine(num_cores=2, memory_bytes=1 << 30, gpus=("0", "1")))
+    assert problem == (
+        "line 7: spec.workers.replicas: 3 workers need a GPU each, and this machine has 2; give at most 2"
+    )
+    parse_manifest(text, "m.yaml", Machine(num_cores=2, memory_bytes=1 << 30, gpus=("0", "1", "2")))
+    service = parse_manifest(text.replace("uri: /m.gguf", "uri: /m.gguf, maxModelLen: 2048"), "m.yaml")
+    assert find_contradictions(service, model=SMOLLM2) == []  # what fits its memory is the worker's to say
 
 
 def test_model_limits() -> None:

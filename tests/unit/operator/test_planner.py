@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from shoal.operator.api import InferenceService, load_manifest, parse_manifest
 from shoal.operator.planner import LocalPlan, plan
@@ -75,6 +76,16 @@ def test_threads_default_to_a_share_of_the_cores() -> None:
         worker = next(process for process in local.processes if process.name == "worker-0")
         assert f"--threads={threads}" in worker.argv
         assert worker.env["OMP_NUM_THREADS"] == str(threads)
+
+
+def test_each_worker_sees_one_gpu_and_nobody_else_any() -> None:
+    service = services()["qwen3-8b-gpu"]
+    service = replace(service, spec=replace(service.spec, workers=replace(service.spec.workers, replicas=2)))
+    local = plan(service, observe(service))
+    shown = {process.name: process.env.get("CUDA_VISIBLE_DEVICES") for process in local.processes}
+    assert {name: gpu for name, gpu in shown.items() if gpu is not None} == {"worker-0": "0", "worker-1": "GPU-1"}
+    worker = next(process for process in local.processes if process.name == "worker-0")
+    assert not [flag for flag in worker.argv if flag.startswith("--kv-cache-memory-bytes")]
 
 
 def test_too_many_threads_are_noted_not_refused() -> None:

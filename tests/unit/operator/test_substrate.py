@@ -139,6 +139,30 @@ def test_machine_respects_the_containers_limits(tmp_path: Path) -> None:
     assert observe_machine(tmp_path).memory_bytes > 1 << 20
 
 
+@pytest.mark.parametrize(
+    ("files", "shown", "gpus"),
+    [
+        ((), None, ()),
+        (("null", "nvidiactl", "nvidia-uvm"), None, ()),
+        (("nvidia0", "nvidia1", "nvidia10", "nvidiactl"), None, ("0", "1", "2")),
+        (("nvidia3",), None, ("0",)),
+        (("dxg",), None, ("0",)),
+        (("nvidia0", "nvidia1"), "1", ("1",)),
+        (("nvidia0", "nvidia1"), "GPU-ab, 0", ("GPU-ab", "0")),
+        (("nvidia0", "nvidia1"), "1,-1,0", ("1",)),
+        (("nvidia0",), "", ()),
+        ((), "0", ()),
+    ],
+)
+def test_gpus_are_those_that_cuda_would_show(
+    tmp_path: Path, files: tuple[str, ...], shown: str | None, gpus: tuple[str, ...]
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    environ = {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}
+    assert observe_machine(devices=tmp_path, environ=environ).gpus == gpus
+
+
 def gguf(entries: list[tuple[str, int, bytes]], version: int = 3) -> bytes:
     body = b"".join(
         struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind) + v for key, kind, v in entries

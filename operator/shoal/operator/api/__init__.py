@@ -3,9 +3,11 @@
     service = load_manifest(Path("isvc.yaml"))
 
 Called by `shoal validate -f` and `shoal up -f`. `spec.py` holds the fields, `reading.py` turns text into plain data,
-`checking.py` plain data into the spec, and `rules.py` refuses what each field allows but the whole does not.
+`checking.py` plain data into the spec, `rules.py` refuses what each field allows but the whole does not, and
+`defaults.py` fills in what depends on the device.
 """
 
+from shoal.operator.api.defaults import WorkerSizes, worker_sizes
 from shoal.operator.api.loading import load_manifest, parse_manifest
 from shoal.operator.api.problems import ManifestError, Problem
 from shoal.operator.api.quantity import format_bytes, parse_quantity
@@ -19,9 +21,11 @@ __all__ = [
     "Model",
     "ModelFacts",
     "Problem",
+    "WorkerSizes",
     "find_contradictions",
     "format_bytes",
     "load_manifest",
     "parse_manifest",
     "parse_quantity",
+    "worker_sizes",
 ]

@@ -70,6 +70,8 @@ def _describe(info: inspect.Type) -> str:
             return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
         case inspect.IntType(ge=low, le=high):
             return _describe_range("an integer", low, high)
+        case inspect.FloatType(gt=low, le=high) if low is not None and high is not None:
+            return f"a number above {low:g}, at most {high:g}"
         case inspect.BoolType():
             return "true or false"
         case inspect.StrType():

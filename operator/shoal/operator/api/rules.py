@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
+from shoal.operator.api.defaults import worker_sizes
 from shoal.operator.api.problems import Problem
-from shoal.operator.api.quantity import format_bytes, parse_quantity
+from shoal.operator.api.quantity import format_bytes
 from shoal.operator.api.spec import InferenceService, InferenceServiceSpec
+
+MIN_GPU_BLOCK_SIZE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +19,8 @@ class Machine:
 
     num_cores: int
     memory_bytes: int
+    gpus: tuple[str, ...] = ()
+    """NVIDIA GPUs that may be used, each by what CUDA_VISIBLE_DEVICES calls it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,7 @@ def find_contradictions(
 ) -> list[Problem]:
     """Every impossible combination. Rules that need a machine or a model are left out when it is not given."""
     spec = service.spec
-    problems = _check_batch(spec) + _check_model_source(spec)
+    problems = _check_device(spec) + _check_batch(spec) + _check_model_source(spec)
     if machine is not None:
         problems += _check_machine(spec, machine)
     if model is not None:
@@ -46,16 +52,40 @@ def find_contradictions(
     return problems
 
 
-def _check_batch(spec: InferenceServiceSpec) -> list[Problem]:
-    workers = spec.workers
+def _check_device(spec: InferenceServiceSpec) -> list[Problem]:
+    """Fields that another device has, or that have other limits on this one."""
+    workers, kv_cache = spec.workers, spec.kv_cache
     problems = []
-    if workers.max_num_seqs > workers.max_num_batched_tokens:
+    if workers.device != "cuda":
+        if workers.gpu_memory_utilization is not None:
+            message = (
+                f"{workers.gpu_memory_utilization:g} has no meaning for spec.workers.device = {workers.device}; leave "
+                "it out, and give spec.kvCache.memory"
+            )
+            problems.append(Problem("spec.workers.gpuMemoryUtilization", message))
+        return problems
+    if kv_cache.memory is not None:
         message = (
-            f"{workers.max_num_seqs} is more than spec.workers.maxNumBatchedTokens = {workers.max_num_batched_tokens}, "
-            f"but every running sequence needs one token a step; give at most {workers.max_num_batched_tokens}"
+            f"{kv_cache.memory!r} has no meaning for spec.workers.device = cuda, where KV blocks get what weights and "
+            "steps leave of spec.workers.gpuMemoryUtilization; leave it out"
+        )
+        problems.append(Problem("spec.kvCache.memory", message))
+    if kv_cache.block_size is not None and kv_cache.block_size < MIN_GPU_BLOCK_SIZE:
+        message = f"{kv_cache.block_size} is too small for a GPU; give {MIN_GPU_BLOCK_SIZE} or more (64 is the default)"
+        problems.append(Problem("spec.kvCache.blockSize", message))
+    return problems
+
+
+def _check_batch(spec: InferenceServiceSpec) -> list[Problem]:
+    sizes = worker_sizes(spec)
+    problems = []
+    if sizes.max_num_seqs > sizes.max_num_batched_tokens:
+        message = (
+            f"{sizes.max_num_seqs} is more than spec.workers.maxNumBatchedTokens = {sizes.max_num_batched_tokens}, "
+            f"but every running sequence needs one token a step; give at most {sizes.max_num_batched_tokens}"
         )
         problems.append(Problem("spec.workers.maxNumSeqs", message))
-    if parse_quantity(spec.kv_cache.memory) == 0:
+    if sizes.kv_cache_memory_bytes == 0:
         problems.append(Problem("spec.kvCache.memory", f"{spec.kv_cache.memory!r} is nothing; give 64Mi or more"))
     return problems
 
@@ -69,12 +99,12 @@ def _check_model_source(spec: InferenceServiceSpec) -> list[Problem]:
 
 
 def _check_machine(spec: InferenceServiceSpec, machine: Machine) -> list[Problem]:
-    problems = []
-    memory_bytes = parse_quantity(spec.kv_cache.memory)
-    total_bytes = memory_bytes * spec.workers.replicas
+    problems = _check_gpus(spec, machine) if spec.workers.device == "cuda" else []
+    sizes = worker_sizes(spec)
+    total_bytes = (sizes.kv_cache_memory_bytes or 0) * spec.workers.replicas
     if total_bytes > machine.memory_bytes:
         message = (
-            f"{spec.kv_cache.memory} for each of {spec.workers.replicas} workers is {format_bytes(total_bytes)}, but "
+            f"{sizes.kv_cache_memory} for each of {spec.workers.replicas} workers is {format_bytes(total_bytes)}, but "
             f"this machine has {format_bytes(machine.memory_bytes)}; give less"
         )
         problems.append(Problem("spec.kvCache.memory", message))
@@ -85,22 +115,39 @@ def _check_machine(spec: InferenceServiceSpec, machine: Machine) -> list[Problem
     return problems
 
 
+def _check_gpus(spec: InferenceServiceSpec, machine: Machine) -> list[Problem]:
+    if not machine.gpus:
+        message = (
+            "'cuda' needs an NVIDIA GPU, and this machine has none that may be used; check the driver (nvidia-smi) and "
+            "CUDA_VISIBLE_DEVICES, or give cpu"
+        )
+        return [Problem("spec.workers.device", message)]
+    num_gpus, replicas = len(machine.gpus), spec.workers.replicas
+    if replicas > num_gpus:
+        message = f"{replicas} workers need a GPU each, and this machine has {num_gpus}; give at most {num_gpus}"
+        return [Problem("spec.workers.replicas", message)]
+    return []
+
+
 def _check_model(spec: InferenceServiceSpec, model: ModelFacts) -> list[Problem]:
     problems = []
     wanted = spec.model.max_model_len
     if wanted is not None and wanted > model.max_position:
         message = f"{wanted} is more than the {model.max_position} tokens that the model was made for"
         problems.append(Problem("spec.model.maxModelLen", message))
-    block_bytes = model.kv_bytes_per_token(spec.model.dtype) * spec.kv_cache.block_size
-    num_blocks = parse_quantity(spec.kv_cache.memory) // block_bytes
-    num_tokens = num_blocks * spec.kv_cache.block_size
+    sizes = worker_sizes(spec)
+    if sizes.kv_cache_memory_bytes is None:  # the worker will find out
+        return problems
+    block_bytes = model.kv_bytes_per_token(spec.model.dtype) * sizes.block_size
+    num_blocks = sizes.kv_cache_memory_bytes // block_bytes
+    num_tokens = num_blocks * sizes.block_size
     if num_blocks < 2:
-        message = f"{spec.kv_cache.memory} holds {num_blocks} blocks of {format_bytes(block_bytes)}; give at least 2"
+        message = f"{sizes.kv_cache_memory} holds {num_blocks} blocks of {format_bytes(block_bytes)}; give at least 2"
         problems.append(Problem("spec.kvCache.memory", message))
     elif wanted is not None and wanted > num_tokens:
-        needed = format_bytes(-(-wanted // spec.kv_cache.block_size) * block_bytes)
+        needed = format_bytes(-(-wanted // sizes.block_size) * block_bytes)
         message = (
-            f"{wanted} tokens do not fit spec.kvCache.memory = {spec.kv_cache.memory}, which holds {num_tokens}; give "
+            f"{wanted} tokens do not fit spec.kvCache.memory = {sizes.kv_cache_memory}, which holds {num_tokens}; give "
             f"at most {num_tokens}, or {needed} of memory"
         )
         problems.append(Problem("spec.model.maxModelLen", message))

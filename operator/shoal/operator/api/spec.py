@@ -15,6 +15,7 @@ from shoal.operator.api.quantity import QUANTITY_ALLOWED, QUANTITY_PATTERN
 
 API_VERSION = "shoal.dev/v1alpha1"
 KIND = "InferenceService"
+DeviceName = Literal["cpu", "cuda", "simulated"]
 
 DnsLabel = Annotated[
     str,
@@ -109,15 +110,31 @@ class Workers(Section, frozen=True, kw_only=True):
 
     replicas: Annotated[int, Meta(ge=1, le=64, description="Engines, each with its own copy of the weights.")] = 1
     device: Annotated[
-        Literal["cpu", "simulated"],
-        Meta(description="What they compute on. simulated: made-up tokens, to try everything around the engine."),
+        DeviceName,
+        Meta(
+            description="What they compute on. cuda: an NVIDIA GPU for each. simulated: made-up tokens, to try "
+            "everything around the engine."
+        ),
     ] = "cpu"
     threads: Annotated[
         Annotated[int, Meta(ge=1, le=1024)] | None,
         Meta(description="Compute threads of each worker. Default: cores / replicas."),
     ] = None
-    max_num_seqs: Annotated[int, Meta(ge=1, le=4096, description="Most sequences in one step.")] = 16
-    max_num_batched_tokens: Annotated[int, Meta(ge=1, le=1 << 20, description="Most tokens in one step.")] = 512
+    max_num_seqs: Annotated[
+        Annotated[int, Meta(ge=1, le=4096)] | None,
+        Meta(description="Most sequences in one step. Default: 16, on a GPU 512."),
+    ] = None
+    max_num_batched_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=1 << 20)] | None,
+        Meta(description="Most tokens in one step. Default: 512, on a GPU 8192."),
+    ] = None
+    gpu_memory_utilization: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        Meta(
+            description="Share of the GPU's memory that a worker may use; what weights and steps leave of it holds KV "
+            "blocks. For device cuda only. Default: 0.9."
+        ),
+    ] = None
     max_queued_requests: Annotated[
         int, Meta(ge=1, le=1 << 20, description="Waiting requests beyond which a worker answers RESOURCE_EXHAUSTED.")
     ] = 256
@@ -126,8 +143,13 @@ class Workers(Section, frozen=True, kw_only=True):
 class KvCache(Section, frozen=True, kw_only=True):
     """The paged KV cache of each worker."""
 
-    block_size: Annotated[Literal[8, 16, 32, 64, 128], Meta(description="Tokens in a block.")] = 16
-    memory: Annotated[ByteQuantity, Meta(description="Memory for blocks, each worker.")] = "512Mi"
+    block_size: Annotated[
+        Literal[8, 16, 32, 64, 128] | None, Meta(description="Tokens in a block. Default: 16, on a GPU 64.")
+    ] = None
+    memory: Annotated[
+        ByteQuantity | None,
+        Meta(description="Memory for blocks, each worker. Not for device cuda. Default: 512Mi."),
+    ] = None
 
 
 class Auth(Section, frozen=True, kw_only=True):

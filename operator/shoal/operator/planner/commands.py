@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from shoal.operator.api import InferenceService, parse_quantity
+from shoal.operator.api import InferenceService, worker_sizes
 from shoal.operator.envoy import Endpoint
 from shoal.operator.planner.plan import Observed
 
@@ -23,7 +23,7 @@ def worker(
     drain_timeout_s: float,
 ) -> tuple[str, ...]:
     """`shoal-worker`."""
-    spec = service.spec
+    spec, sizes = service.spec, worker_sizes(service.spec)
     flags: Flags = {
         "model": observed.model_path,
         "served-model-name": spec.model.name,
@@ -32,10 +32,11 @@ def worker(
         "max-model-len": spec.model.max_model_len,
         "device": spec.workers.device,
         "threads": threads,
-        "block-size": spec.kv_cache.block_size,
-        "kv-cache-memory-bytes": parse_quantity(spec.kv_cache.memory),
-        "max-num-seqs": spec.workers.max_num_seqs,
-        "max-num-batched-tokens": spec.workers.max_num_batched_tokens,
+        "block-size": sizes.block_size,
+        "kv-cache-memory-bytes": sizes.kv_cache_memory_bytes,
+        "gpu-memory-utilization": sizes.gpu_memory_utilization,
+        "max-num-seqs": sizes.max_num_seqs,
+        "max-num-batched-tokens": sizes.max_num_batched_tokens,
         "max-queued-requests": spec.workers.max_queued_requests,
         "drain-timeout-s": drain_timeout_s,
     }
@@ -96,10 +97,12 @@ def envoy(binary: str, bootstrap: str, *, concurrency: int, log_level: str) -> t
     )
 
 
-def environment(*, num_threads: int) -> dict[str, str]:
-    """What every Python service gets. SAFEPATH keeps the current folder's `operator/` and `kernels/` from shadowing
-    packages; OMP_NUM_THREADS holds from the first import on, before a flag can be read."""
-    return {"OMP_NUM_THREADS": str(num_threads), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+def environment(*, num_threads: int, gpu: str | None = None) -> dict[str, str]:
+    """What every Python service gets, and the one GPU that it sees, if any. SAFEPATH keeps the current folder's
+    `operator/` and `kernels/` from shadowing packages; OMP_NUM_THREADS holds from the first import on, before a flag
+    can be read."""
+    shown = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+    return {"OMP_NUM_THREADS": str(num_threads), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **shown}
 
 
 def _listening(service: InferenceService, host: str, ports: Mapping[str, int]) -> Flags:

@@ -30,7 +30,7 @@ def required_ports(service: InferenceService) -> tuple[str, ...]:
 
 
 def plan(service: InferenceService, observed: Observed) -> LocalPlan:
-    """The plan. Raises KeyError when `observed.ports` lacks a required port."""
+    """The plan. Raises KeyError when `observed.ports` lacks a required port, IndexError when a GPU is lacking."""
     spec = service.spec
     tokenizers = [_tokenizer(service, observed, i) for i in range(spec.tokenizer.replicas)]
     workers = [_worker(service, observed, i) for i in range(spec.workers.replicas)]
@@ -65,11 +65,12 @@ def _worker(service: InferenceService, observed: Observed, index: int) -> Proces
     name = f"worker-{index}"
     ports = _ports(observed, name, ("grpc", "metrics"))
     threads = worker_threads(service, observed)
+    gpu = observed.machine.gpus[index] if service.spec.workers.device == "cuda" else None
     return ProcessPlan(
         name=name,
         component="worker",
         argv=commands.worker(service, observed, HOST, ports, threads=threads, drain_timeout_s=_BEHIND_DRAIN_S),
-        env=commands.environment(num_threads=threads),
+        env=commands.environment(num_threads=threads, gpu=gpu),
         ports=ports,
         readiness=_grpc_readiness(ports["grpc"], _WORKER_DEADLINE_S),
         serves={clusters.WORKER: Endpoint(HOST, ports["grpc"])},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -10,11 +12,35 @@ import psutil
 from shoal.operator.api import Machine
 
 _CGROUP = Path("/sys/fs/cgroup")
+_DEVICES = Path("/dev")
+_GPU_DEVICE = re.compile(r"nvidia\d+")
 
 
-def observe_machine(cgroup: Path = _CGROUP) -> Machine:
-    """Cores and memory that this process may use."""
-    return Machine(num_cores=_count_cores(cgroup), memory_bytes=_measure_memory(cgroup))
+def observe_machine(
+    cgroup: Path = _CGROUP, devices: Path = _DEVICES, environ: Mapping[str, str] = os.environ
+) -> Machine:
+    """Cores, memory and GPUs that this process may use."""
+    return Machine(
+        num_cores=_count_cores(cgroup), memory_bytes=_measure_memory(cgroup), gpus=_find_gpus(devices, environ)
+    )
+
+
+def _find_gpus(devices: Path, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """What CUDA would count, without CUDA: the driver's device files, as far as CUDA_VISIBLE_DEVICES shows them.
+
+    In a container only its own GPUs have files. Under WSL there is one file for all, which says no number.
+    """
+    try:
+        names = [path.name for path in devices.iterdir()]
+    except OSError:
+        return ()
+    num_gpus = sum(_GPU_DEVICE.fullmatch(name) is not None for name in names) or int("dxg" in names)
+    shown = environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is None:
+        return tuple(map(str, range(num_gpus)))
+    gpus = [name.strip() for name in shown.split(",")]
+    hidden_from = next((i for i, name in enumerate(gpus) if not name or name.startswith("-")), len(gpus))
+    return tuple(gpus[:hidden_from]) if num_gpus else ()
 
 
 def _count_cores(cgroup: Path) -> int:

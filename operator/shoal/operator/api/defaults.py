@@ -1,0 +1,48 @@
+"""What a worker gets where the manifest leaves it to the device: the worker's own defaults, on a CPU less."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from shoal.operator.api.quantity import parse_quantity
+from shoal.operator.api.spec import DeviceName, InferenceServiceSpec
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSizes:
+    """How large a worker is, all of it decided."""
+
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_cache_memory: str | int | None
+    """As in the manifest; None on a GPU, where the cache gets what `gpu_memory_utilization` leaves."""
+    gpu_memory_utilization: float | None
+    """In (0, 1]; None where there is no GPU."""
+
+    @property
+    def kv_cache_memory_bytes(self) -> int | None:
+        """`kv_cache_memory` in bytes."""
+        return None if self.kv_cache_memory is None else parse_quantity(self.kv_cache_memory)
+
+
+_ON_CPU: Final = WorkerSizes(16, 16, 512, "512Mi", None)
+DEFAULTS: Final[dict[DeviceName, WorkerSizes]] = {
+    "cpu": _ON_CPU,
+    "cuda": WorkerSizes(64, 512, 8192, None, 0.9),
+    "simulated": _ON_CPU,
+}
+
+
+def worker_sizes(spec: InferenceServiceSpec) -> WorkerSizes:
+    """The manifest's sizes, with the device's in the gaps."""
+    workers, kv_cache, defaults = spec.workers, spec.kv_cache, DEFAULTS[spec.workers.device]
+    max_num_batched_tokens = workers.max_num_batched_tokens or defaults.max_num_batched_tokens
+    return WorkerSizes(
+        block_size=kv_cache.block_size or defaults.block_size,
+        max_num_seqs=workers.max_num_seqs or min(defaults.max_num_seqs, max_num_batched_tokens),
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_cache_memory=defaults.kv_cache_memory if kv_cache.memory is None else kv_cache.memory,
+        gpu_memory_utilization=workers.gpu_memory_utilization or defaults.gpu_memory_utilization,
+    )
