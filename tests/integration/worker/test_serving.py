@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,13 @@ async def test_info_says_what_is_served(stub: Stub) -> None:
     assert (info.vocab_size, list(info.eos_token_ids), info.max_num_seqs) == (1000, [999], 8)
     assert info.epoch > 0
     assert info.model_digest
+
+
+async def test_the_log_has_what_is_in_effect_and_how_long_the_start_took(worker: WorkerProcess) -> None:
+    configuration, loaded = worker.logged("configuration"), worker.logged("loaded")
+    assert (configuration["block_size"], configuration["engine_stall_timeout_s"]) == (16, 0.0)
+    assert (loaded["block_size"], loaded["max_num_seqs"], loaded["max_model_len"]) == (16, 8, 512)
+    assert re.fullmatch(r"\d+\.\d s: start \d+\.\d, simulated model \d+\.\d", loaded["ready_in"])
 
 
 async def test_usage_comes_first_and_last_and_the_end_has_a_reason(stub: Stub) -> None:
