@@ -9,6 +9,8 @@ from typing import Literal
 import structlog
 
 LogFormat = Literal["auto", "json", "console"]
+# Without the frames' variables, among which are prompts and API keys.
+_TRACEBACKS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 
 
 def setup_logs(service: str, *, level: str = "info", log_format: LogFormat = "auto") -> None:
@@ -25,9 +27,9 @@ def setup_logs(service: str, *, level: str = "info", log_format: LogFormat = "au
         _AddService(service),
     ]
     render: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [structlog.processors.ExceptionRenderer(_TRACEBACKS), structlog.processors.JSONRenderer()]
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render]

@@ -7,6 +7,7 @@ import logging
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import structlog
@@ -36,6 +37,26 @@ def test_logs_are_json_lines_with_the_service_and_bound_context(capsys: pytest.C
         ("careful now", "gateway", "r1", "warning"),
     ]
     assert lines[0]["worker"] == "w1"
+
+
+@pytest.mark.usefixtures("restored_logging")
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_tracebacks_show_no_variables(
+    capsys: pytest.CaptureFixture[str], log_format: Literal["json", "console"]
+) -> None:
+    setup_logs("gateway", log_format=log_format)
+
+    def check(api_key: str) -> None:
+        raise ValueError(f"a key of {len(api_key)} letters")
+
+    try:
+        check("sk-" + "s" * 9)
+    except ValueError as error:
+        structlog.get_logger("a").error("failed", exc_info=error)
+    text = capsys.readouterr().err
+    assert "a key of 12 letters" in text
+    assert "in check" in text or '"check"' in text
+    assert "sk-sss" not in text
 
 
 def test_metrics_are_served_until_stopped() -> None:
