@@ -20,6 +20,7 @@ from shoal.kernels.paged_attention.gpu_plan import DecodeLaunch, PiecesLaunch
 from shoal.kernels.paged_attention.options import AttentionOptions
 from shoal.kernels.paged_attention.plan import AttentionPlan
 from shoal.kernels.paged_attention.triton_tile import load_queries, merge_rows, store_part, store_rows, visit_pages
+from shoal.kernels.triton_overlap import await_previous, launch_options
 
 _LOG2_E = 1.4426950408889634
 _MERGE_ROWS = 8
@@ -52,6 +53,7 @@ def _launch_decode(
         SPLITS=launch.num_splits,
         STAGES=launch.tiling.num_stages,
         num_warps=launch.tiling.num_warps,
+        **launch_options(qkv.device),
     )
 
 
@@ -172,6 +174,7 @@ def _decode(
     MERGE_ROWS: tl.constexpr,
     SPLITS: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """One of SPLITS parts of a sequence with one query token; the last program of the tile to finish merges them."""
     split, kv_head, seq = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -184,6 +187,7 @@ def _decode(
     per_split = tl.maximum((end_page - first_page + SPLITS - 1) // SPLITS, 1)
     begin = first_page + split * per_split
     end = tl.minimum(begin + per_split, end_page)
+    await_previous(OVERLAPS)
     if begin >= end:
         return
 

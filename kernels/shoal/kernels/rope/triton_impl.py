@@ -8,6 +8,7 @@ from torch import Tensor
 
 from shoal.kernels.kv_layout import KVLayout
 from shoal.kernels.rope.norms import HeadNorms
+from shoal.kernels.triton_overlap import await_previous, launch_options
 
 
 def rope_and_cache(
@@ -52,6 +53,7 @@ def rope_and_cache(
         HAS_NORMS=norms is not None,
         # A thread holds a share of every head's dims in registers: 64 of them, or the compiler spills.
         num_warps=min(16, max(4, triton.next_power_of_2(rotated_padded * held_dims // 2048))),
+        **launch_options(qkv.device),
     )
 
 
@@ -79,6 +81,7 @@ def _rotate_token(
     HALF: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     HAS_NORMS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     position = tl.load(positions + token).to(tl.int64)
@@ -93,6 +96,7 @@ def _rotate_token(
     head = tl.arange(0, ROTATED_PADDED)
     exists = (head < NUM_HEADS + NUM_KV_HEADS)[:, None] & has_angle[None, :]
     at = head[:, None] * HEAD_DIM + half[None, :]
+    await_previous(OVERLAPS)
     low = tl.load(qkv + at, mask=exists, other=0.0).to(tl.float32)
     high = tl.load(qkv + at + ROTARY_DIM // 2, mask=exists, other=0.0).to(tl.float32)
     dim = tl.arange(0, DIM)

@@ -15,8 +15,8 @@ from shoal.model_worker.loader import LoadedModel
 from shoal.model_worker.runner.cuda import CudaRunner
 from shoal.model_worker.runner.warm_up import prompt_plan
 
-_LAUNCH_S_PER_LAYER = 0.3e-3
-"""What one layer's operations cost the host when they are launched one by one (16 cores of 2023, Triton 3.6)."""
+_LAUNCH_S_PER_LAYER = 0.6e-3
+"""What one layer's operations cost the host when they are launched one by one (a Xeon of 2023, Triton 3.6)."""
 _FLOPS_PER_S = 600e12
 """What an H100 makes of large bfloat16 products in a whole model."""
 _MIN_GRAPH_TOKENS = 512
