@@ -29,7 +29,7 @@ DECODE = (
     *((n, 512) for n in (1, 32, 128, 256)),
     *((n, 1024) for n in (1, 8, 32, 128, 256)),
     *((n, 8192) for n in (1, 8, 32, 128)),
-    *((n, 32768) for n in (1, 8, 32)),
+    *((n, 32768) for n in (1, 8, 32, 128)),
 )
 PREFILL = ((1, 512), (1, 2048), (1, 8192), (1, 32768), (4, 2048), (32, 512))
 EXTEND = ((64, 8192), (64, 32768), (512, 8192), (2048, 32768))
@@ -81,7 +81,7 @@ class Cache:
 def measure_attention() -> Iterator[tuple[str, float, str]]:
     """(name, value, unit) of every shape."""
     yield "read ceiling", read_gb_per_s(), "GB/s"
-    cache = Cache(32 * 32768 // PAGE)
+    cache = Cache(128 * 32768 // PAGE)
     for count, length in DECODE:
         num_sets = max(1, min(16, int(COLD_BYTES // (count * length * KV_BYTES)) + 1))
         calls = [cache.call([(1, length)] * count, decodes=True) for _ in range(num_sets)]
