@@ -23,11 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
+from shoal.model_worker.engine import to_frame
 from shoal.model_worker.kv_cache import KVCacheManager
-from shoal.model_worker.messages import StepFrame, decode_report, encode
+from shoal.model_worker.messages import decode_report, encode
 from shoal.model_worker.request import Request
 from shoal.model_worker.sampling.params import SamplingParams
-from shoal.model_worker.scheduler import FcfsPolicy, Scheduler, SchedulerConfig, StepOutput
+from shoal.model_worker.scheduler import FcfsPolicy, Scheduler, SchedulerConfig
 from shoal.model_worker.step import StepPlan, StepResult
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -57,23 +58,6 @@ def answer(plan: StepPlan) -> StepResult:
     """A token for everyone, at once."""
     slots = plan.slots[plan.samples]
     return StepResult(slots, np.full(len(slots), 7, np.int32), {}, {})
-
-
-def build_frame(output: StepOutput, cache: KVCacheManager, scheduler: Scheduler) -> StepFrame:
-    """As `Engine` does."""
-    return StepFrame(
-        output.stream_ids.tobytes(),
-        output.token_ids.tobytes(),
-        output.started,
-        output.finished,
-        output.failed,
-        output.logprobs,
-        output.prompt_logprobs,
-        cache.take_events(),
-        scheduler.stats,
-        0.0,
-        0,
-    )
 
 
 def measure(num_requests: int, num_steps: int) -> dict[str, list[float]]:
@@ -106,7 +90,7 @@ def measure(num_requests: int, num_steps: int) -> dict[str, list[float]]:
         with watch.time("update"):
             scheduler.update(plan, result)
         with watch.time("frame"):
-            frame = build_frame(scheduler.take_output(), cache, scheduler)
+            frame = to_frame(scheduler.take_output(), cache.take_events(), scheduler.stats, 0.0, num_requests)
         with watch.time("encode"):
             body = encode(frame)
         with watch.time("decode, in the front"):

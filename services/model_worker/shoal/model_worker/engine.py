@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from shoal.model_worker.failure import RequestRefused
-from shoal.model_worker.kv_cache import KVCacheManager
+from shoal.model_worker.kv_cache import KVCacheManager, KvEvent
 from shoal.model_worker.messages import Add, Cancel, Command, StepFrame, Stop
-from shoal.model_worker.scheduler import Scheduler
+from shoal.model_worker.scheduler import Scheduler, SchedulerStats, StepOutput
 from shoal.model_worker.step import PendingStep, Runner, StepPlan
 
 
@@ -94,21 +94,7 @@ class Engine:
         output = scheduler.take_output()
         if output.empty and not changed:
             return
-        self._emit(
-            StepFrame(
-                output.stream_ids.tobytes(),
-                output.token_ids.tobytes(),
-                output.started,
-                output.finished,
-                output.failed,
-                output.logprobs,
-                output.prompt_logprobs,
-                self._cache.take_events(),
-                scheduler.stats,
-                step_s,
-                num_tokens,
-            )
-        )
+        self._emit(to_frame(output, self._cache.take_events(), scheduler.stats, step_s, num_tokens))
 
     def _handle(self, command: Add | Cancel) -> None:
         if isinstance(command, Cancel):
@@ -118,3 +104,22 @@ class Engine:
             self._scheduler.add(command.request)
         except RequestRefused as refusal:
             self._scheduler.refuse(command.request.stream_id, refusal.failure)
+
+
+def to_frame(
+    output: StepOutput, kv_events: list[KvEvent], stats: SchedulerStats, step_s: float, num_tokens: int
+) -> StepFrame:
+    """What the front is told of a step."""
+    return StepFrame(
+        output.stream_ids.tobytes(),
+        output.token_ids.tobytes(),
+        output.started,
+        output.finished,
+        output.failed,
+        output.logprobs,
+        output.prompt_logprobs,
+        kv_events,
+        stats,
+        step_s,
+        num_tokens,
+    )

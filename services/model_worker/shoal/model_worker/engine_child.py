@@ -66,16 +66,16 @@ class EngineChild:
             return None
         return f"exit status {code}" if code >= 0 else f"killed by {_signal_name(-code)}"
 
-    async def end(self, timeout_s: float) -> bool:
-        """SIGKILL, and waits for it to take effect.
+    async def end(self, timeout_s: float) -> str | None:
+        """SIGKILL, unless it has ended, and waits for that to take effect. Returns how it ended, as `wait`.
 
-        False when it has not: a process can be stuck in a driver, where no signal reaches it. The kernel ends it once
+        None when it has not: a process can be stuck in a driver, where no signal reaches it. The kernel ends it once
         the driver lets go; there is nothing else that could.
         """
         self.signal(signal.SIGKILL)
         ended = await self.wait(timeout_s)
         self._writer.close()
-        return ended is not None
+        return ended
 
 
 def _signal_name(number: int) -> str:

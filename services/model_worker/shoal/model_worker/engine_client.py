@@ -170,8 +170,11 @@ class EngineClient:
             self._child.send(Stop())
             if await self._child.wait(STOP_TIMEOUT_S) is None:
                 _log.warning("the engine did not end when told to", timeout_s=STOP_TIMEOUT_S)
-        if not await self._child.end(STOP_TIMEOUT_S):
+        end = await self._child.end(STOP_TIMEOUT_S)
+        if end is None:
             _log.error("the killed engine does not end: it is stuck in a driver", timeout_s=STOP_TIMEOUT_S)
+        elif self.died.is_set():
+            _log.error("the engine's process ended", end=end)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -190,8 +193,6 @@ class EngineClient:
                     return
         except ChannelClosed:
             self._give_up(EngineFailure("died", "the engine's process vanished without a word"))
-            if not self._is_stopping:
-                _log.error("the engine's process ended", end=await self._child.wait(STOP_TIMEOUT_S))
         except (msgspec.DecodeError, ValueError) as error:
             self._give_up(EngineFailure("protocol", f"the engine's reports make no sense: {error}"))
         except Exception as error:
