@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shoal.kernels.sampling import SLOT_DTYPE, reference
-from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.sampling.params import SampledSequence, SamplingParams
 from shoal.model_worker.sampling.sampler import Sampler
 from support.device_sampling import (
     EACH_ALONE,
@@ -38,7 +38,7 @@ def test_every_parameter_on_a_large_vocabulary(spread: float) -> None:
     cpu = Sampler(len(KINDS), VOCAB)
     admit_all((device, definition), KINDS)
     for slot, params in enumerate(KINDS):
-        cpu.admit(slot, params, 77 + slot, slot % 3, PROMPT, len(PROMPT), (0, 8))
+        cpu.admit(slot, SampledSequence(params, 77 + slot, slot % 3, PROMPT, len(PROMPT), (0, 8)))
     slots = np.arange(len(KINDS), dtype=np.int32)
     on_device = torch.from_numpy(slots).cuda()
     others = 0
@@ -87,7 +87,7 @@ def test_a_captured_step_follows_changing_parameters() -> None:
             for sampler in (captured, eager):
                 if slot in occupied:
                     sampler.release(slot)
-                sampler.admit(slot, params, seed, 0, PROMPT, len(PROMPT), (0, 8))
+                sampler.admit(slot, SampledSequence(params, seed, 0, PROMPT, len(PROMPT), (0, 8)))
             occupied.add(slot)
         for sampler in (captured, eager):
             sampler.flush()

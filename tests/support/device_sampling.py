@@ -11,7 +11,7 @@ from torch import Tensor
 from shoal.kernels.sampling import GREEDY, SLOT_DTYPE, SamplingState, SamplingWorkspace, reference
 from shoal.kernels.sampling import sample as dispatched
 from shoal.model_worker.sampling.device import DeviceSampler, SampleFunction
-from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.sampling.params import SampledSequence, SamplingParams
 
 PROMPT = (3, 1, 4, 1, 5)
 
@@ -66,7 +66,7 @@ def admit_all(samplers: Sequence[DeviceSampler], kinds: Sequence[SamplingParams]
     """Slot i with kinds[i], after `PROMPT`; token 0 and 8 stop."""
     for sampler in samplers:
         for slot, params in enumerate(kinds):
-            sampler.admit(slot, params, first_seed + slot, slot % 3, PROMPT, len(PROMPT), (0, 8))
+            sampler.admit(slot, SampledSequence(params, first_seed + slot, slot % 3, PROMPT, len(PROMPT), (0, 8)))
         sampler.flush()
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from shoal.kernels.sampling import SLOT_DTYPE, reference
 from shoal.model_worker.sampling.device import DeviceSampler
-from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.sampling.params import SampledSequence, SamplingParams
 from shoal.model_worker.sampling.random import uniforms
 from support.device_sampling import EACH_ALONE, FILTERS_AND_EDITS, admit_all, is_right, make_logits, make_sampler
 
@@ -130,7 +130,7 @@ def test_numbers_are_the_torch_samplers_bit_for_bit() -> None:
     kinds, size = [SamplingParams()] * len(seeds), 256
     sampler = make(len(kinds), size, 128)
     for slot, seed in enumerate(seeds.tolist()):
-        sampler.admit(slot, kinds[slot], seed, slot * 7, (1, 2, 3), 1, ())
+        sampler.admit(slot, SampledSequence(kinds[slot], seed, slot * 7, (1, 2, 3), 1, ()))
     sampler.flush()
     for position in range(2, 5):
         numbers = uniforms(seeds, np.full(len(seeds), position), np.arange(len(seeds)) * 7)

@@ -9,7 +9,7 @@ import torch
 from shoal.kernels import sampling
 from shoal.kernels.sampling import IN_PROMPT, MAX_STOP_IDS, SLOT_DTYPE
 from shoal.model_worker.sampling.device import DeviceSampler, SampleFunction
-from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.sampling.params import SampledSequence, SamplingParams
 from shoal.model_worker.sampling.sampler import Sampler
 from support.device_sampling import EACH_ALONE, FILTERS_AND_EDITS, PROMPT, make_logits, make_sampler
 
@@ -26,7 +26,7 @@ def interpreted() -> SampleFunction:
 def admit(samplers: tuple[Sampler | DeviceSampler, ...], slot: int, params: SamplingParams, *, seed: int = 5,
           output: tuple[int, ...] = (), stop_ids: tuple[int, ...] = (0, 8)) -> None:  # fmt: skip
     for sampler in samplers:
-        sampler.admit(slot, params, seed, 0, (*PROMPT, *output), len(PROMPT), stop_ids)
+        sampler.admit(slot, SampledSequence(params, seed, 0, (*PROMPT, *output), len(PROMPT), stop_ids))
 
 
 def step(sampler: Sampler | DeviceSampler, logits: torch.Tensor, slots: list[int]) -> list[int]:

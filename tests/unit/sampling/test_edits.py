@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from shoal.model_worker.sampling.edits import edit_logits
 from shoal.model_worker.sampling.history import TokenCounts
-from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.sampling.params import SampledSequence, SamplingParams
 from shoal.model_worker.sampling.slots import SamplingSlots
 from support.sampling_reference import edited_logits
 
@@ -41,7 +41,7 @@ def test_edits_match_their_definition(batch: list[dict[str, Any]]) -> None:
     slots = np.arange(len(batch), dtype=np.int32)[::-1].copy()
     for slot, each in zip(slots.tolist(), batch, strict=True):
         tokens = [*each["prompt"], *each["known"]]
-        state.admit(slot, each["params"], 1, 0, tokens, len(each["prompt"]), each["stop_ids"])
+        state.admit(slot, SampledSequence(each["params"], 1, 0, tokens, len(each["prompt"]), each["stop_ids"]))
     for step in (0, 1):
         state.record(slots, np.array([each["later"][step] for each in batch], dtype=np.int32))
     logits = torch.tensor([each["logits"] for each in batch], dtype=torch.float32)
@@ -66,8 +66,8 @@ def test_counts_grow_as_tokens_come(prompt: list[int], output: list[int], more: 
 
 def test_counts_are_kept_only_for_penalties() -> None:
     state = SamplingSlots(3, VOCAB)
-    state.admit(0, SamplingParams(temperature=0.5, top_k=3, logit_bias={1: 1.0}), 1, 0, [1, 2], 1, [0])
-    state.admit(1, SamplingParams(frequency_penalty=0.5), 1, 0, [1, 2], 1, [0])
+    state.admit(0, SampledSequence(SamplingParams(temperature=0.5, top_k=3, logit_bias={1: 1.0}), 1, 0, [1, 2], 1, [0]))
+    state.admit(1, SampledSequence(SamplingParams(frequency_penalty=0.5), 1, 0, [1, 2], 1, [0]))
     state.fork(1, 2, 1)
     assert state.counts[0] is None
     assert state.counts[1] is not None

@@ -4,7 +4,7 @@ import torch
 
 from shoal.model_worker.sampling import filters
 from shoal.model_worker.sampling.filters import filter_weights
-from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.sampling.params import SampledSequence, SamplingParams
 from shoal.model_worker.sampling.slots import SamplingSlots
 from support.sampling_reference import probabilities
 
@@ -28,7 +28,7 @@ def filtered(logits: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor
     """The weights that the sampler draws from, for row i under params[i]."""
     state = SamplingSlots(len(params), logits.shape[-1])
     for slot, each in enumerate(params):
-        state.admit(slot, each, 0, 0, [0], 1, [])
+        state.admit(slot, SampledSequence(each, 0, 0, [0], 1, []))
     scaled = (logits - logits.amax(-1, keepdim=True)) / torch.from_numpy(state.temperature)[:, None]
     return filter_weights(scaled, np.arange(len(params), dtype=np.int32), state)
 

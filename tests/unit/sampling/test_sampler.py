@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.sampling.params import SampledSequence, SamplingParams
 from shoal.model_worker.sampling.random import uniforms
 from shoal.model_worker.sampling.sampler import Sampler
 from support.sampling_reference import edited_logits, inverse_cdf, probabilities
@@ -35,7 +35,7 @@ def make_logits(rows: int, vocab_size: int = VOCAB, seed: int = 0) -> torch.Tens
 
 def admit(sampler: Sampler, slot: int, params: SamplingParams, *, seed: int = 0, choice: int = 0,
           output: Sequence[int] = (), stop_ids: Sequence[int] = (0,)) -> None:  # fmt: skip
-    sampler.admit(slot, params, seed, choice, (*PROMPT, *output), len(PROMPT), stop_ids)
+    sampler.admit(slot, SampledSequence(params, seed, choice, (*PROMPT, *output), len(PROMPT), stop_ids))
 
 
 def run(sampler: Sampler, slot: int, steps: Sequence[torch.Tensor]) -> list[int]:

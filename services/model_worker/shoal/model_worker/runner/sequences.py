@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from shoal.model_worker.runner.flat_batch import FlatTokens
 from shoal.model_worker.runner.slots import SlotArrays
-from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.sampling.params import SampledSequence
 from shoal.model_worker.sampling.sampler import prompt_logprobs
-from shoal.model_worker.step import Admission, Fork, IntArray, StepPlan, TokenLogprobs
+from shoal.model_worker.step import Admission, Fork, StepPlan, TokenLogprobs
 
 _LOGPROB_ROWS = 64
 """Rows of prompt logits made at once: 64 of 128k tokens are 34 MB in float32."""
@@ -21,16 +21,7 @@ _LOGPROB_ROWS = 64
 class SamplingSlots(Protocol):
     """A sampler's state by slot; see `sampling.sampler.Sampler`."""
 
-    def admit(
-        self,
-        slot: int,
-        params: SamplingParams,
-        seed: int,
-        choice: int,
-        token_ids: Sequence[int] | IntArray,
-        num_prompt_tokens: int,
-        stop_ids: Sequence[int],
-    ) -> None:
+    def admit(self, slot: int, sequence: SampledSequence) -> None:
         """Fills a free slot."""
 
     def fork(self, source: int, target: int, choice: int) -> None:
@@ -64,15 +55,11 @@ class Sequences:
         self._slots.admit(admission)
         params = admission.sampling
         eos = () if params.ignore_eos else self._eos_token_ids
-        self._sampler.admit(
-            admission.slot,
-            params,
-            admission.seed,
-            admission.choice,
-            admission.token_ids,
-            admission.num_prompt_tokens,
-            (*eos, *params.stop_token_ids),
+        stop_ids = (*eos, *params.stop_token_ids)
+        sequence = SampledSequence(
+            params, admission.seed, admission.choice, admission.token_ids, admission.num_prompt_tokens, stop_ids
         )
+        self._sampler.admit(admission.slot, sequence)
         if params.prompt_logprobs is not None:
             self._prompt_logprobs[admission.slot] = params.prompt_logprobs
 

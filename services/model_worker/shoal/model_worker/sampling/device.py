@@ -37,7 +37,7 @@ from shoal.kernels.sampling import (
 from shoal.kernels.step_inputs import write_words
 from shoal.model_worker.sampling.history import TokenCounts
 from shoal.model_worker.sampling.logprobs import gather_logprobs
-from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.sampling.params import SampledSequence, SamplingParams
 from shoal.model_worker.step import IntArray, TokenLogprobs
 
 SampleFunction = Callable[[Tensor, Tensor, SamplingState, SamplingWorkspace], Tensor]
@@ -86,21 +86,12 @@ class DeviceSampler:
             SamplingWorkspace.allocate(max_num_seqs, vocab_size, device),
         )
 
-    def admit(
-        self,
-        slot: int,
-        params: SamplingParams,
-        seed: int,
-        choice: int,
-        token_ids: Sequence[int] | IntArray,
-        num_prompt_tokens: int,
-        stop_ids: Sequence[int],
-    ) -> None:
+    def admit(self, slot: int, sequence: SampledSequence) -> None:
         """Fills a free slot; see `Sampler.admit`. ValueError if it is occupied or there are too many ids."""
         if self._occupied[slot]:
             raise ValueError(f"slot {slot} is occupied; release it before admitting another sequence")
-        num_outputs = len(token_ids) - num_prompt_tokens
-        forbidden = np.unique(np.asarray(stop_ids if params.min_tokens > num_outputs else (), dtype=np.int32))
+        params, num_outputs = sequence.params, sequence.num_outputs
+        forbidden = np.unique(np.asarray(sequence.stop_ids if params.min_tokens > num_outputs else (), dtype=np.int32))
         forbidden = forbidden[forbidden < self._vocab_size]
         biases = np.array(sorted(params.logit_bias.items()), dtype=np.float64).reshape(-1, 2)
         if len(forbidden) > MAX_STOP_IDS or len(biases) > MAX_BIASES:
@@ -109,11 +100,11 @@ class DeviceSampler:
                 f"and {MAX_BIASES} are allowed"
             )
         scalars = _pack(params, self._vocab_size)
-        scalars["seed"], scalars["choice"], scalars["num_outputs"] = seed, choice, num_outputs
+        scalars["seed"], scalars["choice"], scalars["num_outputs"] = sequence.seed, sequence.choice, num_outputs
         scalars["num_biases"], scalars["num_stop_ids"] = len(biases), len(forbidden)
         counts = None
         if scalars["flags"][0] & PENALIZED:
-            counts = TokenCounts.of(token_ids[:num_prompt_tokens], token_ids[num_prompt_tokens:])
+            counts = TokenCounts.of_sequence(sequence)
         self._occupied[slot] = True
         self._flags[slot] = scalars["flags"][0]
         self._num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs

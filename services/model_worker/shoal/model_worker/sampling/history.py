@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shoal.model_worker.sampling.params import SampledSequence
+
 
 @dataclass(slots=True)
 class TokenCounts:
@@ -28,6 +30,12 @@ class TokenCounts:
         ids, inverse = np.unique(np.concatenate((prompt, output)), return_inverse=True)
         counts = np.bincount(inverse[len(prompt) :], minlength=len(ids)).astype(np.float32)
         return cls(ids, counts, len(ids))
+
+    @classmethod
+    def of_sequence(cls, sequence: SampledSequence) -> TokenCounts:
+        """Counts of what is known of a sequence."""
+        end = sequence.num_prompt_tokens
+        return cls.of(sequence.token_ids[:end], sequence.token_ids[end:])
 
     @property
     def ids(self) -> NDArray[np.int64]:

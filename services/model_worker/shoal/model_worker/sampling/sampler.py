@@ -8,7 +8,6 @@ min_p, top_k, top_p, typical_p and one draw.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +18,7 @@ from shoal.model_worker.sampling.draw import draw
 from shoal.model_worker.sampling.edits import edit_logits
 from shoal.model_worker.sampling.filters import filter_weights
 from shoal.model_worker.sampling.logprobs import gather_logprobs, prompt_logprobs
-from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.sampling.params import SampledSequence
 from shoal.model_worker.sampling.random import uniforms
 from shoal.model_worker.sampling.rows import take, to_tensor
 from shoal.model_worker.sampling.slots import IntArray, SamplingSlots
@@ -45,22 +44,9 @@ class Sampler:
         """Slots are 0 to `max_num_seqs` - 1; logits have `vocab_size` columns."""
         self._state = SamplingSlots(max_num_seqs, vocab_size)
 
-    def admit(
-        self,
-        slot: int,
-        params: SamplingParams,
-        seed: int,
-        choice: int,
-        token_ids: Sequence[int] | IntArray,
-        num_prompt_tokens: int,
-        stop_ids: Sequence[int],
-    ) -> None:
-        """Fills a free slot with a sequence: its prompt and what is known of its output, as `step.Admission` has them.
-
-        `seed` has 64 bits. `stop_ids` (the model's end-of-sequence ids unless ignore_eos, and the request's stop
-        tokens) are not produced before params.min_tokens output tokens. ValueError if the slot is occupied.
-        """
-        self._state.admit(slot, params, seed, choice, token_ids, num_prompt_tokens, stop_ids)
+    def admit(self, slot: int, sequence: SampledSequence) -> None:
+        """Fills a free slot with a sequence. ValueError if the slot is occupied."""
+        self._state.admit(slot, sequence)
 
     def fork(self, source: int, target: int, choice: int) -> None:
         """Copies `source` to the free slot `target`, which goes on with the random stream of `choice`."""

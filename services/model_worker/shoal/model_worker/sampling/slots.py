@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shoal.model_worker.sampling.history import TokenCounts
-from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.sampling.params import SampledSequence
 
 IntArray = NDArray[np.int32]
 
@@ -54,39 +53,25 @@ class SamplingSlots:
         self.stop_ids: list[NDArray[np.int64] | None] = [None] * max_num_seqs
         """Forbidden until min_tokens; None once nothing is to be forbidden."""
 
-    def admit(
-        self,
-        slot: int,
-        params: SamplingParams,
-        seed: int,
-        choice: int,
-        token_ids: Sequence[int] | IntArray,
-        num_prompt_tokens: int,
-        stop_ids: Sequence[int],
-    ) -> None:
+    def admit(self, slot: int, sequence: SampledSequence) -> None:
         """Fills a free slot; see `Sampler.admit`."""
         if self.occupied[slot]:
             raise ValueError(f"slot {slot} is occupied; release it before admitting another sequence")
+        params = sequence.params
         self.occupied[slot] = True
-        self.seeds[slot] = seed
-        self.choices[slot] = choice
-        self.num_outputs[slot] = len(token_ids) - num_prompt_tokens
+        self.seeds[slot] = sequence.seed
+        self.choices[slot] = sequence.choice
+        self.num_outputs[slot] = sequence.num_outputs
         self.greedy[slot] = params.greedy or params.top_k == 1
         self.filtered[slot] = params.min_p > 0 or params.top_k > 0 or params.top_p < 1 or params.typical_p < 1
         self.logprobs[slot] = -1 if params.logprobs is None else params.logprobs
         for name in ("temperature", "min_p", "top_p", "typical_p"):
             getattr(self, name)[slot] = getattr(params, name)
         self.top_k[slot] = params.top_k if params.top_k < self.vocab_size else 0
-        self._admit_edits(slot, params, token_ids, num_prompt_tokens, stop_ids)
+        self._admit_edits(slot, sequence)
 
-    def _admit_edits(
-        self,
-        slot: int,
-        params: SamplingParams,
-        token_ids: Sequence[int] | IntArray,
-        num_prompt_tokens: int,
-        stop_ids: Sequence[int],
-    ) -> None:
+    def _admit_edits(self, slot: int, sequence: SampledSequence) -> None:
+        params = sequence.params
         for name in ("min_tokens", "frequency_penalty", "presence_penalty", "repetition_penalty"):
             getattr(self, name)[slot] = getattr(params, name)
         self.biased[slot] = bool(params.logit_bias)
@@ -97,9 +82,9 @@ class SamplingSlots:
             params.frequency_penalty != 0 or params.presence_penalty != 0 or params.repetition_penalty != 1
         )
         if self.penalized[slot]:
-            self.counts[slot] = TokenCounts.of(token_ids[:num_prompt_tokens], token_ids[num_prompt_tokens:])
+            self.counts[slot] = TokenCounts.of_sequence(sequence)
         if params.min_tokens > self.num_outputs[slot]:
-            ids = np.unique(np.asarray(stop_ids, dtype=np.int64))
+            ids = np.unique(np.asarray(sequence.stop_ids, dtype=np.int64))
             self.stop_ids[slot] = ids[ids < self.vocab_size]
 
     def fork(self, source: int, target: int, choice: int) -> None:
