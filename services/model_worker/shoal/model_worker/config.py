@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from shoal.config import option
 from shoal.model_worker.scheduler import PolicyName
+from shoal.model_worker.simulated_timing import SIMULATED_GPUS, SimulatedModel
 
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
@@ -89,7 +90,15 @@ class WorkerConfig:
     kv_event_buffer: Positive = option(8192, "KV events kept for subscribers that are behind; older: a snapshot.")
     drain_timeout_s: Seconds = option(60.0, "How long running requests may go on after SIGTERM.")
     load_timeout_s: Annotated[float, Meta(gt=0)] = option(1800.0, "Longest time that loading the model may take.")
-    simulated_step_ms: Seconds = option(0.0, "Time of a simulated step.")
+    simulated_model: Literal["", SimulatedModel] = option(
+        "",
+        "What a simulated device times its steps like, with that device's sizes; empty: by --simulated-step-ms and "
+        "--simulated-token-us.",
+    )
+    simulated_time_scale: Annotated[float, Meta(gt=0)] = option(
+        1.0, "Multiplies the time of simulated steps: 0.1 is ten times as fast."
+    )
+    simulated_step_ms: Seconds = option(0.0, "Time of a simulated step, without --simulated-model.")
     simulated_token_us: Seconds = option(0.0, "Time added for each of its tokens.")
     simulated_vocab_size: Positive = option(32000, "Vocabulary of the simulated model; its last id ends the output.")
     otlp_endpoint: str = option("", "Where traces go, such as http://127.0.0.1:4317; empty: nowhere.")
@@ -98,7 +107,7 @@ class WorkerConfig:
 
     def with_device_defaults(self) -> WorkerConfig:
         """This configuration with what was left to the device filled in. Of such a one, itself."""
-        defaults = DEVICE_DEFAULTS[self.device]
+        defaults = self._device_defaults
         max_num_batched_tokens = self.max_num_batched_tokens or defaults.max_num_batched_tokens
         stall_timeout_s = self.engine_stall_timeout_s
         return replace(
@@ -108,6 +117,13 @@ class WorkerConfig:
             max_num_batched_tokens=max_num_batched_tokens,
             engine_stall_timeout_s=defaults.engine_stall_timeout_s if stall_timeout_s is None else stall_timeout_s,
         )
+
+    @property
+    def _device_defaults(self) -> DeviceDefaults:
+        if self.device != "simulated" or not self.simulated_model:
+            return DEVICE_DEFAULTS[self.device]
+        gpu = SIMULATED_GPUS[self.simulated_model]
+        return DeviceDefaults(gpu.block_size, gpu.max_num_seqs, gpu.max_num_batched_tokens, 0.0)
 
     @property
     def model_name(self) -> str:

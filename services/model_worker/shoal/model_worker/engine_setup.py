@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -12,6 +12,7 @@ from shoal.model_worker.kv_cache import KVCacheManager
 from shoal.model_worker.messages import EngineInfo
 from shoal.model_worker.scheduler import Scheduler, SchedulerConfig, make_policy
 from shoal.model_worker.simulated import SimulatedRunner
+from shoal.model_worker.simulated_timing import SIMULATED_GPUS, FixedTimer, StepTimer
 from shoal.model_worker.step import Runner
 
 
@@ -126,11 +127,20 @@ SIMULATED_NUM_BLOCKS = 4096
 def make_simulated_device(config: WorkerConfig, progress: Progress) -> Device:
     """A device without a model; see `simulated`."""
     progress("simulated model", 1.0)
+    timer: StepTimer
+    if config.simulated_model:
+        gpu = SIMULATED_GPUS[config.simulated_model]
+        timer, num_blocks = replace(gpu.timer, time_scale=config.simulated_time_scale), gpu.num_blocks
+    else:
+        scale = config.simulated_time_scale
+        timer = FixedTimer(config.simulated_step_ms / 1e3 * scale, config.simulated_token_us / 1e6 * scale)
+        num_blocks = SIMULATED_NUM_BLOCKS
     runner = SimulatedRunner(
-        num_blocks=config.num_blocks or SIMULATED_NUM_BLOCKS,
+        timer,
+        num_blocks=config.num_blocks or num_blocks,
+        num_slots=config.max_num_seqs,
         vocab_size=config.simulated_vocab_size,
-        step_s=config.simulated_step_ms / 1e3,
-        token_s=config.simulated_token_us / 1e6,
+        max_pending_steps=2 if config.simulated_model else 1,
     )
     return Device(
         runner=runner,

@@ -1,4 +1,4 @@
-"""A runner without a model: tokens are hashes of the history, and steps take as long as they are told to.
+"""A runner without a model: tokens are hashes of the history, and steps take as long as a timer says.
 
 Output is deterministic by history, seed and choice, as with a real model, so that gateways, routers and failover can
 be tested and measured on a machine that could not run the model. Its KV cache is empty: block ids are ignored.
@@ -7,107 +7,69 @@ be tested and measured on a machine that could not run the model. Its KV cache i
 from __future__ import annotations
 
 import time
-import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-from shoal.model_worker.sampling.params import SamplingParams
-from shoal.model_worker.step import IntArray, StepPlan, StepResult, SynchronousRunner, TokenLogprobs
-
-
-@dataclass(slots=True)
-class _Slot:
-    token_ids: list[int]
-    num_prompt_tokens: int
-    num_computed: int
-    history_hash: int
-    """Of the computed tokens."""
-    sampling: SamplingParams
-    seed: int
-    choice: int
+from shoal.model_worker.simulated_sequences import SimulatedSequences
+from shoal.model_worker.simulated_timing import StepTimer
+from shoal.model_worker.step import StepPlan, StepResult
 
 
-class SimulatedRunner(SynchronousRunner):
-    """Implements `step.Runner`. The last id of the vocabulary ends the output; about one token in 64 is that one."""
+@dataclass(frozen=True, slots=True)
+class SimulatedStep:
+    """A step that ends at `end_s` and was computed when it was submitted."""
 
-    def __init__(self, *, num_blocks: int, vocab_size: int, step_s: float, token_s: float) -> None:
+    ended_with: StepResult
+    end_s: float
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+
+    def result(self) -> StepResult:
+        """Sleeps until the step's end. See `PendingStep.result`."""
+        if (remaining_s := self.end_s - self.clock()) > 0:
+            self.sleep(remaining_s)
+        return self.ended_with
+
+
+class SimulatedRunner:
+    """Implements `step.Runner`. The last id of the vocabulary ends the output; about one token in 64 is that one.
+
+    As on a GPU, a step that was submitted while another ran starts at that one's end, so that the host's work between
+    the two costs nothing. It never spins: 64 workers, each with 32 streams at the speed of an H100, fit on few cores.
+    """
+
+    def __init__(
+        self,
+        timer: StepTimer,
+        *,
+        num_blocks: int,
+        num_slots: int,
+        vocab_size: int,
+        max_pending_steps: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._timer = timer
         self._num_blocks = num_blocks
-        self._vocab_size = vocab_size
-        self._step_s = step_s
-        self._token_s = token_s
-        self._slots: dict[int, _Slot] = {}
+        self._max_pending_steps = max_pending_steps
+        self._sequences = SimulatedSequences(num_slots, vocab_size)
+        self._clock = clock
+        self._sleep = sleep
+        self._busy_until_s = 0.0
 
     @property
     def num_blocks(self) -> int:
         """KV blocks that it pretends to have."""
         return self._num_blocks
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Runs one step."""
-        end_s = time.monotonic() + self._step_s + plan.total_tokens * self._token_s
-        self._apply(plan)
-        prompt_logprobs = {}
-        for slot, num_tokens in zip(plan.slots.tolist(), plan.num_tokens.tolist(), strict=True):
-            state = self._slots[slot]
-            start = state.num_computed
-            state.num_computed += num_tokens
-            state.history_hash = _hash(state.token_ids[start : state.num_computed], state.history_hash)
-            if state.sampling.prompt_logprobs is not None:
-                stop = min(state.num_computed + 1, state.num_prompt_tokens)
-                prompt_logprobs[slot] = tuple(_logprobs(t) for t in state.token_ids[start + 1 : stop])
-        sampled: list[int] = plan.slots[plan.samples].tolist()
-        for fork in plan.forks:
-            source = self._slots[fork.source]
-            self._slots[fork.target] = _Slot(
-                list(source.token_ids),
-                source.num_prompt_tokens,
-                source.num_computed,
-                source.history_hash,
-                source.sampling,
-                source.seed,
-                fork.choice,
-            )
-            sampled.append(fork.target)
-        token_ids = [self._sample(self._slots[slot]) for slot in sampled]
-        logprobs = {
-            slot: _logprobs(token_id)
-            for slot, token_id in zip(sampled, token_ids, strict=True)
-            if self._slots[slot].sampling.logprobs is not None
-        }
-        if (remaining_s := end_s - time.monotonic()) > 0:
-            time.sleep(remaining_s)
-        return StepResult(np.array(sampled, np.int32), np.array(token_ids, np.int32), logprobs, prompt_logprobs)
+    @property
+    def max_pending_steps(self) -> int:
+        """See `step.Runner`."""
+        return self._max_pending_steps
 
-    def _apply(self, plan: StepPlan) -> None:
-        for slot in plan.released:
-            del self._slots[slot]
-        for admission in plan.admitted:
-            num_computed = admission.num_computed_tokens
-            self._slots[admission.slot] = _Slot(
-                admission.token_ids.tolist(),
-                admission.num_prompt_tokens,
-                num_computed,
-                _hash(admission.token_ids[:num_computed], 0),
-                admission.sampling,
-                admission.seed,
-                admission.choice,
-            )
-
-    def _sample(self, state: _Slot) -> int:
-        draw = zlib.crc32(f"{state.seed}/{state.choice}".encode(), state.history_hash)
-        eos_token_id = self._vocab_size - 1
-        num_output = len(state.token_ids) - state.num_prompt_tokens
-        ends = draw % 64 == 0 and not state.sampling.ignore_eos and num_output >= state.sampling.min_tokens
-        token_id = eos_token_id if ends else (draw >> 6) % max(1, eos_token_id)
-        state.token_ids.append(token_id)
-        return token_id
-
-
-def _hash(token_ids: IntArray | list[int], history_hash: int) -> int:
-    # Token by token, so that the hash does not depend on how a prompt was cut into steps; crc32 chains that way.
-    return zlib.crc32(np.asarray(token_ids, "<i4").tobytes(), history_hash)
-
-
-def _logprobs(token_id: int) -> TokenLogprobs:
-    return TokenLogprobs(token_id, -1.0, 1, ())
+    def submit(self, plan: StepPlan) -> SimulatedStep:
+        """Starts a step, or queues it behind the one that runs."""
+        start_s = max(self._clock(), self._busy_until_s)
+        work = self._sequences.apply(plan)
+        self._busy_until_s = start_s + self._timer.step_s(work)
+        return SimulatedStep(self._sequences.compute(plan), self._busy_until_s, self._clock, self._sleep)
