@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,13 @@ from torch import Tensor
 from shoal.kernels.kv_layout import RowsLayout
 from shoal.kernels.paged_attention import AttentionShape
 from shoal.kernels.paged_attention.gpu_plan import describe_pages, plan_decode, plan_mixed
-from shoal.model_worker.layers import attention, mlp, norm
 from shoal.model_worker.layers.batch import ForwardBatch
 from shoal.model_worker.loader import LoadedModel, load_model
+from support.gpu_kernels import DEVICE, gpu_kernels
 from support.tiny_models import FAMILIES, TINY, reference_logits, save_tiny
 
 pytest.importorskip("triton", reason="needs triton")
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BLOCK_SIZE = 16
 NUM_PROMPT_TOKENS, NUM_TOKENS = 30, 31
 """Past every window (24)."""
@@ -32,16 +32,9 @@ INTERPRETED = [
 
 
 @pytest.fixture(autouse=True)
-def _gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors on a CPU would be given to the CPU's kernels."""
-    from shoal.kernels.act_and_mul import triton_impl as gate
-    from shoal.kernels.rms_norm import triton_impl as norms
-    from shoal.kernels.rope import triton_impl as rope
-
-    monkeypatch.setattr(attention, "rope_and_cache", rope.rope_and_cache)
-    monkeypatch.setattr(norm, "rms_norm", norms.rms_norm)
-    monkeypatch.setattr(norm, "add_rms_norm", norms.add_rms_norm)
-    monkeypatch.setattr(mlp, "act_and_mul", gate.act_and_mul)
+def _gpu_kernels() -> Iterator[None]:
+    with gpu_kernels():
+        yield
 
 
 class GpuForward:
@@ -71,10 +64,10 @@ class GpuForward:
             return self._model.compute_logits(self._model.forward(batch, self._cache)).cpu()
 
 
-@pytest.mark.parametrize("variant", FAMILIES if DEVICE == "cuda" else INTERPRETED)
+@pytest.mark.parametrize("variant", FAMILIES if DEVICE.type == "cuda" else INTERPRETED)
 def test_matches_transformers(variant: str, tmp_path: Path) -> None:
     reference = save_tiny(tmp_path, variant)
-    loaded = load_model(tmp_path, dtype="float32", device=DEVICE, max_model_len=64)
+    loaded = load_model(tmp_path, dtype="float32", device=DEVICE.type, max_model_len=64)
     token_ids = torch.randint(0, TINY["vocab_size"], (NUM_TOKENS,), generator=torch.Generator().manual_seed(2))
     forward = GpuForward(loaded, NUM_TOKENS)
     parts = [forward.step(token_ids[:NUM_PROMPT_TOKENS], 0)]

@@ -31,10 +31,13 @@ from shoal.model_worker.runner.step_graphs import (
     decode_sizes,
     mixed_sizes,
 )
+from shoal.model_worker.runner.transfers import upload
 from shoal.model_worker.sampling.device import DeviceSampler
 from shoal.model_worker.step import EndedStep, IntArray, PendingStep, StepPlan, StepResult, TokenLogprobs
 
 Progress = Callable[[float], None]
+
+_CUDA = torch.device("cuda")
 
 
 class CudaRunner:
@@ -57,23 +60,26 @@ class CudaRunner:
         max_model_len: int,
         max_num_batched_tokens: int,
         dtype: torch.dtype = torch.bfloat16,
+        device: torch.device = _CUDA,
     ) -> None:
-        """Allocates the cache; `warm_up` captures the graphs."""
+        """Allocates the cache; `warm_up` captures the graphs, without which steps run operation by operation.
+
+        device: another only in tests, which run the GPU's kernels in Triton's interpreter.
+        """
         self._model = model
         layout = RowsLayout(config.num_layers, config.num_kv_heads, config.head_dim, block_size, dtype)
         self._shape = AttentionShape(layout, config.num_heads)
         self._kv_cache = layout.allocate(num_blocks)
         self._pages = describe_pages(self._kv_cache, self._shape)
         self._num_blocks, self._max_num_batched_tokens = num_blocks, max_num_batched_tokens
-        device = torch.device("cuda")
+        self._device = device
         self._slots = SlotArrays(max_num_seqs, max_model_len, block_size)
         self._sampler = DeviceSampler.allocate(max_num_seqs, config.vocab_size, device)
         self._sequences = Sequences(self._slots, self._sampler, config.eos_token_ids)
-        self._device_slots = DeviceSlots(max_num_seqs, self._slots.block_tables.shape[1], block_size)
+        self._device_slots = DeviceSlots(max_num_seqs, self._slots.block_tables.shape[1], block_size, device)
         # Slots whose last token and count the device has: those that have sampled.
         self._on_device = np.zeros(max_num_seqs, np.bool_)
-        self._mail = TokenMail(self.max_pending_steps, max_num_seqs)
-        self._decode_sizes = decode_sizes(max_num_seqs)
+        self._mail = TokenMail(self.max_pending_steps, max_num_seqs, device)
         self._decode_graphs: dict[int, DecodeGraph] = {}
         self._mixed_graphs: dict[tuple[int, bool], MixedGraph] = {}
         """By tokens, and whether sequences of few tokens have a place."""
@@ -102,14 +108,15 @@ class CudaRunner:
         """
         pool, max_num_seqs = torch.cuda.graph_pool_handle(), len(self._on_device)
         sizes = mixed_sizes(min(max_graph_tokens, self._max_num_batched_tokens), self._max_num_batched_tokens)
+        decoding = decode_sizes(max_num_seqs)
         mixed = [(size, has_low) for size in sizes for has_low in (False, True) if has_low or size in SMALL_MIXED]
-        num_graphs = len(mixed) + len(self._decode_sizes)
+        num_graphs = len(mixed) + len(decoding)
         with torch.inference_mode():
             for size, has_low in reversed(mixed):
-                shapes = capacity(self._shape, size, max_num_seqs, self._kv_cache.device, has_low=has_low)
+                shapes = capacity(self._shape, size, max_num_seqs, self._device, has_low=has_low)
                 self._mixed_graphs[size, has_low] = MixedGraph(shapes, self._mixed_step, pool)
                 progress(len(self._mixed_graphs) / num_graphs)
-            for size in reversed(self._decode_sizes):
+            for size in reversed(decoding):
                 self._decode_graphs[size] = DecodeGraph(size, self._decode_step, pool)
                 progress((len(mixed) + len(self._decode_graphs)) / num_graphs)
             torch.cuda.synchronize()
@@ -141,10 +148,17 @@ class CudaRunner:
             computed = state.num_computed[missing]
             self._device_slots.set_tokens(missing, state.token_ids[missing, computed], computed)
             self._on_device[missing] = True
-        size = next(size for size in self._decode_sizes if size >= len(slots))
-        logits, token_ids = self._decode_graphs[size].run(slots)
+        logits, token_ids = self._run_decoding(slots)
         state.num_computed[slots] += 1
         return self._mail.send(slots, token_ids, self._gather(logits, slots, token_ids), {})
+
+    def _run_decoding(self, slots: IntArray) -> Chosen:
+        for size, graph in reversed(self._decode_graphs.items()):  # the largest was captured first
+            if size >= len(slots):
+                return graph.run(slots)
+        inputs = DecodeInputs.allocate(len(slots), self._device)
+        inputs.slots.copy_(upload(slots, self._device))
+        return self._decode_step(inputs)
 
     def _mixed(self, plan: StepPlan) -> PendingStep:
         for fork in plan.forks:
@@ -190,14 +204,14 @@ class CudaRunner:
         length_of[tokens.slots] = tokens.seq_lens
         return StepArrays(
             tokens=replace(tokens, token_ids=token_ids),
-            work=divide_step(self._shape, tokens.query_starts, tokens.seq_lens, self._kv_cache.device),
+            work=divide_step(self._shape, tokens.query_starts, tokens.seq_lens, self._device),
             sample_rows=rows.astype(np.int32),
             sample_slots=targets.astype(np.int32, copy=False),
             sample_lens=length_of[sampled],
         )
 
     def _write(self, arrays: StepArrays) -> PackedInputs:
-        inputs = PackedInputs(exact(arrays))
+        inputs = PackedInputs(exact(arrays), self._device)
         inputs.write(arrays.named())
         return inputs
 

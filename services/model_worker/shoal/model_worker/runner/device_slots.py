@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from shoal.kernels.step_inputs import SlotState, write_words
+from shoal.model_worker.runner.transfers import upload
 from shoal.model_worker.step import IntArray, StepPlan
 
 
 class DeviceSlots:
     """Block tables, last tokens and counts by slot. One writer: the runner's stream."""
 
-    def __init__(self, max_num_seqs: int, max_blocks: int, block_size: int) -> None:
-        self.state = SlotState.allocate(max_num_seqs, max_blocks, block_size, torch.device("cuda"))
+    def __init__(self, max_num_seqs: int, max_blocks: int, block_size: int, device: torch.device) -> None:
+        self.state = SlotState.allocate(max_num_seqs, max_blocks, block_size, device)
+        self._device = device
 
     def assign(self, plan: StepPlan) -> None:
         """Takes over the block ids that a plan names."""
@@ -32,7 +31,7 @@ class DeviceSlots:
             blocks.append(admission.block_ids)
         entries = [list(chain.from_iterable(each)) for each in (places, blocks)]
         if entries[0]:
-            write_words(self.state.block_tables, upload(np.array(entries, dtype=np.int32)))
+            write_words(self.state.block_tables, upload(np.array(entries, dtype=np.int32), self._device))
 
     def fork(self, source: int, target: int) -> None:
         """Copies a slot's block table."""
@@ -40,11 +39,7 @@ class DeviceSlots:
 
     def set_tokens(self, slots: IntArray, token_ids: IntArray, num_computed: IntArray) -> None:
         """Notes what a step that was not prepared here has made of some slots."""
-        at, tokens, counts = upload(np.stack((slots, token_ids, num_computed)).astype(np.int32, copy=False))
+        columns = np.stack((slots, token_ids, num_computed)).astype(np.int32, copy=False)
+        at, tokens, counts = upload(columns, self._device)
         self.state.last_tokens[at] = tokens
         self.state.num_computed[at] = counts
-
-
-def upload(array: NDArray[Any]) -> Tensor:
-    """An array on the device, through pinned memory and without waiting."""
-    return torch.from_numpy(np.ascontiguousarray(array)).pin_memory().to("cuda", non_blocking=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from shoal.model_worker.runner.transfers import Moment, make_moment, staging
 from shoal.model_worker.step import IntArray, StepResult, TokenLogprobs
 
 Logprobs = Callable[[], dict[int, TokenLogprobs]]
@@ -20,7 +21,7 @@ class DeviceStep:
         self,
         slots: IntArray,
         token_ids: Tensor,
-        ended: torch.cuda.Event,
+        ended: Moment,
         logprobs: Logprobs,
         prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]],
     ) -> None:
@@ -38,11 +39,8 @@ class DeviceStep:
 class TokenMail:
     """Pinned memory and events for the tokens of pending steps, used in turn: making them anew takes 40 us a step."""
 
-    def __init__(self, max_pending_steps: int, max_num_seqs: int) -> None:
-        self._boxes = [
-            (torch.empty(max_num_seqs, dtype=torch.int32).pin_memory(), torch.cuda.Event())  # type: ignore[no-untyped-call]
-            for _ in range(max_pending_steps)
-        ]
+    def __init__(self, max_pending_steps: int, max_num_seqs: int, device: torch.device) -> None:
+        self._boxes = [(staging(max_num_seqs, device), make_moment(device)) for _ in range(max_pending_steps)]
         self._num_sent = 0
 
     def send(

@@ -23,6 +23,7 @@ from shoal.kernels.paged_attention.gpu_plan import (
     tall_tiling,
 )
 from shoal.model_worker.runner.flat_batch import FlatTokens
+from shoal.model_worker.runner.transfers import staging
 from shoal.model_worker.step import IntArray
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -76,14 +77,14 @@ class StepArrays:
 class PackedInputs:
     """Device memory for a step's arrays, each at a fixed place."""
 
-    def __init__(self, shapes: Shapes) -> None:
+    def __init__(self, shapes: Shapes, device: torch.device) -> None:
         self._shapes = shapes
         self._starts: dict[str, int] = {}
         size = 0
         for name, shape in shapes.items():
             self._starts[name] = size
             size += -(-prod(shape) // _ALIGNMENT) * _ALIGNMENT
-        self._device = torch.empty(size, dtype=torch.int32, device="cuda")
+        self._device = torch.empty(size, dtype=torch.int32, device=device)
         self._pinned: list[Tensor] = []
         self._unused = np.zeros(size, np.int32)
         for name, value in _UNUSED.items():
@@ -108,7 +109,7 @@ class PackedInputs:
     def _next_pinned(self) -> Tensor:
         """Memory that no copy is reading: of two, since no more than two steps are under way."""
         if len(self._pinned) < 2:
-            self._pinned.append(torch.empty(self._device.shape, dtype=torch.int32, pin_memory=True))
+            self._pinned.append(staging(self._device.shape[0], self._device.device))
         else:
             self._pinned.reverse()
         return self._pinned[-1]

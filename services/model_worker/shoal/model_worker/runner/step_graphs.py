@@ -66,7 +66,7 @@ class MixedGraph:
     def __init__(self, shapes: Shapes, step: Callable[[PackedInputs], Chosen], pool: Any) -> None:
         self.max_sampled = shapes["sample_slots"][0]
         """Tokens that a step may choose."""
-        self._inputs = PackedInputs(shapes)
+        self._inputs = PackedInputs(shapes, torch.device("cuda"))
         self._inputs.write({})
         self._graph, self._chosen = _capture(step, self._inputs, pool)
 
