@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,9 +10,10 @@ import torch
 
 from shoal.kernels import act_and_mul, paged_attention, rms_norm
 from shoal.kernels.kv_layout import KVLayout
-from shoal.kernels.native import compiling, library, load
-from shoal.kernels.native.compiling import NativeBuildError, build, cache_directory, find_compiler
+from shoal.kernels.native import library, load
+from shoal.kernels.native.compiling import build
 from shoal.kernels.paged_attention import plan
+from shoal.native import NativeBuildError
 from support.attention_cases import make_case
 
 needs_compiler = pytest.mark.skipif(library() is None, reason="no C compiler here")
@@ -23,20 +23,6 @@ needs_compiler = pytest.mark.skipif(library() is None, reason="no C compiler her
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SHOAL_CACHE_DIR", str(tmp_path))
     return tmp_path / "kernels"
-
-
-@needs_compiler
-def test_builds_once_and_then_comes_from_the_cache(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = build(("-O1",))
-    assert path.parent == own_cache
-    assert stat.S_IMODE(own_cache.stat().st_mode) == 0o700
-    assert [p.name for p in own_cache.iterdir()] == [path.name]
-
-    def refuse(*args: object) -> None:
-        raise AssertionError("compiled again")
-
-    monkeypatch.setattr(compiling, "_compile", refuse)
-    assert build(("-O1",)) == path
 
 
 @needs_compiler
@@ -64,36 +50,6 @@ def test_portable_code_gives_the_same_results(
     for activation in get_args(act_and_mul.Activation):
         expected = act_and_mul.reference.act_and_mul(x, activation)
         torch.testing.assert_close(act_and_mul.act_and_mul(x, activation), expected, **tolerance)
-
-
-def test_no_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CC", raising=False)
-    with pytest.raises(NativeBuildError, match=r"there is no C compiler .*apt-get install gcc"):
-        find_compiler()
-
-
-def test_named_compiler_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", "no-such-compiler -pipe")
-    with pytest.raises(NativeBuildError, match=r"named by CC .no-such-compiler -pipe. does not exist"):
-        find_compiler()
-
-
-def test_failing_compiler_is_reported(own_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    script = tmp_path / "broken"
-    script.write_text("#!/bin/sh\necho out of order >&2\nexit 3\n")
-    script.chmod(0o700)
-    monkeypatch.setenv("CC", str(script))
-    with pytest.raises(NativeBuildError, match=r"failed with status 3: out of order"):
-        build()
-    assert list(own_cache.iterdir()) == []
-
-
-def test_cache_that_others_can_write_is_refused(own_cache: Path) -> None:
-    own_cache.mkdir(parents=True)
-    own_cache.chmod(0o777)
-    with pytest.raises(NativeBuildError, match=r"can be written by another user"):
-        cache_directory()
 
 
 def test_unloadable_library_is_reported(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from shoal.kernels.native.compiling import NativeBuildError, build
+from shoal.kernels.native.compiling import build
+from shoal.native import NativeBuildError
 
 _logger = logging.getLogger(__name__)
 
