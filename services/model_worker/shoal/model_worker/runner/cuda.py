@@ -195,19 +195,18 @@ class CudaRunner:
         owners = np.repeat(tokens.slots, plan.num_tokens)
         is_unknown = tokens.positions >= self._slots.num_tokens[owners]
         token_ids = np.where(is_unknown, -1 - owners, tokens.token_ids).astype(np.int32)
-        row_of = {int(slot): row for slot, row in zip(plan.slots[plan.samples], tokens.last_rows, strict=True)}
-        sources = [fork.source for fork in plan.forks]
-        sampled = np.concatenate((plan.slots[plan.samples], np.array(sources, np.int32)))
-        targets = np.concatenate((plan.slots[plan.samples], np.array([fork.target for fork in plan.forks], np.int32)))
-        rows = np.concatenate((tokens.last_rows, np.array([row_of[source] for source in sources], np.int64)))
-        length_of = np.zeros(len(self._on_device), np.int32)
-        length_of[tokens.slots] = tokens.seq_lens
+        slots, rows, lens = (x[plan.samples] for x in (tokens.slots, tokens.query_starts[1:] - 1, tokens.seq_lens))
+        if plan.forks:
+            place = {slot: i for i, slot in enumerate(slots.tolist())}
+            sources = [place[fork.source] for fork in plan.forks]
+            slots = np.concatenate((slots, np.array([fork.target for fork in plan.forks], np.int32)))
+            rows, lens = (np.concatenate((x, x[sources])) for x in (rows, lens))
         return StepArrays(
             tokens=replace(tokens, token_ids=token_ids),
             work=divide_step(self._shape, tokens.query_starts, tokens.seq_lens, self._device),
-            sample_rows=rows.astype(np.int32),
-            sample_slots=targets.astype(np.int32, copy=False),
-            sample_lens=length_of[sampled],
+            sample_rows=rows,
+            sample_slots=slots,
+            sample_lens=lens,
         )
 
     def _write(self, arrays: StepArrays) -> PackedInputs:
