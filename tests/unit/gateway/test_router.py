@@ -6,11 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.gateway.routing.load import DECODE_TOKENS, Load, LoadTracker, Ticket
-from shoal.gateway.routing.policy import Candidate, LeastLoaded, Policy, PrefixThenLoad, RoundRobin, policy_of
+from shoal.gateway.routing.policy import (
+    Candidate,
+    LeastLoaded,
+    OverlapCost,
+    Policy,
+    PrefixSticky,
+    PrefixThenLoad,
+    RoundRobin,
+    policy_of,
+)
 from shoal.gateway.routing.prefix_index import PrefixIndex
 from shoal.gateway.routing.router import MAX_ENDPOINTS, Pick, PickRequest, Router
 
 KEYS = [bytes([i]) * 16 for i in range(8)]
+POLICIES: list[Policy] = [PrefixThenLoad(), LeastLoaded(), RoundRobin(), PrefixSticky(), OverlapCost()]
 NAMES = ["w0", "w1", "w2", "w3"]
 BLOCK = 4
 loads = st.builds(Load, st.integers(0, 50), st.integers(0, 20_000))
@@ -38,7 +48,11 @@ def test_no_pick_is_far_busier_than_the_idlest(fleet: dict[str, tuple[Load, int]
 
 
 @settings(deadline=None)
-@given(fleets, st.integers(0, 100), st.sampled_from([PrefixThenLoad(), LeastLoaded(), RoundRobin()]))
+@given(
+    fleets,
+    st.integers(0, 100),
+    st.sampled_from([PrefixThenLoad(), LeastLoaded(), RoundRobin(), PrefixSticky(), OverlapCost()]),
+)
 def test_a_ranking_is_an_order_of_the_candidates_and_repeats(
     fleet: dict[str, tuple[Load, int]], turn: int, policy: Policy
 ) -> None:
@@ -52,7 +66,7 @@ def test_a_ranking_is_an_order_of_the_candidates_and_repeats(
 @given(st.integers(1, 4), st.integers(0, 50))
 def test_equal_workers_take_turns(num_workers: int, first_turn: int) -> None:
     idle = [Candidate(name, 0, Load()) for name in NAMES[:num_workers]]
-    for policy in (PrefixThenLoad(), LeastLoaded(), RoundRobin()):
+    for policy in POLICIES:
         picks = [policy.rank(idle, first_turn + i).candidates[0].endpoint for i in range(num_workers)]
         assert sorted(picks) == NAMES[:num_workers]
 
@@ -62,6 +76,8 @@ def test_the_names_of_an_inference_service_are_known() -> None:
         "shoal": PrefixThenLoad,
         "least_load": LeastLoaded,
         "round_robin": RoundRobin,
+        "prefix_sticky": PrefixSticky,
+        "overlap_cost": OverlapCost,
     }.items():
         assert isinstance(policy_of(name, slack_tokens=1, slack_ratio=1), kind)  # type: ignore[arg-type]
 

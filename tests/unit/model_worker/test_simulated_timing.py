@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,8 +22,8 @@ TIMER = LLAMA_8B_H100.timer
 
 
 def measured(name: str) -> float:
-    rows: list[dict[str, float]] = json.loads(TABLE.read_text())["rows"]
-    return next(row["value"] for row in rows if row["name"] == f"llama-3.1-8b {name}")
+    rows: list[dict[str, Any]] = json.loads(TABLE.read_text())["rows"]
+    return float(next(row["value"] for row in rows if row["name"] == f"llama-3.1-8b {name}"))
 
 
 @pytest.mark.parametrize(

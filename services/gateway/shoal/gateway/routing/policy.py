@@ -18,6 +18,13 @@ class Candidate:
     cached_tokens: int
     """Prompt tokens whose KV it is believed to hold."""
     load: Load
+    prompt_tokens: int = 0
+    """Of the request; the same for all candidates."""
+
+    @property
+    def uncached_tokens(self) -> int:
+        """Prompt tokens that it would have to compute."""
+        return max(0, self.prompt_tokens - self.cached_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,59 @@ class RoundRobin:
         return Ranking(tuple(_rotated(candidates, turn)), "round_robin")
 
 
-PolicyName = Literal["shoal", "least_load", "round_robin"]
+@dataclass(frozen=True, slots=True)
+class PrefixSticky:
+    """Those that hold most of the prompt, until they are saturated; among them the least prompt work: llm-d's default.
+
+    A baseline, as described for llm-d-router of August 2026, with its constants. The estimated time to first token is
+    that of the prompt tokens under way; a cached prompt is left for another worker when its holders' is much longer.
+    """
+
+    sticky_ratio: float = 0.8
+    """Part of a prompt from which on a worker counts as holding it."""
+    max_excess_s: float = 18.0
+    """How much longer the wait at the best holder may be than at the best other worker."""
+    peak_prefill_tokens_per_s: float = 15_928.0
+    needs_caches: bool = False
+
+    def rank(self, candidates: Sequence[Candidate], turn: int) -> Ranking:
+        """See the class. Equal workers take turns."""
+        by_work = sorted(_rotated(candidates, turn), key=lambda c: c.load.num_waiting_tokens + c.uncached_tokens)
+        holders = [c for c in by_work if c.cached_tokens and c.cached_tokens >= self.sticky_ratio * c.prompt_tokens]
+        others = [c for c in by_work if c not in holders]
+        if not holders:
+            return Ranking(tuple(others), "load")
+        if others and self._wait_s(holders) - self._wait_s(others) > self.max_excess_s:
+            return Ranking(tuple(by_work), "balance")
+        return Ranking((*holders, *others), "prefix")
+
+    def _wait_s(self, candidates: Sequence[Candidate]) -> float:
+        return min(c.load.num_waiting_tokens for c in candidates) / self.peak_prefill_tokens_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapCost:
+    """The least sum of prompt tokens to compute and of context held by the running: Dynamo's cost, at temperature 0.
+
+    A baseline: max(prompt tokens under way + the prompt's - 1.0 * those cached on the device, 0) * prefill_scale, plus
+    the prompts of requests under way. Dynamo counts both in blocks, which orders alike but for rounding, and counts a
+    prefix that requests share once.
+    """
+
+    prefill_scale: float = 1.0
+    needs_caches: bool = False
+
+    def rank(self, candidates: Sequence[Candidate], turn: int) -> Ranking:
+        """See the class. Equal workers take turns."""
+        ordered = sorted(_rotated(candidates, turn), key=self._cost)
+        return Ranking(tuple(ordered), "prefix" if ordered[0].cached_tokens else "load")
+
+    def _cost(self, candidate: Candidate) -> float:
+        load = candidate.load
+        return self.prefill_scale * (load.num_waiting_tokens + candidate.uncached_tokens) + load.num_prompt_tokens
+
+
+PolicyName = Literal["shoal", "least_load", "round_robin", "prefix_sticky", "overlap_cost"]
 
 
 def policy_of(name: PolicyName, *, slack_tokens: int, slack_ratio: float) -> Policy:
@@ -104,6 +163,8 @@ def policy_of(name: PolicyName, *, slack_tokens: int, slack_ratio: float) -> Pol
         "shoal": PrefixThenLoad(slack_tokens, slack_ratio),
         "least_load": LeastLoaded(),
         "round_robin": RoundRobin(),
+        "prefix_sticky": PrefixSticky(),
+        "overlap_cost": OverlapCost(),
     }
     return policies[name]
 
