@@ -10,11 +10,14 @@ from shoal.api.generation.v1 import generation_pb2
 from shoal.api.worker.v1 import worker_pb2
 
 
-def generate_request(token_ids: Sequence[int], *, resume: Sequence[int] = (), **sampling: Any) -> Any:
+def generate_request(token_ids: Sequence[int], *, resume: Sequence[int] = (), choice: int = 0, **sampling: Any) -> Any:
     """A seeded request that goes on to max_tokens unless told otherwise."""
     fields = {"max_tokens": 8, "seed": 1, "ignore_eos": True, **sampling}
     return worker_pb2.GenerateRequest(
-        token_ids=token_ids, resume_token_ids=resume, sampling=generation_pb2.SamplingParams(**fields)
+        token_ids=token_ids,
+        resume_token_ids=resume,
+        choice=choice,
+        sampling=generation_pb2.SamplingParams(**fields),
     )
 
 

@@ -16,6 +16,8 @@ no secrets and no internals.
     ├── Internal               INTERNAL             500
     ├── Unimplemented          UNIMPLEMENTED        501
     └── Unavailable            UNAVAILABLE          503   says when to come back
+        ├── Draining           UNAVAILABLE          503   from workers only
+        └── WorkerFailed       UNAVAILABLE          503   from workers only
 """
 
 from __future__ import annotations
@@ -133,6 +135,18 @@ class Unavailable(ShoalError):
         super().__init__(message, retry_after_s=retry_after_s)
 
 
+class Draining(Unavailable):
+    """The worker is about to end, in good order: another one can take the request, or go on with it."""
+
+    reason = "DRAINING"
+
+
+class WorkerFailed(Unavailable):
+    """The worker's engine died under the request. Another one can go on with it, unless the request was the cause."""
+
+    reason = "WORKER_FAILED"
+
+
 BY_REASON: dict[str, type[ShoalError]] = {
     kind.reason: kind
     for kind in (
@@ -147,8 +161,10 @@ BY_REASON: dict[str, type[ShoalError]] = {
         Internal,
         Unimplemented,
         Unavailable,
+        Draining,
+        WorkerFailed,
     )
 }
 BY_CODE: dict[grpc.StatusCode, type[ShoalError]] = {
-    kind.code: kind for kind in BY_REASON.values() if kind is not PayloadTooLarge
+    kind.code: kind for kind in BY_REASON.values() if ShoalError in kind.__bases__
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import msgspec
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -168,12 +169,12 @@ async def test_failures_are_counted_by_reason(monkeypatch: pytest.MonkeyPatch) -
     await asyncio.wait_for(engine.died.wait(), 60)
     assert engine.failure is not None
     assert stream.failure is not None
-    assert stream.failure.reason == "UNAVAILABLE"
+    assert stream.failure.reason == "WORKER_FAILED"
     late = engine.submit(make_request(0, [3]))
-    assert late.failure == stream.failure
+    assert late.failure == msgspec.structs.replace(stream.failure, reason="UNAVAILABLE")
     await engine.stop()
     assert (count("device"), count("died"), count("out_of_memory")) == (1, 0, 0)
-    assert registry.get_sample_value("shoal_worker_request_failure_total", {"reason": "unavailable"}) == 1
+    assert registry.get_sample_value("shoal_worker_request_failure_total", {"reason": "worker_failed"}) == 1
 
     monkeypatch.setenv("FAULT", "early run_out_of_memory")
     engine = await start_engine(config, metrics, "support.faulty_engine")

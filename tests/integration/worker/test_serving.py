@@ -106,6 +106,25 @@ async def test_a_resumed_request_goes_on_where_the_first_attempt_was_cut(stub: S
         assert messages[-1].usage.completion_tokens == 40
 
 
+async def test_each_of_several_completions_can_go_on_by_itself(stub: Stub) -> None:
+    completions, _ = await collect(stub.Generate(generate_request(range(30), max_tokens=20, n=3), timeout=10))
+    assert len({tuple(c.token_ids) for c in completions.values()}) == 3
+    for choice, cut in ((0, 5), (1, 19), (2, 0)):
+        whole = completions[choice].token_ids
+        request = generate_request(range(30), max_tokens=20, resume=whole[:cut], choice=choice)
+        rest, messages = await collect(stub.Generate(request, timeout=10), num_resumed=cut)
+        assert rest[choice].token_ids == whole[cut:]
+        assert {message.choice for message in messages} == {choice}
+
+
+@pytest.mark.parametrize(("choice", "n"), [(1, 2), (64, 1)])
+async def test_a_choice_that_cannot_be_is_refused(stub: Stub, choice: int, n: int) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await collect(stub.Generate(generate_request([1], choice=choice, n=n), timeout=10))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "at most 63, and only with n = 1" in (caught.value.details() or "")
+
+
 @pytest.mark.parametrize(
     ("resume", "sampling", "reason"),
     [([1, 2, 3], {"max_tokens": 3}, LENGTH), ([1, 7], {"stop_token_ids": [7]}, STOP)],

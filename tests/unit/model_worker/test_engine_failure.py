@@ -75,5 +75,5 @@ def test_other_errors_are_ours_and_stay_short() -> None:
 )
 def test_clients_learn_that_they_can_resume_and_nothing_internal(reason: str, words: str) -> None:
     failure = EngineFailure(reason, "secret").for_clients()  # type: ignore[arg-type]  # parametrized
-    assert (failure.reason, failure.retry_after_s) == ("UNAVAILABLE", 1.0)
+    assert (failure.reason, failure.retry_after_s) == ("WORKER_FAILED", 1.0)
     assert failure.message == f"the worker's engine {words}; the request can be resumed on another worker"

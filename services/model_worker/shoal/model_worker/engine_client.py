@@ -130,7 +130,7 @@ class EngineClient:
             next(self._stream_ids)
         stream = RequestStream.open(replace(request, stream_id=first))
         if self.died.is_set():
-            stream.fail(self._gone())
+            stream.fail(msgspec.structs.replace(self._gone(), reason="UNAVAILABLE"))  # none of its doing
             return stream
         for output in stream.choices:
             self._outputs[first + output.choice] = output

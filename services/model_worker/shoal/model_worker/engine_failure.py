@@ -42,7 +42,7 @@ class EngineFailure(msgspec.Struct, frozen=True, array_like=True):
         """How requests end that the engine was working on. Without internals."""
         what = _FOR_CLIENTS.get(self.reason, "died")
         text = f"the worker's engine {what}; the request can be resumed on another worker"
-        return Failure("UNAVAILABLE", text, "", RETRY_AFTER_S)
+        return Failure("WORKER_FAILED", text, "", RETRY_AFTER_S)
 
 
 def describe_failure(error: BaseException, config: WorkerConfig) -> EngineFailure:

@@ -6,7 +6,15 @@ from typing import Literal
 
 import msgspec
 
-Reason = Literal["INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "INTERNAL"]
+Reason = Literal[
+    "INVALID_ARGUMENT",
+    "RESOURCE_EXHAUSTED",
+    "DEADLINE_EXCEEDED",
+    "UNAVAILABLE",
+    "DRAINING",
+    "WORKER_FAILED",
+    "INTERNAL",
+]
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
@@ -19,7 +27,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     field: str = ""
     """Path of the field in GenerateRequest, for INVALID_ARGUMENT."""
     retry_after_s: float = 0.0
-    """When it is worth coming back, for RESOURCE_EXHAUSTED and UNAVAILABLE."""
+    """When it is worth coming back, for RESOURCE_EXHAUSTED, UNAVAILABLE and its kinds."""
 
 
 class RequestRefused(Exception):

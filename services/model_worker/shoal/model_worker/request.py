@@ -35,6 +35,8 @@ class Request:
     """time.monotonic() when the front got it (one clock for all processes of a host)."""
     resume_token_ids: tuple[int, ...] = ()
     """Output that an earlier attempt delivered. Only with n = 1."""
+    first_choice: int = 0
+    """Number of the first completion among those of the client's request. Not 0 only with n = 1."""
     priority: int = 0
     deadline_s: float | None = None
     """time.monotonic() at which the client gives up."""
@@ -80,6 +82,7 @@ class Sequence:
 
     group: RequestGroup
     choice: int
+    """Among the completions of this request, from 0."""
     order: tuple[float, int]
     """The policy's sort key and a tie-breaker; smaller runs first."""
     token_ids: IntArray

@@ -25,6 +25,11 @@ class ResponseWriter:
         """Whether every completion's last message was taken."""
         return self._num_open == 0
 
+    @property
+    def started(self) -> bool:
+        """Whether any message was taken."""
+        return not self._first
+
     def take(self) -> Iterator[worker_pb2.GenerateResponse]:
         """Messages for what has arrived since the last call, one a completion at most."""
         for output in self._stream.choices:
@@ -34,7 +39,9 @@ class ResponseWriter:
     def _message(self, output: ChoiceOutput) -> worker_pb2.GenerateResponse:
         stream = self._stream
         message = worker_pb2.GenerateResponse(
-            choice=output.choice, first_token_index=output.next_index, token_ids=output.token_ids
+            choice=stream.request.first_choice + output.choice,
+            first_token_index=output.next_index,
+            token_ids=output.token_ids,
         )
         if output.logprobs:
             message.logprobs.extend(map(position_logprobs, output.logprobs))
@@ -64,7 +71,9 @@ def ended_response(request: Request, reason: FinishReason) -> worker_pb2.Generat
     """The only message of a resumed request that had ended already, but whose client never saw the end."""
     num_resumed = len(request.resume_token_ids)
     message = worker_pb2.GenerateResponse(
-        first_token_index=num_resumed, finish_reason=generation_pb2.FinishReason.ValueType(reason)
+        choice=request.first_choice,
+        first_token_index=num_resumed,
+        finish_reason=generation_pb2.FinishReason.ValueType(reason),
     )
     if reason is FinishReason.STOP:
         message.stop_token_id = request.resume_token_ids[-1]

@@ -19,13 +19,14 @@ from shoal.model_worker.messages import EngineInfo
 from shoal.model_worker.metrics import WorkerMetrics
 from shoal.model_worker.request import Request
 from shoal.model_worker.responses import ResponseWriter, ended_response, info_response
+from shoal.model_worker.sampling.params import MAX_CHOICES
 from shoal.model_worker.sampling.validate import from_proto
 from shoal.model_worker.scheduler import queue_full
 from shoal.model_worker.stall_watch import StallWatch
-from shoal.rpc.errors import BY_REASON, Internal, InvalidArgument, ShoalError, Unavailable
+from shoal.rpc.errors import BY_REASON, Draining, Internal, InvalidArgument, ShoalError, Unavailable
 
 MAX_CACHE_SALT_BYTES: Final = 64
-_DRAINED = Failure("UNAVAILABLE", "the worker is shutting down; resume the request on another one", "", 1.0)
+_DRAINED = Failure("DRAINING", "the worker is shutting down; resume the request on another one", "", 1.0)
 
 
 class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
@@ -64,7 +65,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
     ) -> None:
         """Writes to the context rather than yielding: a fifth less work a message."""
         if self._draining:
-            raise Unavailable("the worker is draining; send the request to another one")
+            raise Draining("the worker is draining; send the request to another one")
         engine_request = self._to_request(request, context.time_remaining())
         if (resumed := engine_request.resume_token_ids) and (
             reason := engine_request.finish_reason(len(resumed), resumed[-1], frozenset(self._info().eos_token_ids))
@@ -83,6 +84,10 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
                         await context.write(message)
                     call.write_began_s = None
                     if stream.failure is not None:
+                        if stream.failure.reason == "WORKER_FAILED" and not writer.started:
+                            # After headers Envoy does not repeat a call. It must not: if the request killed this
+                            # engine, it would kill two more before the gateway hears of it.
+                            await context.send_initial_metadata(())
                         raise _to_error(stream.failure)
         finally:
             # Also what was not sent: ending a call whose client does not read can take until the client goes away.
@@ -150,6 +155,10 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
             raise InvalidArgument(
                 "resume_token_ids", f"{len(resumed)} tokens are more than max_tokens = {sampling.max_tokens}"
             )
+        if request.choice and (sampling.n > 1 or request.choice >= MAX_CHOICES):
+            raise InvalidArgument(
+                "choice", f"{request.choice} with n = {sampling.n}; at most {MAX_CHOICES - 1}, and only with n = 1"
+            )
         return Request(
             stream_id=0,
             request_id=request.request_id,
@@ -159,6 +168,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
             namespace_key=self._namespace_key(request.cache_salt),
             arrival_s=now_s,
             resume_token_ids=resumed,
+            first_choice=request.choice,
             priority=request.priority,
             deadline_s=None if time_remaining_s is None else now_s + time_remaining_s,
         )

@@ -233,7 +233,7 @@ class Scheduler:
                 block_ids=tuple(table.block_ids),
                 sampling=sampling,
                 seed=request.seed,
-                choice=sequence.choice,
+                choice=request.first_choice + sequence.choice,
             ),
             num_tokens,
         )

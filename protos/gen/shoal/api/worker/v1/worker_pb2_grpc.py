@@ -69,8 +69,9 @@ class ModelWorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """Generates tokens. RESOURCE_EXHAUSTED with RetryInfo, before any message, when the queue is full; UNAVAILABLE when
-        draining. The call's deadline and cancellation end the request and free its blocks within a step.
+        """Generates tokens. RESOURCE_EXHAUSTED with RetryInfo, before any message, when the queue is full. UNAVAILABLE says in
+        its ErrorInfo whether the worker drains (DRAINING) or its engine died (WORKER_FAILED); the request can be resumed on
+        another worker. The call's deadline and cancellation end the request and free its blocks within a step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

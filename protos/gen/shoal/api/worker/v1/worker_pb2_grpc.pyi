@@ -36,8 +36,9 @@ class ModelWorkerServiceStub:
     GetInfo: _grpc.UnaryUnaryMultiCallable[_worker_pb2.GetInfoRequest, _worker_pb2.GetInfoResponse]
     """Says what this worker serves and how large its cache is."""
     Generate: _grpc.UnaryStreamMultiCallable[_worker_pb2.GenerateRequest, _worker_pb2.GenerateResponse]
-    """Generates tokens. RESOURCE_EXHAUSTED with RetryInfo, before any message, when the queue is full; UNAVAILABLE when
-    draining. The call's deadline and cancellation end the request and free its blocks within a step.
+    """Generates tokens. RESOURCE_EXHAUSTED with RetryInfo, before any message, when the queue is full. UNAVAILABLE says in
+    its ErrorInfo whether the worker drains (DRAINING) or its engine died (WORKER_FAILED); the request can be resumed on
+    another worker. The call's deadline and cancellation end the request and free its blocks within a step.
     """
     SubscribeKvEvents: _grpc.UnaryStreamMultiCallable[_worker_pb2.SubscribeKvEventsRequest, _worker_pb2.SubscribeKvEventsResponse]
     """Streams what enters and leaves the prefix cache, so that routers know it. Never ends while the worker lives."""
@@ -52,8 +53,9 @@ class ModelWorkerServiceAsyncStub(ModelWorkerServiceStub):
     GetInfo: _aio.UnaryUnaryMultiCallable[_worker_pb2.GetInfoRequest, _worker_pb2.GetInfoResponse]  # type: ignore[assignment]
     """Says what this worker serves and how large its cache is."""
     Generate: _aio.UnaryStreamMultiCallable[_worker_pb2.GenerateRequest, _worker_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generates tokens. RESOURCE_EXHAUSTED with RetryInfo, before any message, when the queue is full; UNAVAILABLE when
-    draining. The call's deadline and cancellation end the request and free its blocks within a step.
+    """Generates tokens. RESOURCE_EXHAUSTED with RetryInfo, before any message, when the queue is full. UNAVAILABLE says in
+    its ErrorInfo whether the worker drains (DRAINING) or its engine died (WORKER_FAILED); the request can be resumed on
+    another worker. The call's deadline and cancellation end the request and free its blocks within a step.
     """
     SubscribeKvEvents: _aio.UnaryStreamMultiCallable[_worker_pb2.SubscribeKvEventsRequest, _worker_pb2.SubscribeKvEventsResponse]  # type: ignore[assignment]
     """Streams what enters and leaves the prefix cache, so that routers know it. Never ends while the worker lives."""
@@ -77,8 +79,9 @@ class ModelWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_pb2.GenerateResponse], _abc.AsyncIterator[_worker_pb2.GenerateResponse]]:
-        """Generates tokens. RESOURCE_EXHAUSTED with RetryInfo, before any message, when the queue is full; UNAVAILABLE when
-        draining. The call's deadline and cancellation end the request and free its blocks within a step.
+        """Generates tokens. RESOURCE_EXHAUSTED with RetryInfo, before any message, when the queue is full. UNAVAILABLE says in
+        its ErrorInfo whether the worker drains (DRAINING) or its engine died (WORKER_FAILED); the request can be resumed on
+        another worker. The call's deadline and cancellation end the request and free its blocks within a step.
         """
 
     @_abc_1.abstractmethod
