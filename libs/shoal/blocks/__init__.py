@@ -7,11 +7,15 @@ start, to whatever else changes KV bytes (model, layout, dtype, adapter, tenant)
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-KEY_BYTES: Final = 16
+from shoal.blocks.chain import KeyChain as KeyChain
+from shoal.blocks.chain import join_keys as join_keys
+from shoal.blocks.chain import native_hash_chain as native_hash_chain
+from shoal.blocks.words import KEY_BYTES as KEY_BYTES
+from shoal.blocks.words import to_words
+
 _DOMAIN: Final = b"shoal.kv.v1"
 
 
@@ -30,12 +34,12 @@ def namespace_key(model_digest: str, kv_layout: str, adapter_digest: str = "", t
 
 def block_key(parent: bytes, tokens: Sequence[int]) -> bytes:
     """The key of one full block of `tokens` that follows `parent`, 16 bytes. Token ids fit 32 bits unsigned."""
-    return hashlib.sha256(parent + _little_endian(tokens)).digest()[:KEY_BYTES]
+    return hashlib.sha256(parent + to_words(tokens).tobytes()).digest()[:KEY_BYTES]
 
 
 def iter_block_keys(parent: bytes, tokens: Sequence[int], block_size: int) -> Iterator[bytes]:
     """Keys of the full blocks of `tokens`, in order; a remainder shorter than `block_size` has none."""
-    yield from iter_word_keys(parent, _little_endian(tokens), block_size)
+    yield from iter_word_keys(parent, to_words(tokens).tobytes(), block_size)
 
 
 def iter_word_keys(parent: bytes, data: bytes, block_size: int) -> Iterator[bytes]:
@@ -50,15 +54,3 @@ def iter_word_keys(parent: bytes, data: bytes, block_size: int) -> Iterator[byte
 def block_keys(parent: bytes, tokens: Sequence[int], block_size: int) -> list[bytes]:
     """`iter_block_keys` as a list."""
     return list(iter_block_keys(parent, tokens, block_size))
-
-
-def _little_endian(tokens: Sequence[int]) -> bytes:
-    words = array("I", tokens)
-    if words.itemsize != 4:  # the C standard allows others
-        raise RuntimeError("array('I') is not 32 bits wide on this platform")
-    if _SWAP:
-        words.byteswap()
-    return words.tobytes()
-
-
-_SWAP: Final = array("I", [1]).tobytes() != b"\x01\x00\x00\x00"

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.api.worker.v1 import worker_pb2
-from shoal.gateway.routing.prefix_index import PrefixIndex
+from shoal.blocks import KeyChain
+from shoal.gateway.routing.prefix_index import CachedPrefix, PrefixIndex
 from shoal.gateway.workers.kv_events import EventGap, KvEventFeed
 
 KEYS = [bytes([i]) * 16 for i in range(8)]
@@ -30,8 +31,8 @@ def cleared(seq: int) -> Event:
     return Event(epoch=1, seq=seq, cleared=worker_pb2.KvCleared())
 
 
-def snapshot(seq: int, held: list[bytes], *, complete: bool = True, epoch: int = 1) -> Event:
-    return Event(epoch=epoch, seq=seq, snapshot=worker_pb2.KvSnapshot(keys=held, tier=DEVICE, complete=complete))
+def snapshot(seq: int, held: list[bytes], *, complete: bool = True, epoch: int = 1, tier: Any = DEVICE) -> Event:
+    return Event(epoch=epoch, seq=seq, snapshot=worker_pb2.KvSnapshot(keys=held, tier=tier, complete=complete))
 
 
 class FakeCache:
@@ -158,10 +159,58 @@ def test_a_snapshot_cut_in_the_middle_is_forgotten() -> None:
     assert index.match(KEYS) == {"w": 1}
 
 
-def test_other_tiers_do_not_count_but_keep_the_numbering() -> None:
+def test_tiers_are_kept_apart_and_unknown_ones_keep_the_numbering() -> None:
     index = PrefixIndex(100)
     feed = in_step(index)
     feed.apply(stored(6, KEYS[2:4], tier=worker_pb2.TIER_DISK))
+    feed.apply(stored(7, KEYS[2:3], tier=worker_pb2.TIER_MEMORY))
+    feed.apply(stored(8, KEYS[2:8], tier=99))
     assert index.match(KEYS) == {"w": 2}
-    feed.apply(stored(7, KEYS[2:3]))
-    assert index.match(KEYS) == {"w": 3}
+    assert index.match_tiers(KEYS) == {"w": CachedPrefix(2, 2, 3, 4)}
+    feed.apply(stored(9, KEYS[2:3]))
+    assert index.match_tiers(KEYS) == {"w": CachedPrefix(3, 3, 3, 4)}
+    feed.apply(cleared(10))
+    assert index.match_tiers(KEYS) == {}
+
+
+def test_a_snapshot_tells_every_tier() -> None:
+    index = PrefixIndex(100)
+    feed = KvEventFeed("w", index)
+    feed.apply(snapshot(5, KEYS[:2], complete=False))
+    feed.apply(snapshot(5, KEYS[1:4], tier=worker_pb2.TIER_MEMORY, complete=False))
+    feed.apply(snapshot(5, KEYS[:8], tier=99))
+    assert index.match_tiers(KEYS) == {"w": CachedPrefix(2, 2, 4, 4)}
+
+
+def test_what_was_known_holds_until_the_snapshot_that_replaces_it_is_complete() -> None:
+    index = PrefixIndex(100)
+    feed = in_step(index)
+    assert feed.next_request.start_seq == 6
+    feed.apply(snapshot(9, KEYS[:4], complete=False))
+    assert index.match(KEYS) == {"w": 2}
+    feed.apply(snapshot(9, KEYS[4:6]))
+    assert index.match(KEYS) == {"w": 6}
+    assert feed.next_request.start_seq == 10
+
+
+def test_a_worker_that_dies_leaves_nothing() -> None:
+    index = PrefixIndex(100)
+    feed = in_step(index)
+    index.expect("w", KeyChain.of(KEYS))
+    feed.apply(snapshot(9, KEYS[:4], complete=False))
+    feed.forget()
+    assert index.workers == frozenset()
+    feed.apply(snapshot(1, KEYS[:1], epoch=2))
+    assert index.match(KEYS) == {"w": 1}
+    index.settle()
+    assert len(index) == 1
+
+
+@pytest.mark.parametrize("event", [stored(6, [bytes(15)]), removed(6, [bytes(17)]), snapshot(6, [b""])])
+def test_keys_of_another_size_are_a_gap_and_void_everything(event: Event) -> None:
+    index = PrefixIndex(100)
+    feed = in_step(index)
+    with pytest.raises(EventGap, match="event 6 makes no sense: a block key has 16 bytes"):
+        feed.apply(event)
+    assert index.workers == frozenset()
+    assert feed.next_request.start_seq == 0

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from shoal.blocks import KeyChain
 from shoal.gateway.routing.load import LoadTracker
 from shoal.gateway.routing.policy import Candidate, Policy
 from shoal.gateway.routing.prefix_index import PrefixIndex
@@ -20,8 +21,8 @@ class PickRequest:
 
     endpoints: Sequence[str]
     """Workers that serve the model and can take requests."""
-    block_keys: Iterable[bytes]
-    """Keys of the prompt's full blocks, in order; read once, lazily."""
+    block_keys: KeyChain | Iterable[bytes]
+    """Keys of the prompt's full blocks, in order; a chain is hashed here, as far as needed."""
     block_size: int
     prompt_tokens: int
     priority: int = 0
@@ -42,7 +43,7 @@ class Pick:
 
 
 class Router:
-    """Joins what is known about caches and loads, and asks the policy."""
+    """Joins what is known about caches and loads, asks the policy, and expects the prompt where it was sent."""
 
     def __init__(self, index: PrefixIndex, loads: LoadTracker, policy: Policy) -> None:
         self._index = index
@@ -52,18 +53,21 @@ class Router:
 
     def pick(self, request: PickRequest) -> Pick:
         """No endpoints when there is no opinion: Envoy's is better than a guess."""
-        known = self._index.workers
+        index, keys = self._index, request.block_keys
         may_guess = request.must_pin or not self._policy.needs_caches
-        if not request.endpoints or not (may_guess or any(e in known for e in request.endpoints)):
+        if not request.endpoints or not (may_guess or any(map(index.knows, request.endpoints))):
             return Pick()
-        depths = self._index.match(request.block_keys)
+        chain = keys if isinstance(keys, KeyChain) else KeyChain.of(keys)
+        depths = index.match(chain)
         # The last prompt token is always computed: its logits choose the first new token.
         most = (request.prompt_tokens - 1) // request.block_size if request.block_size else 0
         candidates = [
-            Candidate(e, min(depths.get(e, 0), most) * request.block_size, self._loads.of(e)) for e in request.endpoints
+            Candidate(e, min(depths.get(e, 0), most) * request.block_size, self._loads.of(e), request.prompt_tokens)
+            for e in request.endpoints
         ]
         ranking = self._policy.rank(candidates, self._turn)
         self._turn += 1
         ordered = ranking.candidates
+        index.expect(ordered[0].endpoint, chain)
         endpoints = tuple(c.endpoint for c in ordered[:MAX_ENDPOINTS])
         return Pick(endpoints, ordered[0].cached_tokens, ranking.reason, ordered)

@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from shoal.api.worker.v1 import worker_pb2
+from shoal.gateway.routing.block_table import Tier
 from shoal.gateway.routing.prefix_index import PrefixIndex
 
-_COUNTED_TIERS: Final = (worker_pb2.TIER_DEVICE, worker_pb2.TIER_UNSPECIFIED)
+_TIERS: Final = {
+    int(worker_pb2.TIER_UNSPECIFIED): Tier.DEVICE,
+    int(worker_pb2.TIER_DEVICE): Tier.DEVICE,
+    int(worker_pb2.TIER_MEMORY): Tier.MEMORY,
+    int(worker_pb2.TIER_DISK): Tier.DISK,
+}
+"""Tiers of a later version are not in it, and do not count."""
 
 
 class EventGap(Exception):
@@ -25,18 +32,19 @@ class KvEventFeed:
         self._index = index
         self._epoch = 0
         self._next_seq = 0
-        self._staged: list[bytes] | None = None
+        self._staging = False
 
     @property
     def next_request(self) -> worker_pb2.SubscribeKvEventsRequest:
         """What to subscribe with: the first event that is missing, or everything."""
-        self._staged = None
+        self._staging = False
+        self._index.abandon(self._worker)
         return worker_pb2.SubscribeKvEventsRequest(epoch=self._epoch, start_seq=self._next_seq)
 
     def forget(self) -> None:
         """The worker is gone, or restarted: nothing is known about it."""
         self._epoch = self._next_seq = 0
-        self._staged = None
+        self._staging = False
         self._index.drop(self._worker)
 
     def expect_epoch(self, epoch: int) -> None:
@@ -47,10 +55,17 @@ class KvEventFeed:
     def apply(self, event: worker_pb2.SubscribeKvEventsResponse) -> None:
         """Raises EventGap when `event` does not follow what came before; the index is then either right or empty."""
         kind = event.WhichOneof("event")
+        try:
+            self._take(kind, event)
+        except ValueError as error:
+            self.forget()
+            raise EventGap(f"event {event.seq} makes no sense: {error}") from None
+
+    def _take(self, kind: str | None, event: worker_pb2.SubscribeKvEventsResponse) -> None:
         if kind == "snapshot":
             self._stage(event)
             return
-        if self._staged is not None:
+        if self._staging:
             self.forget()
             raise EventGap("a snapshot was interrupted")
         if event.epoch != self._epoch:
@@ -61,20 +76,22 @@ class KvEventFeed:
         if event.seq > self._next_seq:
             raise EventGap(f"expected event {self._next_seq}, got {event.seq}")
         self._next_seq += 1
-        if kind == "stored" and event.stored.tier in _COUNTED_TIERS:
-            self._index.store(self._worker, list(event.stored.keys))
-        elif kind == "removed" and event.removed.tier in _COUNTED_TIERS:
-            self._index.remove(self._worker, event.removed.keys)
+        if kind == "stored":
+            if (tier := _TIERS.get(event.stored.tier)) is not None:
+                self._index.store(self._worker, event.stored.keys, tier)
+        elif kind == "removed":
+            if (tier := _TIERS.get(event.removed.tier)) is not None:
+                self._index.remove(self._worker, event.removed.keys, tier)
         elif kind == "cleared":
             self._index.clear(self._worker)
 
     def _stage(self, event: worker_pb2.SubscribeKvEventsResponse) -> None:
-        if self._staged is None:
-            self._staged = []
-        if event.snapshot.tier in _COUNTED_TIERS:
-            self._staged.extend(event.snapshot.keys)
-        if event.snapshot.complete:
-            keys, self._staged = self._staged, None
-            self._index.clear(self._worker)
-            self._index.store(self._worker, keys)
+        """Parts go into the index as they come, where they count for nothing before the last one."""
+        part = event.snapshot
+        tier = _TIERS.get(part.tier)
+        self._staging = True
+        self._index.stage(self._worker, part.keys if tier is not None else (), tier or Tier.DEVICE)
+        if part.complete:
+            self._index.commit(self._worker)
+            self._staging = False
             self._epoch, self._next_seq = event.epoch, event.seq + 1
