@@ -4,7 +4,8 @@
 
 The gateway's own router, index and event feed without gRPC. The index is filled through the feeds from serialised
 events; some prompts are known to two workers down to a part of their length. A pick includes turning token ids into
-block keys, matching, ranking all workers and expecting the prompt at the one picked. The bars are issue 4's.
+block keys, matching, ranking all workers and expecting the prompt at the one picked. `peer` is the project's
+target: what a pick may cost at most, and how many blocks and picks a second there must be at least.
 """
 
 from __future__ import annotations
@@ -161,10 +162,10 @@ def measure(args: argparse.Namespace) -> list[Row]:
     """All rows."""
     rows: list[Row] = []
 
-    def add(name: str, value: float, unit: str, bar: float | None = None, *, less_is_better: bool = True) -> None:
-        ratio = None if bar is None else (bar / value if less_is_better else value / bar)
-        rows.append(Row(name, round(value, 1), unit, bar, None if ratio is None else round(ratio, 2)))
-        said = "" if bar is None else f"bar {bar:>11,.0f}  x{ratio:.2f}"
+    def add(name: str, value: float, unit: str, target: float | None = None, *, less_is_better: bool = True) -> None:
+        ratio = None if target is None else (target / value if less_is_better else value / target)
+        rows.append(Row(name, round(value, 1), unit, target, None if ratio is None else round(ratio, 2)))
+        said = "" if target is None else f"target {target:>11,.0f}  x{ratio:.2f}"
         print(f"{name:42} {value:14,.1f} {unit:10} {said}", flush=True)
 
     before = resident_bytes()

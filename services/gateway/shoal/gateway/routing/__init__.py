@@ -1,1 +1,1 @@
-"""Which worker should serve a request. Pure and synchronous: no I/O, no clock, no task."""
+"""Which worker should serve a request. Synchronous: no I/O, no task; the one clock is handed in."""

@@ -15,6 +15,7 @@ from shoal.native import Library, NativeBuildError, build
 
 _LIBRARY: Final = Library("shoal-block-table", "native", Path(__file__).resolve().parent, ("block_table.c",))
 _NUM_LEVELS: Final = 4
+_MAX_SLOTS: Final = 16_384
 _FIRST_CHUNK: Final = 64
 _POINTER, _I32, _U32, _I64, _INT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32, ctypes.c_int64, ctypes.c_int
 _SIGNATURES: Final[dict[str, tuple[Any, ...]]] = {
@@ -22,7 +23,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, ...]]] = {
     "free": (None, _POINTER),
     "len": (_U32, _POINTER),
     "count": (_U32, _POINTER, _INT, _U32),
-    "depths": (ctypes.POINTER(_U32), _POINTER, _INT),
+    "depths": (_POINTER, _POINTER, _INT),
     "acquire": (_I32, _POINTER),
     "retire": (None, _POINTER, _U32),
     "sweep": (_INT, _POINTER, _U32, _U32),
@@ -62,7 +63,8 @@ class NativeTable:
             raise MemoryError(f"no room for an index of {max_keys} blocks")
         self._table = table
         weakref.finalize(self, self._call["free"], table)
-        self._depths = [self._call["depths"](table, level) for level in range(_NUM_LEVELS)]
+        rows = ((_U32 * _MAX_SLOTS).from_address(self._call["depths"](table, level)) for level in range(_NUM_LEVELS))
+        self._depths = [memoryview(row).cast("B").cast("I") for row in rows]  # indexed faster than a ctypes array
         self._begin, self._match, self._end = (self._call[name] for name in ("begin_match", "match", "end_match"))
 
     def __len__(self) -> int:
@@ -111,7 +113,7 @@ class NativeTable:
 
     def depths(self, level: int) -> Sequence[int]:
         """See BlockTable."""
-        return self._depths[level]  # type: ignore[no-any-return]
+        return self._depths[level]
 
     def count(self, slot: int, tier: int) -> int:
         """See BlockTable."""

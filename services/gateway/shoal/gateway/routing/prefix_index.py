@@ -145,11 +145,11 @@ class PrefixIndex:
     def match_tiers(self, keys: KeyChain | Iterable[bytes]) -> dict[str, CachedPrefix]:
         """`match` for every tier; workers that hold nothing in any are left out."""
         self._walk(keys)
-        levels = [self._table.depths(level) for level in Level]
+        device, soon, memory, disk = (self._table.depths(level) for level in Level)
         return {
-            worker: CachedPrefix(*(depths[slot] for depths in levels))
+            worker: CachedPrefix(device[slot], soon[slot], memory[slot], disk[slot])
             for worker, slot in self._slots.items()
-            if levels[-1][slot]
+            if disk[slot]
         }
 
     def settle(self) -> None:
