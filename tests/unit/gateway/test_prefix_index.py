@@ -303,10 +303,10 @@ def test_slots_that_run_out_are_swept_at_once_and_then_refused() -> None:
         index.store("one too many", [])
 
 
-@needs_compiler
-def test_forgetting_a_large_worker_is_spread_over_many_calls() -> None:
+@each_table
+def test_forgetting_a_large_worker_is_spread_over_many_calls(make: Callable[[int], BlockTable]) -> None:
     num_keys = 10 * SWEEP_KEYS
-    index = PrefixIndex(0, table=NativeTable(2 * num_keys))
+    index = PrefixIndex(0, table=make(2 * num_keys))
     index.store("a", [i.to_bytes(16, "big") for i in range(1, num_keys + 1)])
     index.store("b", KEYS[:3])
     index.drop("a")

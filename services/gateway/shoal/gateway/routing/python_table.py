@@ -1,4 +1,4 @@
-"""BlockTable in Python: an ordered dictionary of bit masks, some 200 bytes a key."""
+"""BlockTable in Python: an ordered dictionary of bit masks, some 330 bytes a key."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class _Block:
 
 
 class PythonTable:
-    """See BlockTable. Retiring a slot and sweeping look at every key at once."""
+    """See BlockTable."""
 
     def __init__(self, max_keys: int) -> None:
         self._max_keys = max_keys
         self._blocks: OrderedDict[bytes, _Block] = OrderedDict()
-        self._live = 0
-        self._must_sweep = False
+        self._live = self._retired = self._sweeping = 0
+        self._to_sweep: list[bytes] = []
         self._counts: defaultdict[tuple[int, int], int] = defaultdict(int)
         self._depths: list[defaultdict[int, int]] = []
 
@@ -40,26 +40,33 @@ class PythonTable:
 
     def acquire(self) -> int:
         """See BlockTable. Never -1."""
-        bit = ~self._live & (self._live + 1)
+        taken = self._live | self._retired | self._sweeping
+        bit = ~taken & (taken + 1)
         self._live |= bit
         return bit.bit_length() - 1
 
     def retire(self, slot: int) -> None:
-        """See BlockTable. The slot is free at once."""
+        """See BlockTable."""
         self._live &= ~(1 << slot)
-        self._must_sweep = True
-        for key in self._blocks:
-            for tier in range(_NUM_TIERS):
-                self._clear(key, slot, tier)
-            self._unexpect(key, slot)
+        self._retired |= 1 << slot
 
     def sweep(self, budget: int, tick: int) -> bool:
-        """See BlockTable. Whatever the budget, it is all done at once."""
-        if self._must_sweep:
-            self._must_sweep = False
-            for key in list(self._blocks):
-                self._drop_if_empty(key, tick)
-        return False
+        """See BlockTable. The first call of a sweep lists every key."""
+        if not self._sweeping:
+            self._sweeping, self._retired = self._retired, 0
+            self._to_sweep = list(self._blocks) if self._sweeping else []
+        for key in self._to_sweep[-budget:]:
+            block = self._blocks.get(key)
+            if block is not None:
+                for tier, mask in enumerate(block.masks):
+                    if mask & self._sweeping:
+                        self._clear(block, tier, self._sweeping)
+                block.expected = tuple(e for e in block.expected if e[0] > tick and not self._sweeping >> e[1] & 1)
+                self._drop_if_empty(key, block, tick)
+        del self._to_sweep[-budget:]
+        if not self._to_sweep:
+            self._sweeping = 0
+        return bool(self._sweeping or self._retired)
 
     def store(self, slot: int, tier: int, keys: Sequence[bytes]) -> None:
         """See BlockTable."""
@@ -74,18 +81,19 @@ class PythonTable:
         """See BlockTable."""
         join_keys(keys)
         for key in keys:
-            if key in self._blocks:
-                self._clear(key, slot, tier)
+            block = self._blocks.get(key)
+            if block is not None:
+                self._clear(block, tier, 1 << slot)
                 if tier == 0:
-                    self._unexpect(key, slot)
-                self._drop_if_empty(key, tick)
+                    block.expected = tuple(e for e in block.expected if e[1] != slot)
+                self._drop_if_empty(key, block, tick)
 
     def expect(self, slot: int, keys: KeyChain, tick: int, until: int) -> None:
         """See BlockTable."""
         for key in reversed(list(keys)):
             block = self._find_or_add(key)
             if not block.masks[0] >> slot & 1:
-                others = [e for e in block.expected if e[0] > tick and e[1] != slot]
+                others = [e for e in block.expected if e[0] > tick and e[1] != slot and self._live >> e[1] & 1]
                 block.expected = (*others[-1:], (until, slot))
 
     def match(self, keys: KeyChain, tick: int) -> int:
@@ -140,23 +148,18 @@ class PythonTable:
         return block
 
     def _evict_oldest(self) -> None:
-        key = next(iter(self._blocks))
-        for tier, mask in enumerate(self._blocks[key].masks):
-            for slot in range(mask.bit_length()):
-                if mask >> slot & 1:
-                    self._clear(key, slot, tier)
-        del self._blocks[key]
+        _, block = self._blocks.popitem(last=False)
+        for tier, mask in enumerate(block.masks):
+            self._clear(block, tier, mask)
 
-    def _clear(self, key: bytes, slot: int, tier: int) -> None:
-        masks, bit = self._blocks[key].masks, 1 << slot
-        if masks[tier] & bit:
-            masks[tier] &= ~bit
-            self._counts[slot, tier] -= 1
+    def _clear(self, block: _Block, tier: int, slots: int) -> None:
+        lost = block.masks[tier] & slots
+        block.masks[tier] ^= lost
+        while lost:
+            bit = lost & -lost
+            self._counts[bit.bit_length() - 1, tier] -= 1
+            lost ^= bit
 
-    def _unexpect(self, key: bytes, slot: int) -> None:
-        block = self._blocks[key]
-        block.expected = tuple(e for e in block.expected if e[1] != slot)
-
-    def _drop_if_empty(self, key: bytes, tick: int) -> None:
-        if self._blocks[key].is_empty(tick):
+    def _drop_if_empty(self, key: bytes, block: _Block, tick: int) -> None:
+        if block.is_empty(tick):
             del self._blocks[key]
