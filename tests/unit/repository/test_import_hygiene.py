@@ -15,7 +15,7 @@ PORTIONS = SETTINGS["tool"]["hatch"]["build"]["dev-mode-dirs"]
 def portions_on_disk() -> set[str]:
     candidates = [
         ROOT / "protos/gen",
-        *(ROOT / d for d in ("libs", "kernels", "operator", "client")),
+        *(ROOT / d for d in ("libs", "kernels", "operator", "client", "simulator")),
         *(ROOT / "services").iterdir(),
     ]
     return {str(c.relative_to(ROOT)) for c in candidates if (c / "shoal").is_dir()}
@@ -53,7 +53,8 @@ def test_standard_operator_is_imported_and_kernels_is_not_importable() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_the_operator_and_the_client_do_not_load_torch() -> None:
-    script = "import sys, shoal.operator.api, shoal.client.cli; assert 'torch' not in sys.modules"
+def test_the_operator_the_client_and_the_simulator_do_not_load_torch() -> None:
+    modules = "shoal.operator.api, shoal.client.cli, shoal.simulator.replay"
+    script = f"import sys, {modules}; assert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-P", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""`shoal bench serve`: measures a running endpoint. What the numbers mean is in `shoal.client.bench`."""
+"""`shoal bench`, and its `serve`: measures a running endpoint. What the numbers mean is in `shoal.client.bench`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from shoal.client.bench.records import Prompt, Record
 from shoal.client.bench.report import as_data, as_tables
 from shoal.client.bench.statistics import summarize
 from shoal.client.bench.workload import parse_lengths, poisson_arrivals, random_prompts, read_prompts
+from shoal.client.cli.bench_replay import replay
 from shoal.client.cli.failures import CommandFailed
 from shoal.client.cli.session import Session, endpoint_options
 from shoal.client.endpoint import parse_endpoint
@@ -51,7 +52,10 @@ class Settings:
 
 @click.group("bench")
 def command() -> None:
-    """Measure a running endpoint."""
+    """Measure a running endpoint, or a simulated mesh."""
+
+
+command.add_command(replay)
 
 
 @command.command("serve")
