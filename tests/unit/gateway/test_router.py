@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.blocks import KeyChain, block_keys
 from shoal.gateway.routing.load import DECODE_TOKENS, Load, LoadTracker, Ticket
 from shoal.gateway.routing.policy import (
     Candidate,
@@ -16,7 +17,7 @@ from shoal.gateway.routing.policy import (
     RoundRobin,
     policy_of,
 )
-from shoal.gateway.routing.prefix_index import PrefixIndex
+from shoal.gateway.routing.prefix_index import EXPECT_S, PrefixIndex
 from shoal.gateway.routing.router import MAX_ENDPOINTS, Pick, PickRequest, Router
 
 KEYS = [bytes([i]) * 16 for i in range(8)]
@@ -130,6 +131,32 @@ def test_a_hot_prefix_spills_over() -> None:
         tracker.admit(pick.endpoints[0], 0)
         picks.append((pick.endpoints[0], pick.reason))
     assert picks == [("w0", "prefix"), ("w0", "prefix"), ("w0", "prefix"), ("w1", "balance")]
+
+
+def test_a_burst_of_equal_prompts_stays_together_until_it_is_too_much() -> None:
+    clock_s = [0.0]
+    index, tracker = PrefixIndex(1000, clock=lambda: clock_s[0]), LoadTracker()
+    router = Router(index, tracker, PrefixThenLoad(slack_tokens=3 * DECODE_TOKENS, slack_ratio=1))
+    for name in NAMES:
+        index.clear(name)
+    picks = []
+    for _ in range(7):
+        pick = router.pick(request(NAMES))
+        tracker.admit(pick.endpoints[0], 0)
+        picks.append((pick.endpoints[0], pick.predicted_cached_tokens, pick.reason))
+    assert picks[:4] == [("w0", 0, "load"), *[("w0", 16, "prefix")] * 3]
+    assert picks[4:] == [("w1", 0, "balance"), *[("w1", 16, "prefix")] * 2]
+    clock_s[0] += EXPECT_S
+    assert router.pick(request(NAMES)).predicted_cached_tokens == 0  # no event confirmed it
+
+
+def test_a_chain_is_hashed_by_the_pick() -> None:
+    router, index, _ = make_router()
+    tokens = list(range(18))
+    index.store("w1", block_keys(bytes(16), tokens, BLOCK))
+    index.clear("w0")
+    pick = router.pick(PickRequest(["w0", "w1"], KeyChain(bytes(16), tokens, BLOCK), BLOCK, len(tokens)))
+    assert (pick.endpoints[0], pick.predicted_cached_tokens) == ("w1", 16)
 
 
 def test_unknown_endpoints_in_the_index_are_not_picked() -> None:
