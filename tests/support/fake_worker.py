@@ -25,7 +25,10 @@ WAIT_S = 10.0
 
 @dataclass(frozen=True)
 class Reply:
-    """Answers each of the n choices with the bytes of `text` as token ids, choices interleaved."""
+    """Answers each of the n choices with the bytes of `text` as token ids, choices interleaved.
+
+    A resumed request gets the rest of them.
+    """
 
     text: str | bytes = "Hello"
     tokens_per_message: int = 1
@@ -152,9 +155,11 @@ def make_messages(request: worker_pb2.GenerateRequest, reply: Reply) -> list[wor
     num_choices, step = request.sampling.n or 1, reply.tokens_per_message
     limit = request.sampling.max_tokens if request.sampling.HasField("max_tokens") else len(data) + 1
     ids = [*data, EOS][:limit] if reply.ends_with_eos else list(data)[:limit]
+    resumed = len(request.resume_token_ids)
+    assert ids[:resumed] == list(request.resume_token_ids)
     messages = []
-    for start in range(0, len(ids), step):
-        for choice in range(num_choices):
+    for start in range(resumed, len(ids), step):
+        for choice in range(request.choice, request.choice + num_choices):
             part = ids[start : start + step]
             message = worker_pb2.GenerateResponse(choice=choice, first_token_index=start, token_ids=part)
             if request.sampling.HasField("logprobs"):
@@ -167,7 +172,9 @@ def make_messages(request: worker_pb2.GenerateRequest, reply: Reply) -> list[wor
                     message.finish_reason = generation_pb2.FINISH_REASON_LENGTH
             messages.append(message)
     usage = {"prompt_tokens": len(request.token_ids), "cached_tokens": reply.cached_tokens}
-    messages[0].usage.CopyFrom(generation_pb2.Usage(**usage, completion_tokens=len(messages[0].token_ids)))
+    if not messages:
+        return []
+    messages[0].usage.CopyFrom(generation_pb2.Usage(**usage, completion_tokens=resumed + len(messages[0].token_ids)))
     messages[-1].usage.CopyFrom(generation_pb2.Usage(**usage, completion_tokens=num_choices * len(ids)))
     return messages
 

@@ -196,7 +196,7 @@ async def test_a_full_worker_says_when_to_come_back() -> None:
 
 
 async def test_a_lost_worker_in_the_middle_is_unavailable() -> None:
-    async with run_gateway() as running:
+    async with run_gateway(max_moves=0) as running:
         running.worker.replies[0] = Reply("abc", finish=False)
         error = await failure(running, text="x")
     assert isinstance(error, Unavailable)
@@ -210,7 +210,7 @@ async def test_a_connection_cut_in_the_middle_is_unavailable() -> None:
         tokenizer = await stack.enter_async_context(serve_fakes(tokenizer=FakeTokenizer()))
         workers = await stack.enter_async_context(AsyncExitStack())
         mesh = await workers.enter_async_context(serve_fakes(worker))
-        settings: dict[str, Any] = {"mesh_address": mesh, "tokenizer_address": tokenizer}
+        settings: dict[str, Any] = {"mesh_address": mesh, "tokenizer_address": tokenizer, "max_moves": 0}
         running = await stack.enter_async_context(run_gateway(FakeWorker(), **settings))
         call = running.stub.Generate(gateway_pb2.GenerateRequest(text="x"))
         assert (await call.read()).text == "a"

@@ -102,7 +102,7 @@ async def test_a_full_worker_is_429_with_retry_after_streamed_or_not() -> None:
 
 
 async def test_a_failure_in_the_middle_is_an_event() -> None:
-    async with run_gateway() as running:
+    async with run_gateway(max_moves=0) as running:
         running.worker.replies[0] = Reply("abc", fail=Unavailable("going away"), fail_after=2)
         streamed = events(await chat(running, stream=True))
         whole = await chat(running)

@@ -12,6 +12,7 @@ from shoal.gateway.routing.policy import PolicyName
 from shoal.telemetry.logs import LogFormat
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[float, Meta(ge=0)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
 
 
@@ -50,6 +51,20 @@ class Config:
         4096, "How much busier, in tokens, a worker may be than the idlest and still be chosen for its cache."
     )
     balance_slack_ratio: Annotated[float, Meta(ge=1)] = option(1.5, "The same as a ratio; the larger bound holds.")
+    max_moves: Annotated[int, Meta(ge=0)] = option(
+        5,
+        "How often a stream whose worker was lost, drained or stalled goes on at another one without progress in "
+        "between; 0: it fails at once.",
+    )
+    stream_stall_timeout_s: Seconds = option(
+        30.0, "A stream that gets no token for this long moves, if another worker could go on with it; 0: never."
+    )
+    first_token_timeout_s: Seconds = option(
+        300.0, "The same before the first token, queue and prompt included; 0: never."
+    )
+    move_wait_s: Seconds = option(
+        60.0, "How long a stream that has delivered tokens waits for a worker when none is ready."
+    )
     drain_timeout_s: PositiveSeconds = option(60.0, "How long running streams may go on after SIGTERM, in seconds.")
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "Least severe log lines shown.")
     log_format: LogFormat = option("auto", "auto is readable on a terminal, JSON elsewhere.")

@@ -24,6 +24,20 @@ PREDICTED_CACHED_TOKENS = Counter(
 CACHED_TOKENS = Counter(
     "shoal_gateway_cached_tokens_total", "Prompt tokens that workers reported as cached.", ["model"]
 )
+MOVES = Counter(
+    "shoal_gateway_stream_moves_total",
+    "Streams that went on at another worker (or again at the same), by why they were lost at the one before.",
+    ["model", "reason"],
+)
+MOVE_S = Histogram(
+    "shoal_gateway_stream_move_seconds",
+    "From the loss of an attempt to the first message of the one that goes on.",
+    ["model"],
+    buckets=_SECONDS,
+)
+MOVES_GIVEN_UP = Counter(
+    "shoal_gateway_stream_moves_given_up_total", "Streams that were not moved (again), by reason.", ["model", "reason"]
+)
 REPICKED = Counter(
     "shoal_gateway_picks_not_followed_total", "Requests that another worker than the first pick served.", ["model"]
 )

@@ -10,7 +10,10 @@ from typing import Any, Final
 
 import structlog
 
+from shoal.gateway.attempt import StallWatch
 from shoal.gateway.config import Config
+from shoal.gateway.dispatch import Dispatcher
+from shoal.gateway.failover import FailoverConfig
 from shoal.gateway.http.app import StatusHandlers, make_app
 from shoal.gateway.http.completions import CompletionHandlers
 from shoal.gateway.http.server import HttpServer, start_http
@@ -62,7 +65,12 @@ class Gateway:
             config.routing_policy, slack_tokens=config.balance_slack_tokens, slack_ratio=config.balance_slack_ratio
         )
         loads = LoadTracker()
-        pipeline = Pipeline(self.fleet, self.tokenizer, Router(self.index, loads, policy), loads, mesh)
+        watch = StallWatch(
+            stall_timeout_s=config.stream_stall_timeout_s, first_token_timeout_s=config.first_token_timeout_s
+        )
+        dispatcher = Dispatcher(self.fleet, Router(self.index, loads, policy), loads, mesh, watch)
+        failover = FailoverConfig(max_moves=config.max_moves, wait_s=config.move_wait_s)
+        pipeline = Pipeline(self.tokenizer, dispatcher, failover)
         limits = {"max_request_bytes": config.max_request_bytes, "max_request_s": config.max_request_s}
         servicer = GatewayServicer(pipeline, authenticator, **limits)  # type: ignore[arg-type]
         self._completions = CompletionHandlers(pipeline, authenticator, **limits)  # type: ignore[arg-type]
@@ -70,6 +78,7 @@ class Gateway:
         self.grpc = await start_server(self.options, [servicer.registration()])
         self.http = await start_http(app, config.host, config.http_port)
         self._tasks = [asyncio.create_task(self.fleet.run()), asyncio.create_task(self.tokenizer.learn())]
+        self._tasks.append(asyncio.create_task(watch.run(), name="stall watch"))
         return self
 
     async def __aexit__(

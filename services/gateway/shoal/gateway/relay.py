@@ -7,7 +7,8 @@ from typing import Final
 
 from shoal.api.gateway.v1 import gateway_pb2
 from shoal.api.generation.v1 import generation_pb2
-from shoal.gateway.generation import Generation, Message
+from shoal.gateway.generation import Generation
+from shoal.gateway.journal import Message
 from shoal.gateway.text.detokenizer import Detokenizer
 from shoal.gateway.text.stop import StopMatcher, StopStrings
 from shoal.gateway.text.vocabulary import Vocabulary
@@ -62,7 +63,9 @@ class TextRelay:
     def _finish(self, text: _CompletionText, message: Message) -> None:
         text.finished = True
         self._num_running -= 1
-        self._stopped |= text.stopped
+        if text.stopped:
+            self._stopped = True
+            self._generation.abandon(message.choice)
         if self._stopped and not self._num_running:  # the worker's counts include what came after, or never come
             message.usage.prompt_tokens = self._generation.num_prompt_tokens
             message.usage.completion_tokens = sum(t.num_tokens for t in self._texts)

@@ -11,7 +11,8 @@ import grpc.aio
 import structlog
 
 from shoal.api.gateway.v1 import gateway_pb2
-from shoal.gateway.generation import Generation, Message
+from shoal.gateway.generation import Generation
+from shoal.gateway.journal import Message
 from shoal.gateway.pipeline import Caller, Pipeline
 from shoal.gateway.tenants import Authenticator
 from shoal.gateway.validation import check_size, parse_request

@@ -50,6 +50,10 @@ class Mesh:
         return UpstreamCall(next(self._calls)(request, metadata=tuple(carrier.items()), timeout=timeout_s))
 
 
+class Lost(Unavailable):
+    """The connection to the worker broke, or its process ended: the transport or Envoy says so, not the worker."""
+
+
 class UpstreamCall:
     """One attempt at one request. `read` is called by one task; `cancel` by anybody on the loop."""
 
@@ -67,7 +71,8 @@ class UpstreamCall:
         except grpc.RpcError as error:
             raise _translated(error, self._num_messages) from None
         except asyncio.CancelledError:
-            if self._cancelled:
+            task = asyncio.current_task()
+            if self._cancelled and not (task is not None and task.cancelling()):
                 raise Cancelled("the request was cancelled") from None
             raise
         if raw is EOF:
@@ -93,8 +98,8 @@ def _translated(error: grpc.RpcError, num_messages: int) -> ShoalError:
     if not isinstance(result, (Cancelled, Internal, Unavailable)) or _has_details(error):
         return result
     if num_messages:
-        return Unavailable("the worker was lost in the middle of the answer; send the request again")
-    return Unavailable("no worker can be reached right now; try again in a moment")
+        return Lost("the worker was lost in the middle of the answer; send the request again")
+    return Lost("no worker can be reached right now; try again in a moment")
 
 
 def _has_details(error: grpc.RpcError) -> bool:

@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any, Final
 
 from shoal.api.gateway.v1 import gateway_pb2
-from shoal.gateway.generation import Generation, Message
+from shoal.gateway.generation import Generation
 from shoal.gateway.http.shapes import usage_of
+from shoal.gateway.journal import Message
 from shoal.gateway.pipeline import Caller, Pipeline
 from shoal.gateway.relay import TextRelay
 

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from shoal.api.generation.v1 import generation_pb2
-from shoal.gateway.generation import Message
 from shoal.gateway.http.logprobs import chat_logprobs, completion_logprobs
+from shoal.gateway.journal import Message
 from shoal.gateway.text.vocabulary import Vocabulary
 
 DONE: Final = b"data: [DONE]\n\n"

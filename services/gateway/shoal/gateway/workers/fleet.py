@@ -83,6 +83,11 @@ class Fleet:
             if address in self._healthy and connection.info is not None and connection.info.model == model
         ]
 
+    def epoch_of(self, address: str) -> int:
+        """Which life of the worker at `address` is known; 0 when it cannot be reached."""
+        connection = self._connections.get(address)
+        return 0 if connection is None or connection.info is None else connection.info.epoch
+
     @property
     def any_ready(self) -> bool:
         """Whether at least one worker can take requests."""

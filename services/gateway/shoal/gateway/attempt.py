@@ -1,0 +1,139 @@
+"""One try at some completions of a request on one worker, and the watch over tries that stand still."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from shoal.gateway.routing.load import Ticket
+from shoal.gateway.routing.router import Pick
+from shoal.rpc.errors import Cancelled, Unavailable
+
+_LOOKS_PER_TIMEOUT: Final = 8
+
+
+class Stalled(Unavailable):
+    """The worker sent nothing for too long."""
+
+
+class Call(Protocol):
+    """A call to a worker, such as `upstream.UpstreamCall`."""
+
+    async def read(self) -> bytes | None:
+        """The next message, None after the last. Raises the ShoalError that ended the call."""
+        ...
+
+    async def served_by(self) -> str:
+        """ip:port of the worker, "" when not known."""
+        ...
+
+    def cancel(self) -> None:
+        """Gives it up."""
+        ...
+
+
+class Attempt:
+    """Made by `Dispatcher`; read by one task; closed by its leg."""
+
+    __slots__ = (
+        "_call", "_ticket", "_watch", "can_move", "is_reading", "num_looks", "num_messages", "num_tokens", "pick",
+        "stalled", "worker", "worker_epoch",
+    )  # fmt: skip
+
+    def __init__(self, call: Call, ticket: Ticket, pick: Pick, worker_epoch: int, watch: StallWatch) -> None:
+        self.pick = pick
+        self.worker = pick.endpoints[0] if pick.endpoints else ""
+        """Who answers; until the first message, who is expected to."""
+        self.worker_epoch = worker_epoch
+        """Which life of that worker; 0 when not known."""
+        self.num_messages = 0
+        self.num_tokens = 0
+        self.is_reading = False
+        self.num_looks = 0
+        """How often the watch has seen the current read."""
+        self.stalled = False
+        self.can_move: Callable[[], bool] = bool
+        """Whether another worker could go on; set by the leg."""
+        self._call = call
+        self._ticket = ticket
+        self._watch = watch
+        watch.add(self)
+
+    async def read(self) -> bytes | None:
+        """The next message, None after the last. Raises what ended the call: Stalled when the watch did."""
+        self.num_looks = 0
+        self.is_reading = True
+        try:
+            return await self._call.read()
+        except Cancelled:
+            if self.stalled:
+                raise Stalled("the worker sent nothing for too long") from None
+            raise
+        finally:
+            self.is_reading = False
+
+    async def answered(self, epoch_of: Callable[[str], int]) -> None:
+        """Learns who answers. Call after the first message."""
+        served_by = await self._call.served_by()
+        self._ticket.answered(served_by or None)
+        if served_by and served_by != self.worker:
+            self.worker, self.worker_epoch = served_by, epoch_of(served_by)
+
+    def stall(self) -> None:
+        """Gives the call up because the worker stands still."""
+        self.stalled = True
+        self._call.cancel()
+
+    def cancel(self) -> None:
+        """Gives the call up because nobody wants its rest; a pending or later `read` raises Cancelled."""
+        self._call.cancel()
+
+    def close(self) -> None:
+        """Ends the call and settles the load. Harmless when repeated."""
+        self._watch.discard(self)
+        self._call.cancel()
+        self._ticket.close()
+
+
+class StallWatch:
+    """Looks at every attempt a few times in a limit. Belongs to one event loop.
+
+    A timer around every read would cost the relay a tenth of its time. It counts looks, not seconds: when this process
+    itself was stopped, or its loop was busy, the workers are not to blame.
+    """
+
+    def __init__(self, *, stall_timeout_s: float, first_token_timeout_s: float) -> None:
+        """stall_timeout_s: between messages; first_token_timeout_s: before the first one. 0: no limit."""
+        limits = [limit for limit in (stall_timeout_s, first_token_timeout_s) if limit]
+        self._interval_s = min(limits) / _LOOKS_PER_TIMEOUT if limits else 0.0
+        self._max_looks = self._looks(stall_timeout_s)
+        self._max_first_looks = self._looks(first_token_timeout_s)
+        self._attempts: set[Attempt] = set()
+
+    def add(self, attempt: Attempt) -> None:
+        """From now on it is watched."""
+        self._attempts.add(attempt)
+
+    def discard(self, attempt: Attempt) -> None:
+        """It is over."""
+        self._attempts.discard(attempt)
+
+    async def run(self) -> None:
+        """Watches until cancelled; returns at once when there is no limit."""
+        while self._interval_s:
+            await asyncio.sleep(self._interval_s)
+            self.look()
+
+    def look(self) -> None:
+        """Gives up the attempts that stood still for too long, where another worker could go on."""
+        for attempt in list(self._attempts):
+            if not attempt.is_reading or attempt.stalled:
+                continue
+            attempt.num_looks += 1
+            most = self._max_looks if attempt.num_messages else self._max_first_looks
+            if most and attempt.num_looks > most and attempt.can_move():
+                attempt.stall()
+
+    def _looks(self, limit_s: float) -> int:
+        return max(1, round(limit_s / self._interval_s)) if limit_s else 0

@@ -1,0 +1,235 @@
+"""Some completions of a request on their way through workers: one attempt after another, without a seam."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import structlog
+from opentelemetry import trace
+
+from shoal.gateway import metrics
+from shoal.gateway.attempt import Attempt
+from shoal.gateway.failover import PROGRESS_TOKENS, Loss, LossReason, backoff_s, loss_of
+from shoal.gateway.journal import Message
+from shoal.gateway.stream import Stream
+from shoal.gateway.upstream import Lost
+from shoal.rpc.errors import DeadlineExceeded, ShoalError
+
+_log = structlog.get_logger("shoal.gateway.failover")
+
+
+class Leg:
+    """Read by one task. Ends after the last message of its completions; or early, when several were lost in the middle:
+    then `remains` are the legs that go on, one each, since workers resume one completion at a time."""
+
+    __slots__ = (
+        "_attempt", "_avoided", "_error", "_holds_gate", "_lost_s", "_num_moves", "_reason", "_stream", "_was_split",
+        "choices", "pending", "raw",
+    )  # fmt: skip
+
+    def __init__(self, stream: Stream, choices: Sequence[int], attempt: Attempt | None) -> None:
+        """Without an attempt it begins with a move."""
+        self.choices = choices
+        self.raw = b""
+        """The bytes of the message that `read` returned last."""
+        self.pending: asyncio.Task[Message | None] | None = None
+        """A `read` under way; `Generation` uses it when there are several legs."""
+        self._stream = stream
+        self._attempt = attempt
+        self._avoided: dict[str, int] = {}
+        self._error: ShoalError | None = None
+        self._reason: LossReason = "lost"
+        self._holds_gate = False
+        self._lost_s = 0.0
+        """When the completions were lost (`time.perf_counter()`), until the next message."""
+        self._num_moves = 0
+        """Without progress in between."""
+        self._was_split = False
+        if attempt is not None:
+            attempt.can_move = self._can_move
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The one under way."""
+        return self._attempt
+
+    async def read(self) -> Message | None:
+        """The next message, None after the last. Raises what ended the stream for good."""
+        while not self._was_split:
+            attempt = self._attempt
+            if attempt is None:
+                attempt = await self._move()
+            try:
+                raw = await attempt.read()
+                if raw is not None:
+                    return await self._take(attempt, raw)
+                if not self._unfinished():
+                    self._end(attempt)
+                    return None
+                raise Lost("the worker ended the answer in the middle; send the request again")
+            except ShoalError as error:
+                if not self._unfinished():  # all is here: what came after it is no loss
+                    self._end(attempt)
+                    return None
+                self._lose(attempt, error)
+        return None
+
+    def remains(self) -> list[Leg]:
+        """The legs that go on after this one ended; none after a proper end."""
+        legs = []
+        if self._was_split:
+            for choice in self._unfinished():
+                leg = Leg(self._stream, [choice], None)
+                leg._avoided, leg._error, leg._reason = dict(self._avoided), self._error, self._reason
+                leg._lost_s, leg._num_moves = self._lost_s, self._num_moves
+                legs.append(leg)
+        return legs
+
+    def cancel(self) -> None:
+        """Ends the call; a pending or later `read` raises Cancelled."""
+        if self._attempt is not None:
+            self._attempt.cancel()
+
+    def close(self) -> None:
+        """Ends everything under way. Harmless when repeated."""
+        if self.pending is not None:
+            self.pending.cancel()
+        if self._attempt is not None:
+            self._attempt.close()
+        self._leave_gate()
+
+    def _unfinished(self) -> list[int]:
+        return [c for c in self.choices if not self._stream.journal.completions[c].over]
+
+    def _can_move(self) -> bool:
+        attempt = self._attempt
+        if attempt is None or not self._stream.config.max_moves:
+            return False
+        avoided = self._avoided | {attempt.worker: attempt.worker_epoch}
+        return bool(self._stream.workers.candidates(self._stream.errand, avoided))
+
+    async def _take(self, attempt: Attempt, raw: bytes) -> Message:
+        stream = self._stream
+        message = Message.FromString(raw)
+        had_begun = stream.journal.begun
+        stream.journal.note(message, self.choices)
+        attempt.num_tokens += len(message.token_ids)
+        attempt.num_messages += 1
+        if attempt.num_messages == 1:
+            await self._begin(attempt)
+        if not had_begun and message.HasField("usage"):
+            stream.num_prompt_tokens = message.usage.prompt_tokens
+            stream.num_cached_tokens = message.usage.cached_tokens
+        if stream.has_moved and message.HasField("usage"):
+            # Each attempt tells its own counts; the client has heard the first, and hears the last of all completions.
+            message.ClearField("usage")
+            if stream.journal.finished:
+                stream.count_usage(message)
+            raw = message.SerializeToString()
+        self.raw = raw
+        return message
+
+    async def _begin(self, attempt: Attempt) -> None:
+        stream = self._stream
+        await attempt.answered(stream.workers.epoch_of)
+        name = stream.errand.model.name
+        if attempt.pick.endpoints and attempt.worker != attempt.pick.endpoints[0]:
+            metrics.REPICKED.labels(name).inc()
+        self._leave_gate()
+        if self._lost_s:
+            took_s = time.perf_counter() - self._lost_s
+            self._lost_s = 0.0
+            metrics.MOVE_S.labels(name).observe(took_s)
+            num_tokens = stream.journal.num_tokens
+            _log.info("stream moved", worker=attempt.worker, took_s=round(took_s, 4), delivered_tokens=num_tokens)
+            trace.get_current_span().add_event(
+                "shoal.stream.moved", {"shoal.worker": attempt.worker, "shoal.took_s": took_s}
+            )
+
+    def _lose(self, attempt: Attempt, error: ShoalError) -> None:
+        """Notes what the loss means for the stream. Raises `error`, or a better one, when it ends here."""
+        stream = self._stream
+        self._end(attempt)
+        loss = loss_of(error, begun=stream.journal.begun)
+        if loss is None or not stream.config.max_moves:
+            raise error
+        self._error, self._reason = error, loss.reason
+        if not self._lost_s:
+            self._lost_s = time.perf_counter()
+        if attempt.num_tokens >= PROGRESS_TOKENS:
+            self._num_moves = 0
+            stream.suspects.clear()
+        if loss.reason != "full":
+            self._num_moves += 1
+            self._avoided[attempt.worker] = attempt.worker_epoch
+        if loss.may_be_death:
+            stream.suspect(attempt, is_dead=loss.reason == "failed")
+        self._report(attempt, loss, error)
+        if self._num_moves > stream.config.max_moves:
+            raise stream.give_up("max_moves", f"it was lost {self._num_moves} times in a row", error)
+        if stream.journal.begun:
+            stream.has_moved = True
+            self._was_split = len(self.choices) > 1
+
+    def _report(self, attempt: Attempt, loss: Loss, error: ShoalError) -> None:
+        stream = self._stream
+        num_tokens = stream.journal.num_tokens
+        _log.warning(
+            "stream lost", reason=loss.reason, worker=attempt.worker, delivered_tokens=num_tokens, message=error.message
+        )
+        trace.get_current_span().add_event(
+            "shoal.stream.lost",
+            {"shoal.reason": loss.reason, "shoal.worker": attempt.worker, "shoal.delivered_tokens": num_tokens},
+        )
+
+    async def _move(self) -> Attempt:
+        """Finds a worker and sends the rest there. Raises what the client should see when there is none."""
+        stream = self._stream
+        try:
+            async with asyncio.timeout(stream.errand.remaining_s()):
+                await stream.check_poison()
+                await asyncio.sleep(backoff_s(self._num_moves, self._error, stream.config.first_backoff_s))
+                await stream.gate.enter()
+                self._holds_gate = True
+                endpoints = await self._find_workers()
+        except TimeoutError:
+            self._leave_gate()
+            raise DeadlineExceeded("the deadline passed while the stream moved to another worker") from None
+        except BaseException:
+            self._leave_gate()
+            raise
+        attempt = stream.workers.resume(stream.errand, stream.journal, self.choices, endpoints)
+        metrics.MOVES.labels(stream.errand.model.name, self._reason).inc()
+        attempt.can_move = self._can_move
+        self._attempt = attempt
+        return attempt
+
+    async def _find_workers(self) -> list[str]:
+        """Workers to choose from: others, else any, else, for a stream that has delivered tokens, whoever comes."""
+        stream = self._stream
+        until_s = self._lost_s + stream.config.wait_s
+        while True:
+            if others := stream.workers.candidates(stream.errand, self._avoided):
+                return others
+            if not stream.journal.begun and self._error is not None:
+                raise self._error  # nothing is lost: better that the client decides than that it waits
+            if any_ready := stream.workers.candidates(stream.errand, {}):
+                return any_ready
+            try:
+                async with asyncio.timeout(until_s - time.perf_counter()):
+                    await stream.workers.wait_changed()
+            except TimeoutError:
+                waited = f"no worker was ready within {stream.config.wait_s:g} s"
+                raise stream.give_up("no_worker", waited, self._error) from None
+
+    def _end(self, attempt: Attempt) -> None:
+        self._attempt = None
+        attempt.close()
+        self._leave_gate()
+
+    def _leave_gate(self) -> None:
+        if self._holds_gate:
+            self._holds_gate = False
+            self._stream.gate.leave()
