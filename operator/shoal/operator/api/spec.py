@@ -175,9 +175,10 @@ class Tokenizer(Section, frozen=True, kw_only=True):
 class Routing(Section, frozen=True, kw_only=True):
     """How the gateway chooses a worker."""
 
-    policy: Annotated[Literal["shoal", "least_load", "round_robin"], Meta(description="How to score workers.")] = (
-        "shoal"
-    )
+    policy: Annotated[
+        Literal["shoal", "least_load", "round_robin", "prefix_sticky", "overlap_cost"],
+        Meta(description="How to score workers."),
+    ] = "shoal"
 
 
 class Observability(Section, frozen=True, kw_only=True):
