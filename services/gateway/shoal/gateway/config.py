@@ -44,8 +44,8 @@ class Config:
         2, "HTTP/2 connections to the mesh, so that several Envoy threads share the work."
     )
     routing_policy: PolicyName = option("shoal", "How workers are chosen.")
-    prefix_index_keys: Annotated[int, Meta(ge=1)] = option(
-        1 << 20, "KV blocks remembered for routing, over all workers (about 200 bytes each)."
+    prefix_index_keys: Annotated[int, Meta(ge=1, le=1 << 30)] = option(
+        1 << 22, "KV blocks remembered for routing, over all workers (about 60 bytes each, taken as they come)."
     )
     balance_slack_tokens: Annotated[int, Meta(ge=0)] = option(
         4096, "How much busier, in tokens, a worker may be than the idlest and still be chosen for its cache."
