@@ -126,7 +126,8 @@ class Dispatcher:
         )
         first = pick.endpoints[0] if pick.endpoints else None
         num_tokens = len(message.token_ids) + len(message.resume_token_ids)
-        ticket = self._loads.admit(first, num_tokens - pick.predicted_cached_tokens)
+        num_uncached = num_tokens - pick.predicted_cached_tokens
+        ticket = self._loads.admit(first, num_uncached, num_prompt_tokens=num_tokens)
         epoch = self.fleet.epoch_of(first) if first else 0
         return Attempt(call, ticket, pick, epoch, self._watch)
 
