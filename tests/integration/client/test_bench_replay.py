@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -41,6 +42,17 @@ def test_virtual_policies_stand_side_by_side(trace: Path, tmp_path: Path) -> Non
         assert 0 < numbers["ttft_mean_s"] < numbers["e2e_mean_s"]
         assert 0 <= numbers["hit_ratio"] <= data["oracle"]["hit_ratio"] <= 1
     assert data["settings"]["speedup"] == 3.0
+
+
+def test_a_plot_is_drawn_where_matplotlib_is(trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = tmp_path / "picture.png"
+    flags = ("--virtual", "--workers", "2", "--policies", "shoal,round_robin", "--limit", "5", "--plot", str(picture))
+    if find_spec("matplotlib") is not None:
+        assert replay(trace, *flags).exit_code == 0
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr("shoal.client.cli.bench_replay.find_spec", lambda name: None)
+    result = replay(trace, *flags)
+    assert (result.exit_code, "pip install 'shoal[plot]'" in result.stderr) == (1, True)
 
 
 def test_a_load_chooses_the_speedup(trace: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from shoal.simulator.replay import Comparison
     from shoal.simulator.trace import TraceRequest
 
-_VIRTUAL_ONLY = ("workers", "load", "policies", "blocks", "kv_event_delay_ms")
+_VIRTUAL_ONLY = ("workers", "load", "policies", "blocks", "kv_event_delay_ms", "plot_path")
 
 
 @click.command("replay")
@@ -47,6 +48,12 @@ _VIRTUAL_ONLY = ("workers", "load", "policies", "blocks", "kv_event_delay_ms")
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the generated tokens.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the numbers to FILE.")
+@click.option(
+    "--plot",
+    "plot_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Virtual: draw the comparison into FILE, a PNG (needs matplotlib).",
+)
 @click.option("--workers", type=click.IntRange(1, 1024), default=8, show_default=True, help="Virtual: how many.")
 @click.option(
     "--load",
@@ -65,7 +72,9 @@ _VIRTUAL_ONLY = ("workers", "load", "policies", "blocks", "kv_event_delay_ms")
 )
 @endpoint_options
 @click.pass_context
-def replay(ctx: click.Context, /, trace_path: Path, virtual: bool, json_path: Path | None, **flags: Any) -> None:
+def replay(
+    ctx: click.Context, /, trace_path: Path, virtual: bool, json_path: Path | None, plot_path: Path | None, **flags: Any
+) -> None:
     """Replay a trace: compare routing policies in virtual time, or measure a running endpoint."""
     from shoal.simulator.trace import read_trace
 
@@ -73,12 +82,21 @@ def replay(ctx: click.Context, /, trace_path: Path, virtual: bool, json_path: Pa
     if not virtual:
         given = [name for name in _VIRTUAL_ONLY if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
         if given:
-            raise click.UsageError(f"--{given[0].replace('_', '-')} needs --virtual: a live mesh has its own")
+            flag = given[0].removesuffix("_path").replace("_", "-")
+            raise click.UsageError(f"--{flag} needs --virtual")
+    if plot_path is not None and find_spec("matplotlib") is None:
+        raise CommandFailed("--plot needs matplotlib: pip install 'shoal[plot]'")
     trace = read_trace(trace_path, flags["limit"])
     settings = {"trace": trace_path.name, "virtual": virtual, "requests": len(trace), **flags}
     data = _virtual(session, trace, settings) if virtual else _live(session, trace, settings)
     if json_path is not None:
         json_path.write_bytes(msgspec.json.format(msgspec.json.encode(data)))
+    if plot_path is not None:
+        from shoal.client.bench.plot import plot_policies
+
+        speedup = data["settings"]["speedup"]
+        title = f"{trace_path.name}, {speedup:.2f} times as fast, on {flags['workers']} workers"
+        plot_policies(plot_path, title, data["policies"], data["oracle"]["hit_ratio"])
     if num_errors := sum(policy["errors"] for policy in data["policies"].values()):
         raise CommandFailed(f"{num_errors} requests failed")
 
