@@ -19,6 +19,7 @@ from shoal.model_worker.engine_setup import EngineParts, Progress, set_up
 from shoal.model_worker.step import PendingStep, Runner, StepPlan
 
 GOOD_STEPS = 5
+POISON = ord("!")
 
 
 def run_out_of_memory() -> None:
@@ -87,13 +88,23 @@ class FaultyRunner:
         return self._runner.submit(plan)
 
 
+class PoisonedRunner(FaultyRunner):
+    """Fails on a prompt that begins with `POISON`, and on no other."""
+
+    def submit(self, plan: StepPlan) -> PendingStep:
+        if any(admission.token_ids[0] == POISON for admission in plan.admitted):
+            self._fault()
+        return self._runner.submit(plan)
+
+
 def set_up_faulty(config: WorkerConfig, progress: Progress) -> EngineParts:
-    """In the place of `engine_setup.set_up`. FAULT may begin with `early `: it then fails at once."""
+    """In the place of `engine_setup.set_up`. FAULT may begin with `early `, to fail at once, or with `poison `."""
     when, _, name = os.environ["FAULT"].rpartition(" ")
     if when == "early":
         FAULTS[name]()
     parts = set_up(config, progress)
-    return replace(parts, runner=FaultyRunner(parts.runner, FAULTS[name]))
+    kind = PoisonedRunner if when == "poison" else FaultyRunner
+    return replace(parts, runner=kind(parts.runner, FAULTS[name]))
 
 
 if __name__ == "__main__":

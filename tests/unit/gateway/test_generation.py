@@ -171,8 +171,7 @@ async def test_moving_can_be_turned_off() -> None:
         await read_all(open_generation(workers, replace(QUICK, max_moves=0)))
 
 
-@pytest.mark.parametrize("error", [Lost("gone"), WorkerFailed("engine died")])
-@pytest.mark.parametrize("after", [0, 3])
+@pytest.mark.parametrize(("error", "after"), [(Lost("x"), 0), (WorkerFailed("x"), 0), (WorkerFailed("x"), 3)])
 async def test_a_request_that_two_workers_died_of_is_not_sent_to_a_third(error: ShoalError, after: int) -> None:
     deaths = [Fault(after, error, dies=True), Fault(0, error, dies=True)]
     workers = FakeWorkers([9], deque(deaths))
@@ -182,14 +181,19 @@ async def test_a_request_that_two_workers_died_of_is_not_sent_to_a_third(error: 
 
 
 async def test_one_worker_that_restarts_and_dies_again_counts_twice() -> None:
-    workers = FakeWorkers([9], deque([Fault(1, Lost("gone"), dies=True)] * 3), epochs={"a": 1})
+    workers = FakeWorkers([9], deque([Fault(0, Lost("gone"), dies=True)] * 3), epochs={"a": 1})
     with pytest.raises(Internal, match="2 workers died"):
         await read_all(open_generation(workers))
     assert len(workers.asked) == 2
 
 
+async def test_workers_killed_after_a_token_are_not_held_against_the_request() -> None:
+    workers = FakeWorkers([9], deque([Fault(1, Lost("gone"), dies=True)] * 4))
+    check(await read_all(open_generation(workers)), [9])
+
+
 async def test_broken_connections_to_living_workers_are_no_deaths() -> None:
-    workers = FakeWorkers([9], deque([Fault(1, Lost("gone"))] * 3))
+    workers = FakeWorkers([9], deque([Fault(1, Lost("gone")), *[Fault(0, Lost("gone"))] * 3]))
     check(await read_all(open_generation(workers)), [9])
 
 

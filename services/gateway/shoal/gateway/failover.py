@@ -13,8 +13,7 @@ from shoal.gateway.upstream import Lost
 from shoal.rpc.errors import Draining, ResourceExhausted, ShoalError, Unavailable, WorkerFailed
 
 PROGRESS_TOKENS: Final = 16
-"""An attempt that delivered this many tokens was no failure: what it counted against the stream is forgotten. More than
-the worker puts into one message (8), which is what a death can swallow."""
+"""An attempt that delivered this many tokens does not count towards `max_moves`. More than one message holds (8)."""
 POISON_DEATHS: Final = 2
 MOST_BACKOFF_S: Final = 2.0
 
@@ -44,10 +43,13 @@ class Loss:
 
     reason: LossReason
 
-    @property
-    def may_be_death(self) -> bool:
-        """Whether the worker's process or engine may have died of it."""
-        return self.reason in ("lost", "failed")
+    def accuses(self, num_tokens: int) -> bool:
+        """Whether the request may be what the worker died of; num_tokens: how many it had delivered of it.
+
+        A worker that says so is believed: an engine dies of what it computes. One that vanishes is often killed for
+        reasons of its own, so that counts only if it had not come to a token.
+        """
+        return self.reason == "failed" or (self.reason == "lost" and not num_tokens)
 
 
 def loss_of(error: ShoalError, *, begun: bool) -> Loss | None:

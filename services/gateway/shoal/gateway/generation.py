@@ -7,9 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Final
 
 from opentelemetry import trace
 
+from shoal.api.generation.v1 import generation_pb2
 from shoal.gateway import metrics
 from shoal.gateway.attempt import Attempt
 from shoal.gateway.journal import Completion, Message
@@ -17,6 +19,8 @@ from shoal.gateway.leg import Leg
 from shoal.gateway.stream import Stream
 from shoal.gateway.workers.fleet import ServedModel
 from shoal.rpc.errors import Cancelled, Internal, ShoalError, Unavailable
+
+_GOES_ON: Final = generation_pb2.FINISH_REASON_UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class Generation:
     A completion's tokens come exactly once and in order, whichever workers they come from; otherwise `read` raises.
     """
 
-    __slots__ = ("_gaps", "_last_s", "_legs", "_stream", "_waiting", "admitted", "raw", "worker")
+    __slots__ = ("_gaps", "_last_s", "_legs", "_num_ended", "_stream", "_waiting", "admitted", "raw", "worker")
 
     def __init__(self, admitted: Admitted, stream: Stream, attempt: Attempt) -> None:
         """`attempt` is at all completions."""
@@ -48,6 +52,8 @@ class Generation:
         self._legs = [Leg(stream, range(len(stream.journal.completions)), attempt)]
         self._waiting: Message | None = None
         self._last_s = 0.0
+        self._num_ended = 0
+        """Completions whose last message was handed out."""
         self._gaps = metrics.GAP_S.labels(admitted.model.name)
         metrics.IN_FLIGHT.labels(admitted.model.name).inc()
         stream.gate.num_streams += 1
@@ -131,10 +137,20 @@ class Generation:
             if message is not None:
                 self._last_s = time.perf_counter()
                 self.raw = leg.raw
+                self._num_ended += message.finish_reason != _GOES_ON
+                if self._stream.has_moved and message.HasField("usage"):
+                    self._recount(message)
                 return message
             self._legs.remove(leg)
             self._legs += leg.remains()
         return None
+
+    def _recount(self, message: Message) -> None:
+        """Each attempt tells its own counts; the client has heard the first, and hears the last of all completions."""
+        message.ClearField("usage")
+        if self._num_ended == len(self.completions):
+            self._stream.count_usage(message)
+        self.raw = message.SerializeToString()
 
     async def _next_leg(self) -> Leg:
         """A leg whose next message is here. Reads all of them; the one that was served goes to the end of the line."""

@@ -122,12 +122,6 @@ class Leg:
         if not had_begun and message.HasField("usage"):
             stream.num_prompt_tokens = message.usage.prompt_tokens
             stream.num_cached_tokens = message.usage.cached_tokens
-        if stream.has_moved and message.HasField("usage"):
-            # Each attempt tells its own counts; the client has heard the first, and hears the last of all completions.
-            message.ClearField("usage")
-            if stream.journal.finished:
-                stream.count_usage(message)
-            raw = message.SerializeToString()
         self.raw = raw
         return message
 
@@ -160,11 +154,12 @@ class Leg:
             self._lost_s = time.perf_counter()
         if attempt.num_tokens >= PROGRESS_TOKENS:
             self._num_moves = 0
+        if attempt.num_tokens:
             stream.suspects.clear()
         if loss.reason != "full":
             self._num_moves += 1
             self._avoided[attempt.worker] = attempt.worker_epoch
-        if loss.may_be_death:
+        if loss.accuses(attempt.num_tokens):
             stream.suspect(attempt, is_dead=loss.reason == "failed")
         self._report(attempt, loss, error)
         if self._num_moves > stream.config.max_moves:

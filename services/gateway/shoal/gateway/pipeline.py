@@ -46,7 +46,7 @@ class Pipeline:
         self.tokenizer = tokenizer
         self._dispatcher = dispatcher
         self._failover = failover
-        self._gate = MoveGate(failover)
+        self.gate = MoveGate(failover)
 
     async def open(self, request: gateway_pb2.GenerateRequest, caller: Caller) -> Generation:
         """Returns once the worker's first message is here; enter the result to read it.
@@ -88,7 +88,7 @@ class Pipeline:
 
     def _dispatch(self, errand: Errand, token_ids: list[int], arrived_s: float) -> Generation:
         attempt = self._dispatcher.dispatch(errand, token_ids)
-        stream = Stream(errand, self._dispatcher, self._gate, self._failover)
+        stream = Stream(errand, self._dispatcher, self.gate, self._failover)
         return Generation(Admitted(errand.request_id, errand.model, arrived_s), stream, attempt)
 
 

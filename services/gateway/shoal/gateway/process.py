@@ -13,7 +13,7 @@ import structlog
 from shoal.gateway.attempt import StallWatch
 from shoal.gateway.config import Config
 from shoal.gateway.dispatch import Dispatcher
-from shoal.gateway.failover import FailoverConfig
+from shoal.gateway.failover import FailoverConfig, MoveGate
 from shoal.gateway.http.app import StatusHandlers, make_app
 from shoal.gateway.http.completions import CompletionHandlers
 from shoal.gateway.http.server import HttpServer, start_http
@@ -48,6 +48,7 @@ class Gateway:
         self.fleet: Fleet
         self.tokenizer: Tokenizer
         self.index: PrefixIndex
+        self.gate: MoveGate
         self.grpc: Server
         self.http: HttpServer
 
@@ -71,6 +72,7 @@ class Gateway:
         dispatcher = Dispatcher(self.fleet, Router(self.index, loads, policy), loads, mesh, watch)
         failover = FailoverConfig(max_moves=config.max_moves, wait_s=config.move_wait_s)
         pipeline = Pipeline(self.tokenizer, dispatcher, failover)
+        self.gate = pipeline.gate
         limits = {"max_request_bytes": config.max_request_bytes, "max_request_s": config.max_request_s}
         servicer = GatewayServicer(pipeline, authenticator, **limits)  # type: ignore[arg-type]
         self._completions = CompletionHandlers(pipeline, authenticator, **limits)  # type: ignore[arg-type]
