@@ -156,5 +156,8 @@ class FakeCall:
     async def served_by(self) -> str:
         return self.worker
 
+    def failed_at(self) -> str:
+        return self.worker
+
     def cancel(self) -> None:
         self.ended.set()

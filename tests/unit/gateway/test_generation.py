@@ -282,6 +282,22 @@ async def test_a_stalled_stream_moves(after: int) -> None:
     assert workers.asked[1] == Asked("b", (0,), tuple(tokens_of(0, after)))
 
 
+async def test_a_stream_leaves_a_worker_that_nobody_reaches_any_more() -> None:
+    watch = StallWatch(stall_timeout_s=80, first_token_timeout_s=0)
+    workers = FakeWorkers([9], deque([Fault(0, hangs=True)]), watch=watch)
+    reading = asyncio.create_task(read_all(open_generation(workers)))
+    await asyncio.wait_for(workers.calls[0].reading.wait(), 5)
+    workers.set_epoch("a", 0)
+    watch.look()
+    workers.set_epoch("a", 1)  # a hiccup
+    watch.look()
+    workers.set_epoch("a", 0)
+    watch.look()
+    assert not workers.calls[0].ended.is_set()
+    watch.look()
+    check(await asyncio.wait_for(reading, 5), [9])
+
+
 async def test_a_stalled_stream_stays_when_there_is_nowhere_to_go() -> None:
     watch = StallWatch(stall_timeout_s=1, first_token_timeout_s=0)
     workers = FakeWorkers([9], deque([Fault(3, hangs=True)]), watch=watch, epochs={"a": 1})

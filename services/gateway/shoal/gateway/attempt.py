@@ -11,6 +11,9 @@ from shoal.gateway.routing.router import Pick
 from shoal.rpc.errors import Cancelled, Unavailable
 
 _LOOKS_PER_TIMEOUT: Final = 8
+_LOOKS_GONE: Final = 2
+"""A worker that is gone twice in a row is waited for no longer: a stopped machine closes no connection, but does not
+answer the gateway's own pings either. Once may be that connection's trouble alone."""
 
 
 class Stalled(Unavailable):
@@ -28,6 +31,10 @@ class Call(Protocol):
         """ip:port of the worker, "" when not known."""
         ...
 
+    def failed_at(self) -> str:
+        """ip:port of the worker that an error came from, "" when not known."""
+        ...
+
     def cancel(self) -> None:
         """Gives it up."""
         ...
@@ -38,7 +45,7 @@ class Attempt:
 
     __slots__ = (
         "_call", "_ticket", "_watch", "can_move", "is_reading", "num_looks", "num_messages", "num_tokens", "pick",
-        "stalled", "worker", "worker_epoch",
+        "num_looks_gone", "stalled", "worker", "worker_epoch", "worker_is_gone",
     )  # fmt: skip
 
     def __init__(self, call: Call, ticket: Ticket, pick: Pick, worker_epoch: int, watch: StallWatch) -> None:
@@ -53,8 +60,12 @@ class Attempt:
         self.num_looks = 0
         """How often the watch has seen the current read."""
         self.stalled = False
+        self.num_looks_gone = 0
+        """How often in a row the watch has found the worker gone."""
         self.can_move: Callable[[], bool] = bool
         """Whether another worker could go on; set by the leg."""
+        self.worker_is_gone: Callable[[], bool] = bool
+        """Whether the worker that this was sent to can no longer be reached past Envoy; set by the leg."""
         self._call = call
         self._ticket = ticket
         self._watch = watch
@@ -72,6 +83,12 @@ class Attempt:
             raise
         finally:
             self.is_reading = False
+
+    def failed(self, epoch_of: Callable[[str], int]) -> None:
+        """Learns from the failed call who it was at, if Envoy chose another worker than the gateway."""
+        served_by = self._call.failed_at()
+        if served_by and served_by != self.worker:
+            self.worker, self.worker_epoch = served_by, epoch_of(served_by)
 
     async def answered(self, epoch_of: Callable[[str], int]) -> None:
         """Learns who answers. Call after the first message."""
@@ -131,8 +148,10 @@ class StallWatch:
             if not attempt.is_reading or attempt.stalled:
                 continue
             attempt.num_looks += 1
+            attempt.num_looks_gone = attempt.num_looks_gone + 1 if attempt.worker_is_gone() else 0
             most = self._max_looks if attempt.num_messages else self._max_first_looks
-            if most and attempt.num_looks > most and attempt.can_move():
+            is_late = bool(most) and attempt.num_looks > most
+            if (is_late or attempt.num_looks_gone >= _LOOKS_GONE) and attempt.can_move():
                 attempt.stall()
 
     def _looks(self, limit_s: float) -> int:

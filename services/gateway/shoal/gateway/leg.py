@@ -48,7 +48,7 @@ class Leg:
         """Without progress in between."""
         self._was_split = False
         if attempt is not None:
-            attempt.can_move = self._can_move
+            self._adopt(attempt)
 
     @property
     def attempt(self) -> Attempt | None:
@@ -103,6 +103,17 @@ class Leg:
     def _unfinished(self) -> list[int]:
         return [c for c in self.choices if not self._stream.journal.completions[c].over]
 
+    def _adopt(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        attempt.can_move = self._can_move
+        attempt.worker_is_gone = self._worker_is_gone
+
+    def _worker_is_gone(self) -> bool:
+        attempt = self._attempt
+        if attempt is None or not attempt.worker_epoch:
+            return False
+        return self._stream.workers.epoch_of(attempt.worker) != attempt.worker_epoch
+
     def _can_move(self) -> bool:
         attempt = self._attempt
         if attempt is None or not self._stream.config.max_moves:
@@ -145,6 +156,7 @@ class Leg:
     def _lose(self, attempt: Attempt, error: ShoalError) -> None:
         """Notes what the loss means for the stream. Raises `error`, or a better one, when it ends here."""
         stream = self._stream
+        attempt.failed(stream.workers.epoch_of)
         self._end(attempt)
         loss = loss_of(error, begun=stream.journal.begun)
         if loss is None or not stream.config.max_moves:
@@ -197,8 +209,7 @@ class Leg:
             raise
         attempt = stream.workers.resume(stream.errand, stream.journal, self.choices, endpoints)
         metrics.MOVES.labels(stream.errand.model.name, self._reason).inc()
-        attempt.can_move = self._can_move
-        self._attempt = attempt
+        self._adopt(attempt)
         return attempt
 
     async def _find_workers(self) -> list[str]:

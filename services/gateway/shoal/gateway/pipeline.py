@@ -61,12 +61,10 @@ class Pipeline:
             check_request(request, model)
             token_ids = await self._tokenize(request, caller)
             check_length(request, len(token_ids), model)
-            errand = _errand(request, token_ids, model, caller)
-            errand.remaining_s()
+            generation = self._dispatch(_errand(request, token_ids, model, caller), token_ids, arrived_s)
         except BaseException as error:
             count_request(name, error)
             raise
-        generation = self._dispatch(errand, token_ids, arrived_s)
         try:
             await generation.start()
         except BaseException as error:

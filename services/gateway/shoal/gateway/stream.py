@@ -69,7 +69,7 @@ class Stream:
     def suspect(self, attempt: Attempt, *, is_dead: bool) -> None:
         """Notes that a worker may have died of this request. is_dead: it said so itself."""
         life = (attempt.worker, attempt.worker_epoch)
-        if attempt.worker_epoch:  # without one it was gone before
+        if attempt.worker_epoch or is_dead:  # otherwise it was gone before
             self.suspects[life] = self.suspects.get(life, False) or is_dead
 
     async def check_poison(self) -> None:

@@ -57,18 +57,20 @@ class Lost(Unavailable):
 class UpstreamCall:
     """One attempt at one request. `read` is called by one task; `cancel` by anybody on the loop."""
 
-    __slots__ = ("_call", "_cancelled", "_num_messages")
+    __slots__ = ("_call", "_cancelled", "_failed_at", "_num_messages")
 
     def __init__(self, call: Any) -> None:
         self._call = call
         self._cancelled = False
         self._num_messages = 0
+        self._failed_at = ""
 
     async def read(self) -> bytes | None:
         """The next message, or None after the last one. Raises the domain error that ended the call."""
         try:
             raw = await self._call.read()
         except grpc.RpcError as error:
+            self._failed_at = _worker_of(error)
             raise _translated(error, self._num_messages) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -87,6 +89,10 @@ class UpstreamCall:
                 return str(value)
         return ""
 
+    def failed_at(self) -> str:
+        """ip:port of the worker that the error came from, or "" when the mesh does not say."""
+        return self._failed_at
+
     def cancel(self) -> None:
         """Gives the request up; the worker frees its blocks. Harmless when it is over."""
         self._cancelled = True
@@ -100,6 +106,13 @@ def _translated(error: grpc.RpcError, num_messages: int) -> ShoalError:
     if num_messages:
         return Lost("the worker was lost in the middle of the answer; send the request again")
     return Lost("no worker can be reached right now; try again in a moment")
+
+
+def _worker_of(error: grpc.RpcError) -> str:
+    """What Envoy says with an error: in the headers, which are the trailers when there were no others."""
+    assert isinstance(error, grpc.aio.AioRpcError)
+    headers: Any = (*(error.initial_metadata() or ()), *(error.trailing_metadata() or ()))
+    return next((str(value) for key, value in headers if key == SERVED_BY_HEADER), "")
 
 
 def _has_details(error: grpc.RpcError) -> bool:
