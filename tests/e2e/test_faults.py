@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from shoal.client import Client, Completion, DeadlineExceeded, ResourceExhausted, RetryPolicy, ShoalError
+from shoal.client import Client, DeadlineExceeded, ResourceExhausted, RetryPolicy
 from support.eventually import wait_until
 from support.shoal_up import MODEL, Up, manifest, shoal_up
 
@@ -57,35 +57,6 @@ def test_a_deadline_ends_a_stream_and_frees_its_blocks(up: Up, client: Client) -
     with pytest.raises(DeadlineExceeded):
         client.generate("Once upon a time", max_tokens=LONG, ignore_eos=True, timeout_s=0.5)
     wait_until(lambda: idle(up), "the late request ends")
-
-
-def test_a_killed_worker_harms_no_other_stream_and_comes_back(up: Up, client: Client) -> None:
-    started = threading.Barrier(3, timeout=60)
-
-    def run(prompt: str) -> Completion | ShoalError:
-        with client.stream(prompt, max_tokens=300, ignore_eos=True, temperature=0) as stream:
-            try:
-                next(stream)
-                started.wait()
-                for _ in stream:
-                    pass
-                return stream.completion()
-            except ShoalError as error:
-                return error
-
-    with ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(run, prompt) for prompt in ("The mountain was", "A ship sailed to")]
-        started.wait()
-        victim = up.components("shoal.model_worker.main")[0]
-        victim.send_signal(signal.SIGKILL)
-        outcomes = [future.result(120) for future in running]
-    finished = [o for o in outcomes if isinstance(o, Completion)]
-    assert len(finished) >= 1, outcomes
-    assert all(o.usage.completion_tokens == 300 for o in finished)
-    for _ in range(8):
-        assert client.generate("Still here?", max_tokens=2, ignore_eos=True).usage.completion_tokens == 2
-    wait_until(lambda: client.models()[0].ready_workers == 2, "the worker is restarted and known again", 60)
-    assert victim.pid not in {worker.pid for worker in up.components("shoal.model_worker.main")}
 
 
 def test_a_full_queue_answers_with_a_hint_before_any_token_and_deadlines_pass_in_it(tmp_path: Path) -> None:
