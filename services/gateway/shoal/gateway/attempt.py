@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from shoal.gateway.routing.load import Ticket
 from shoal.gateway.routing.router import Pick
-from shoal.rpc.errors import Cancelled, Unavailable
+from shoal.rpc.errors import Cancelled, ShoalError, Unavailable
 
 _LOOKS_PER_TIMEOUT: Final = 8
 _LOOKS_GONE: Final = 2
@@ -71,24 +71,27 @@ class Attempt:
         self._watch = watch
         watch.add(self)
 
-    async def read(self) -> bytes | None:
-        """The next message, None after the last. Raises what ended the call: Stalled when the watch did."""
+    def read(self) -> Awaitable[bytes | None]:
+        """The next message, None after the last. Await it at once, and call `took` when it came, `failed` otherwise."""
         self.num_looks = 0
         self.is_reading = True
-        try:
-            return await self._call.read()
-        except Cancelled:
-            if self.stalled:
-                raise Stalled("the worker sent nothing for too long") from None
-            raise
-        finally:
-            self.is_reading = False
+        return self._call.read()
 
-    def failed(self, epoch_of: Callable[[str], int]) -> None:
-        """Learns from the failed call who it was at, if Envoy chose another worker than the gateway."""
+    def took(self, num_tokens: int) -> None:
+        """A message came."""
+        self.is_reading = False
+        self.num_messages += 1
+        self.num_tokens += num_tokens
+
+    def failed(self, error: ShoalError, epoch_of: Callable[[str], int]) -> ShoalError:
+        """Closes it; what `error` means. Learns from the call who it was at, if Envoy chose another worker."""
+        self.close()
+        if self.stalled and isinstance(error, Cancelled):
+            error = Stalled("the worker sent nothing for too long")
         served_by = self._call.failed_at()
         if served_by and served_by != self.worker:
             self.worker, self.worker_epoch = served_by, epoch_of(served_by)
+        return error
 
     async def answered(self, epoch_of: Callable[[str], int]) -> None:
         """Learns who answers. Call after the first message."""

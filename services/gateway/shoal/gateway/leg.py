@@ -64,7 +64,10 @@ class Leg:
             try:
                 raw = await attempt.read()
                 if raw is not None:
-                    return await self._take(attempt, raw)
+                    message = self._take(attempt, raw)
+                    if attempt.num_messages == 1:
+                        await self._begin(attempt)
+                    return message
                 if not self._unfinished():
                     self._end(attempt)
                     return None
@@ -121,15 +124,12 @@ class Leg:
         avoided = self._avoided | {attempt.worker: attempt.worker_epoch}
         return bool(self._stream.workers.candidates(self._stream.errand, avoided))
 
-    async def _take(self, attempt: Attempt, raw: bytes) -> Message:
+    def _take(self, attempt: Attempt, raw: bytes) -> Message:
         stream = self._stream
         message = Message.FromString(raw)
         had_begun = stream.journal.begun
         stream.journal.note(message, self.choices)
-        attempt.num_tokens += len(message.token_ids)
-        attempt.num_messages += 1
-        if attempt.num_messages == 1:
-            await self._begin(attempt)
+        attempt.took(len(message.token_ids))
         if not had_begun and message.HasField("usage"):
             stream.num_prompt_tokens = message.usage.prompt_tokens
             stream.num_cached_tokens = message.usage.cached_tokens
@@ -156,7 +156,7 @@ class Leg:
     def _lose(self, attempt: Attempt, error: ShoalError) -> None:
         """Notes what the loss means for the stream. Raises `error`, or a better one, when it ends here."""
         stream = self._stream
-        attempt.failed(stream.workers.epoch_of)
+        error = attempt.failed(error, stream.workers.epoch_of)
         self._end(attempt)
         loss = loss_of(error, begun=stream.journal.begun)
         if loss is None or not stream.config.max_moves:
