@@ -33,7 +33,7 @@ def test_virtual_policies_stand_side_by_side(trace: Path, tmp_path: Path) -> Non
     result = replay(trace, *flags, "--speedup", "3", "--json", str(out))
     assert result.exit_code == 0, result.stderr
     first_words = [line.split()[0] for line in result.stdout.splitlines() if line.strip()]
-    assert first_words == ["Arrivals", "policy", "shoal", "round_robin", "one"]
+    assert first_words == ["20", "policy", "shoal", "round_robin", "one"]
     data = json.loads(out.read_text())
     assert list(data["policies"]) == ["shoal", "round_robin"]
     for numbers in data["policies"].values():

@@ -136,23 +136,23 @@ def _virtual(session: Session, trace: list[TraceRequest], settings: dict[str, An
 def comparison_table(comparison: Comparison) -> Table:
     """One row a policy, and what one cache for all would hit."""
     load = "" if comparison.load is None else f" ({comparison.load:.0%} of saturation)"
-    title = f"Arrivals {comparison.speedup:.2f} times as fast as in the trace{load}; times in s"
+    num_requests = comparison.results[0].requests
+    title = f"{num_requests} requests, {comparison.speedup:.2f} times as fast as in the trace{load}; times in s"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     table.add_column("policy", no_wrap=True)
-    for name in ("hit ratio", "of it", "TTFT", "p50", "p90", "E2E", "TPOT ms", "requests", "errors"):
+    for name in ("hits", "of one", "TTFT", "p50", "p90", "E2E", "TPOT ms", "errors"):
         table.add_column(name, justify="right", no_wrap=True)
     oracle = comparison.oracle_hit_ratio
     for result in comparison.results:
         table.add_row(
             result.policy,
-            f"{result.hit_ratio:.4f}",
+            f"{result.hit_ratio:.2%}",
             f"{result.hit_ratio / oracle:.0%}" if oracle else "-",
             *(f"{t:.3f}" for t in (result.ttft_mean_s, result.ttft_p50_s, result.ttft_p90_s, result.e2e_mean_s)),
             "-" if math.isnan(result.tpot_mean_s) else f"{result.tpot_mean_s * 1e3:.2f}",
-            f"{result.requests}",
             f"{result.errors}",
         )
-    table.add_row("one cache", f"{oracle:.4f}", "100%", style="dim")
+    table.add_row("one cache", f"{oracle:.2%}", "100%", style="dim")
     return table
 
 
