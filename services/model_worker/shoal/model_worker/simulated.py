@@ -35,8 +35,8 @@ class SimulatedRunner:
     """Implements `step.Runner`. The last id of the vocabulary ends the output; about one token in 64 is that one.
 
     As on a GPU, a step that was submitted while another ran starts at that one's end, so that the host's work between
-    the two costs nothing. It never spins: an idle worker takes no time, and 8 workers with 32 streams each at 120 steps a
-    second took 0.36 of a core in their engines and 0.45 in their fronts (on a busy machine with two).
+    the two costs nothing. It never spins: an idle worker takes no time, and 8 workers with 32 streams each at 120 steps
+    a second took 0.36 of a core in their engines and 0.45 in their fronts (on a busy machine with two).
     """
 
     def __init__(
