@@ -112,6 +112,17 @@ class Answer:
     num_tokens: tuple[int, int] = (0, 0)
     """Of the prompt and of all completions, as told at the end."""
     num_prompt_logprobs: int = 0
+    likely: dict[int, list[list[tuple[int, float]]]] = field(default_factory=lambda: defaultdict(list), compare=False)
+    """(token id, log-probability) of each token and the most likely ones: to tell a tie from a mistake."""
+
+    def difference_from(self, other: Answer) -> str:
+        """Where the tokens part, and how likely each was thought there."""
+        for choice, token_ids in self.token_ids.items():
+            for at, (mine, its) in enumerate(zip(token_ids, other.token_ids[choice], strict=False)):
+                if mine != its:
+                    here, there = self.likely[choice][at : at + 1], other.likely[choice][at : at + 1]
+                    return f"token {at} of completion {choice} is {mine}, was {its}; now {here}, then {there}"
+        return "the tokens are the same, as far as they are known"
 
 
 OnMessage = Callable[[], None]
@@ -134,6 +145,8 @@ def over_grpc(**fields: Any) -> Ask:
             answer.texts[choice] += message.text
             answer.token_ids[choice] += message.token_ids
             answer.logprobs[choice] += [entry.token.token_id for entry in message.logprobs]
+            for entry in message.logprobs:
+                answer.likely[choice].append([(t.token_id, t.logprob) for t in (entry.token, *entry.top)])
             answer.num_prompt_logprobs += len(message.prompt_logprobs)
             if message.finish_reason:
                 stop_id = message.stop_token_id if message.HasField("stop_token_id") else None
@@ -204,7 +217,8 @@ class Storm:
         """Asks the same again and again, until the storm is over."""
         while not self._over:
             answer = await self.asks[name](self.mesh.running, self.on_message)
-            assert answer == self.expected[name], f"{name} differs after {self.num_kills} kills"
+            expected = self.expected[name]
+            assert answer == expected, f"{name}, {self.num_kills} kills: {answer.difference_from(expected)}"
             self.num_answers += 1
 
     async def killer(self, num_kills: int, max_gap: int) -> None:

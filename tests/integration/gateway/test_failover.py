@@ -104,11 +104,13 @@ async def test_a_real_model_goes_on_with_the_same_tokens(tmp_path: Path) -> None
     sampling: list[dict[str, Any]] = [
         {"temperature": 0},
         {"temperature": 0.8, "top_p": 0.9},
-        {"frequency_penalty": 0.6, "presence_penalty": 0.3, "repetition_penalty": 1.2, "logprobs": 0},
+        {"frequency_penalty": 0.6, "presence_penalty": 0.3, "repetition_penalty": 1.2},
         {"temperature": 1.2, "n": 2, "min_tokens": 20},
     ]
     asked = {
-        str(kind): over_grpc(tokens={"ids": ids}, sampling={"max_tokens": 48, "seed": 9, **kind}, output_format=IDS)
+        str(kind): over_grpc(
+            tokens={"ids": ids}, sampling={"max_tokens": 48, "seed": 9, "logprobs": 5, **kind}, output_format=IDS
+        )
         for ids, kind in zip(prompts, sampling, strict=True)
     }
     async with failover_mesh(tmp_path, 2, *flags) as mesh:
