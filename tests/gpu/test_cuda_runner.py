@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,8 +13,8 @@ from shoal.model_worker.loader import load_model
 from shoal.model_worker.runner.cpu import CpuRunner
 from shoal.model_worker.sampling.params import SamplingParams
 from shoal.model_worker.sampling.sampler import Sampler
-from shoal.model_worker.step import Fork, StepResult
-from support.runner_driving import RunnerDriver
+from shoal.model_worker.step import Fork
+from support.runner_driving import RunnerDriver, assert_alike
 from support.tiny_models import save_tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -87,15 +86,3 @@ def test_forks_and_prompt_logprobs(folder: Path) -> None:
     half = len(results) // 2
     for of_cpu, of_gpu in zip(results[:half], results[half:], strict=True):
         assert_alike(of_gpu, of_cpu)
-
-
-def assert_alike(actual: StepResult, expected: StepResult) -> None:
-    assert actual.slots.tolist() == expected.slots.tolist()
-    assert actual.token_ids.tolist() == expected.token_ids.tolist()
-    assert actual.logprobs.keys() == expected.logprobs.keys()
-    for slot, entry in expected.logprobs.items():
-        assert np.isclose(actual.logprobs[slot].logprob, entry.logprob, atol=1e-3)
-    assert actual.prompt_logprobs.keys() == expected.prompt_logprobs.keys()
-    for slot, entries in expected.prompt_logprobs.items():
-        theirs = [entry.logprob for entry in actual.prompt_logprobs[slot]]
-        assert np.allclose(theirs, [entry.logprob for entry in entries], atol=1e-3)

@@ -133,3 +133,16 @@ class RunnerDriver:
     def pending(self, slot: int) -> int:
         """Known tokens not yet computed."""
         return len(self.tokens[slot]) - self._computed[slot]
+
+
+def assert_alike(actual: StepResult, expected: StepResult) -> None:
+    """The same slots and tokens; log-probabilities within what sums in another order change in float32."""
+    assert actual.slots.tolist() == expected.slots.tolist()
+    assert actual.token_ids.tolist() == expected.token_ids.tolist()
+    assert actual.logprobs.keys() == expected.logprobs.keys()
+    for slot, entry in expected.logprobs.items():
+        assert np.isclose(actual.logprobs[slot].logprob, entry.logprob, atol=1e-3)
+    assert actual.prompt_logprobs.keys() == expected.prompt_logprobs.keys()
+    for slot, entries in expected.prompt_logprobs.items():
+        theirs = [entry.logprob for entry in actual.prompt_logprobs[slot]]
+        assert np.allclose(theirs, [entry.logprob for entry in entries], atol=1e-3)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from shoal.model_worker.config import WorkerConfig
 from shoal.model_worker.engine_setup import set_up
 from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.scheduler import Scheduler
 from shoal.model_worker.simulated import SimulatedRunner, SimulatedStep
 from shoal.model_worker.simulated_timing import LLAMA_8B_H100, FixedTimer, StepWork
 from shoal.model_worker.step import StepPlan
@@ -70,6 +72,19 @@ class VirtualTime:
         self.now_s += time_s
 
 
+def steps_ahead(scheduler: Scheduler, runner: SimulatedRunner, max_pending_steps: int) -> Iterator[StepPlan]:
+    """Runs a scheduler's work to its end; yields each plan when its result is taken in."""
+    pending: list[tuple[StepPlan, SimulatedStep]] = []
+    while (plan := scheduler.schedule()) is not None or pending:
+        if plan is not None:
+            pending.append((plan, runner.submit(plan)))
+            if len(pending) < max_pending_steps:
+                continue
+        oldest, step = pending.pop(0)
+        scheduler.update(oldest, step.result())
+        yield oldest
+
+
 def run(config: WorkerConfig, max_pending_steps: int) -> tuple[float, dict[int, list[int]]]:
     """Runs 512 requests of 512 + 128 tokens, handed over at once. Returns when they were done, and their tokens."""
     virtual = VirtualTime()
@@ -86,14 +101,7 @@ def run(config: WorkerConfig, max_pending_steps: int) -> tuple[float, dict[int, 
     for i in range(512):
         scheduler.add(make_request(i, [i] * 512, sampling=exactly(128)))
     tokens: dict[int, list[int]] = {i: [] for i in range(512)}
-    pending: list[tuple[StepPlan, SimulatedStep]] = []
-    while (plan := scheduler.schedule()) is not None or pending:
-        if plan is not None:
-            pending.append((plan, runner.submit(plan)))
-            if len(pending) < max_pending_steps:
-                continue
-        oldest, step = pending.pop(0)
-        scheduler.update(oldest, step.result())
+    for _ in steps_ahead(scheduler, runner, max_pending_steps):
         output = scheduler.take_output()
         for stream_id, token_id in zip(output.stream_ids.tolist(), output.token_ids.tolist(), strict=True):
             tokens[stream_id].append(token_id)
@@ -126,14 +134,7 @@ def test_steps_submitted_ahead_follow_each_other_without_a_gap(max_pending_steps
     scheduler = set_up(WorkerConfig(device="simulated"), lambda stage, fraction: None).scheduler
     scheduler.add(make_request(0, [1, 2], sampling=SamplingParams(max_tokens=3, ignore_eos=True)))
     steps: list[tuple[StepPlan, float]] = []
-    pending: list[tuple[StepPlan, SimulatedStep]] = []
-    while (plan := scheduler.schedule()) is not None or pending:
-        if plan is not None:
-            pending.append((plan, runner.submit(plan)))
-            if len(pending) < max_pending_steps:
-                continue
-        oldest, step = pending.pop(0)
-        scheduler.update(oldest, step.result())
+    for oldest in steps_ahead(scheduler, runner, max_pending_steps):
         steps.append((oldest, virtual.now_s))
         if len(steps) == 1:
             virtual.now_s += 1.0  # what the host does between steps

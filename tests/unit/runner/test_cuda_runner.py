@@ -21,7 +21,7 @@ from shoal.model_worker.sampling.params import SamplingParams
 from shoal.model_worker.sampling.sampler import Sampler
 from shoal.model_worker.step import Admission, Fork, PendingStep, StepPlan, StepResult
 from support.gpu_kernels import DEVICE, gpu_kernels
-from support.runner_driving import GREEDY, RunnerDriver
+from support.runner_driving import GREEDY, RunnerDriver, assert_alike
 from support.tiny_models import save_tiny
 
 SIZES: dict[str, Any] = {"num_blocks": 32, "block_size": 16, "max_num_seqs": 6, "max_model_len": 128}
@@ -127,15 +127,3 @@ def test_a_step_builds_on_tokens_that_the_host_has_not_seen(loaded: dict[str, Lo
         return tokens + [step.result().token_ids.tolist() for step in pending]
 
     assert run(gpu_runner(loaded), ahead=1) == run(cpu_runner(loaded), ahead=0)
-
-
-def assert_alike(actual: StepResult, expected: StepResult) -> None:
-    assert actual.slots.tolist() == expected.slots.tolist()
-    assert actual.token_ids.tolist() == expected.token_ids.tolist()
-    assert actual.logprobs.keys() == expected.logprobs.keys()
-    for slot, entry in expected.logprobs.items():
-        assert np.isclose(actual.logprobs[slot].logprob, entry.logprob, atol=1e-3)
-    assert actual.prompt_logprobs.keys() == expected.prompt_logprobs.keys()
-    for slot, entries in expected.prompt_logprobs.items():
-        theirs = [entry.logprob for entry in actual.prompt_logprobs[slot]]
-        assert np.allclose(theirs, [entry.logprob for entry in entries], atol=1e-3)

@@ -7,19 +7,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from shoal.kernels.transfers import upload
+
 _CHUNK = 4096
 """32-bit words of a program: 16 KiB, four accesses of 16 bytes for each of 256 threads."""
 
 
 def block_copy(cache: Tensor, pairs: Tensor) -> None:
     """See `shoal.kernels.block_copy.block_copy`. pairs: [n, 2] int32 on the host; goes up without being waited for."""
-    sources, targets = upload(pairs.t().contiguous(), cache.device)
+    sources, targets = upload(pairs.t().numpy(), cache.device)
     copy_blocks(cache, cache, sources, targets)
-
-
-def upload(index: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on the device: from pinned memory, which torch keeps until the copy is done."""
-    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
 
 
 def copy_blocks(source: Tensor, target: Tensor, source_ids: Tensor | None, target_ids: Tensor | None) -> None:

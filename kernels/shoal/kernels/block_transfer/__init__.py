@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shoal.kernels.block_transfer import reference
+from shoal.kernels.transfers import upload
 
 __all__ = ["gather_blocks", "reference", "scatter_blocks"]
 
@@ -29,7 +30,7 @@ def gather_blocks(cache: Tensor, block_ids: Sequence[int], staging: Tensor) -> N
         from shoal.kernels.block_copy import triton_impl
 
         if triton_impl.fits(cache) and triton_impl.fits(staging):
-            triton_impl.copy_blocks(cache, staging, triton_impl.upload(ids, cache.device), None)
+            triton_impl.copy_blocks(cache, staging, upload(ids.numpy(), cache.device), None)
             return
     reference.gather_blocks(cache, ids, staging)
 
@@ -45,7 +46,7 @@ def scatter_blocks(cache: Tensor, block_ids: Sequence[int], staging: Tensor) -> 
         from shoal.kernels.block_copy import triton_impl
 
         if triton_impl.fits(cache) and triton_impl.fits(staging):
-            triton_impl.copy_blocks(staging, cache, None, triton_impl.upload(ids, cache.device))
+            triton_impl.copy_blocks(staging, cache, None, upload(ids.numpy(), cache.device))
             return
     reference.scatter_blocks(cache, ids, staging)
 

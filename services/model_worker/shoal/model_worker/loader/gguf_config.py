@@ -8,7 +8,15 @@ from typing import Any
 
 from shoal.model_worker.loader.gguf_families import FAMILIES, GgufFamily
 from shoal.model_worker.loader.gguf_tensors import GgufTensor
-from shoal.model_worker.models.config import MAX_LAYERS, LayerConfig, ModelConfig, ModelConfigError, RopeConfig
+from shoal.model_worker.models.config import (
+    MAX_LAYERS,
+    LayerConfig,
+    ModelConfig,
+    ModelConfigError,
+    RopeConfig,
+    longrope_attention_factor,
+    yarn_attention_factor,
+)
 
 FACTOR_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that are configuration: divisors of the rotary frequencies."""
@@ -144,7 +152,7 @@ def _parse_rope(
     if original < 2:
         raise ModelConfigError(f"{get.family}.rope.scaling.original_context_length must be at least 2, not {original}")
     if long and short:
-        usual = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+        usual = longrope_attention_factor(stretch, original)
         return RopeConfig(
             theta,
             "longrope",
@@ -167,7 +175,7 @@ def _parse_rope(
             factor,
             original_max_position=original,
             partial_rotary_factor=partial,
-            attention_factor=0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0,
+            attention_factor=yarn_attention_factor(factor),
             beta_fast=get("rope.scaling.yarn_beta_fast", 32.0),
             beta_slow=get("rope.scaling.yarn_beta_slow", 1.0),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -191,3 +192,13 @@ class ModelConfig:
     def digest(self) -> str:
         """Hex SHA-256 of every field."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def yarn_attention_factor(factor: float, multiplier: float = 1.0) -> float:
+    """What yarn scales attention by when contexts are stretched by `factor` (Peng et al. 2023)."""
+    return 0.1 * multiplier * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def longrope_attention_factor(factor: float, original: int) -> float:
+    """What longrope scales attention by when `original` positions are stretched by `factor` (Ding et al. 2024)."""
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from shoal.model_worker.models.config import ModelConfigError, RopeConfig
+from shoal.model_worker.models.config import (
+    ModelConfigError,
+    RopeConfig,
+    longrope_attention_factor,
+    yarn_attention_factor,
+)
 from shoal.model_worker.models.hf_fields import flag, integer, number, numbers, optional_number
 
 _KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
@@ -77,7 +81,7 @@ def _parse_rope(config: Mapping[str, Any], own: Mapping[str, Any], theta: float,
         frequency_factors=numbers(own, "long_factor"),
         short_frequency_factors=numbers(own, "short_factor"),
         partial_rotary_factor=partial,
-        attention_factor=number(own, "attention_factor", _longrope_attention_factor(factor, original)),
+        attention_factor=number(own, "attention_factor", longrope_attention_factor(factor, original)),
     )
 
 
@@ -86,8 +90,8 @@ def _parse_yarn(own: Mapping[str, Any], theta: float, factor: float, original: i
     if attention_factor is None:
         scale, over = optional_number(own, "mscale"), optional_number(own, "mscale_all_dim")
         both = bool(scale and over)
-        attention_factor = _yarn_scale(factor, scale if both and scale else 1.0)
-        attention_factor /= _yarn_scale(factor, over) if both and over else 1.0
+        attention_factor = yarn_attention_factor(factor, scale if both and scale else 1.0)
+        attention_factor /= yarn_attention_factor(factor, over) if both and over else 1.0
     return RopeConfig(
         theta,
         "yarn",
@@ -99,11 +103,3 @@ def _parse_yarn(own: Mapping[str, Any], theta: float, factor: float, original: i
         beta_slow=number(own, "beta_slow", 1.0) or 1.0,
         truncate=flag(own, "truncate", True),
     )
-
-
-def _yarn_scale(factor: float, multiplier: float) -> float:
-    return 0.1 * multiplier * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def _longrope_attention_factor(factor: float, original: int) -> float:
-    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0

@@ -14,6 +14,7 @@ from shoal.kernels.kv_layout import RowsLayout
 from shoal.kernels.paged_attention import AttentionShape
 from shoal.kernels.paged_attention.gpu_plan import describe_pages, divide_step, plan_decode
 from shoal.kernels.step_inputs import DecodeInputs, fill_inputs, record_tokens, resolve_tokens
+from shoal.kernels.transfers import upload
 from shoal.model_worker.layers.batch import ForwardBatch
 from shoal.model_worker.models.config import ModelConfig
 from shoal.model_worker.models.registry import Model
@@ -31,7 +32,6 @@ from shoal.model_worker.runner.step_graphs import (
     decode_sizes,
     mixed_sizes,
 )
-from shoal.model_worker.runner.transfers import upload
 from shoal.model_worker.sampling.device import DeviceSampler
 from shoal.model_worker.step import EndedStep, IntArray, PendingStep, StepPlan, StepResult, TokenLogprobs
 

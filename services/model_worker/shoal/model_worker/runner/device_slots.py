@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from shoal.kernels.step_inputs import SlotState, write_words
-from shoal.model_worker.runner.transfers import upload
+from shoal.kernels.transfers import upload
 from shoal.model_worker.step import IntArray, StepPlan
 
 

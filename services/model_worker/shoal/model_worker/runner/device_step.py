@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from shoal.model_worker.runner.transfers import Moment, make_moment, staging
+from shoal.kernels.transfers import Moment, make_moment, staging
 from shoal.model_worker.step import IntArray, StepResult, TokenLogprobs
 
 Logprobs = Callable[[], dict[int, TokenLogprobs]]

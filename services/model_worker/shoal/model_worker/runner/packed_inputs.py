@@ -22,8 +22,8 @@ from shoal.kernels.paged_attention.gpu_plan import (
     tall_places,
     tall_tiling,
 )
+from shoal.kernels.transfers import staging
 from shoal.model_worker.runner.flat_batch import FlatTokens
-from shoal.model_worker.runner.transfers import staging
 from shoal.model_worker.step import IntArray
 
 Shapes = Mapping[str, tuple[int, ...]]

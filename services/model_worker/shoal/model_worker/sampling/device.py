@@ -35,6 +35,7 @@ from shoal.kernels.sampling import (
     SamplingWorkspace,
 )
 from shoal.kernels.step_inputs import write_words
+from shoal.kernels.transfers import upload
 from shoal.model_worker.sampling.history import TokenCounts
 from shoal.model_worker.sampling.logprobs import gather_logprobs
 from shoal.model_worker.sampling.params import SampledSequence, SamplingParams
@@ -142,15 +143,15 @@ class DeviceSampler:
         places = np.array(list(admitted), np.int32)[:, None] * words.shape[1] + np.arange(
             words.shape[1], dtype=np.int32
         )
-        write_words(state.slots, self._upload(np.stack((places.ravel(), words.ravel()))))
+        write_words(state.slots, upload(np.stack((places.ravel(), words.ravel())), self._device))
         if biased := {slot: each.biases for slot, each in admitted.items() if len(each.biases)}:
             values = np.concatenate([biases[:, 1] for biases in biased.values()]).astype(np.float32).view(np.int32)
             ids = [biases[:, 0] for biases in biased.values()]
-            slot_of, place, id_, value = self._upload(np.stack((*_flatten(list(biased), ids), values)))
+            slot_of, place, id_, value = upload(np.stack((*_flatten(list(biased), ids), values)), self._device)
             state.bias_ids[slot_of, place] = id_
             state.bias_values[slot_of, place] = value.view(torch.float32)
         if stopped := {slot: each.stop_ids for slot, each in admitted.items() if len(each.stop_ids)}:
-            slot_of, place, id_ = self._upload(np.stack(_flatten(list(stopped), list(stopped.values()))))
+            slot_of, place, id_ = upload(np.stack(_flatten(list(stopped), list(stopped.values()))), self._device)
             state.stop_ids[slot_of, place] = id_
         if counted := {slot: each.counts for slot, each in admitted.items() if each.counts is not None}:
             self._write_counts(counted)
@@ -168,24 +169,20 @@ class DeviceSampler:
         rows = np.flatnonzero(self._num_logprobs[slots] >= 0)
         if not len(rows):
             return {}
-        at = self._upload(rows)
+        at = upload(rows, self._device)
         counts = self._num_logprobs[slots[rows]].tolist()
         entries = gather_logprobs(logits[at], token_ids[at].long(), counts)
         return dict(zip(slots[rows].tolist(), entries, strict=True))
 
     def _write_counts(self, counted: dict[int, TokenCounts]) -> None:
         counts = self.state.counts
-        counts.index_fill_(0, self._upload(np.array(list(counted), np.int64)), 0)
+        counts.index_fill_(0, upload(np.array(list(counted), np.int64), self._device), 0)
         cells = [
             np.where(each.output_counts, each.output_counts.clip(max=0x7FFF), IN_PROMPT) for each in counted.values()
         ]
         slot_of, _, id_ = _flatten(list(counted), [each.ids for each in counted.values()])
-        at_slot, at_id, cell = self._upload(np.stack((slot_of, id_, np.concatenate(cells).astype(np.int32))))
+        at_slot, at_id, cell = upload(np.stack((slot_of, id_, np.concatenate(cells).astype(np.int32))), self._device)
         counts[at_slot, at_id] = cell.to(torch.int16)
-
-    def _upload(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
 
 
 def _flatten(slots: list[int], lists: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray, IntArray]:
