@@ -144,7 +144,8 @@ def _trace_pick(errand: Errand, pick: Pick) -> None:
             "shoal.pick.endpoints": pick.endpoints,
             "shoal.pick.predicted_cached_tokens": pick.predicted_cached_tokens,
             "shoal.pick.candidates": [
-                f"{c.endpoint} cached={c.cached_tokens} load={c.load.tokens}" for c in pick.scores[:16]
+                f"{score.candidate.endpoint} cached={score.candidate.cached_tokens} load={score.candidate.load.tokens}"
+                for score in pick.scores[:16]
             ],
         }
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -28,12 +28,38 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """What a policy made of one candidate."""
+
+    candidate: Candidate
+    terms: Mapping[str, float]
+    """Seconds by name, which add up to what the candidates were ordered by; empty for policies that price nothing."""
+
+    @property
+    def total_s(self) -> float:
+        """What the candidates were ordered by, least first."""
+        return sum(self.terms.values())
+
+
+@dataclass(frozen=True, slots=True)
 class Ranking:
     """Candidates, best first, and why the first is first."""
 
     candidates: tuple[Candidate, ...]
     reason: str
     """A few fixed words; a metric label."""
+    term_names: tuple[str, ...] = ()
+    terms: tuple[tuple[float, ...], ...] = ()
+    """A row for each candidate, in their order, a number of seconds for each name; empty if nothing was priced."""
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The same, a candidate at a time. Made when asked for: a pick has better things to do."""
+        rows = self.terms or ((),) * len(self.candidates)
+        return tuple(
+            Score(candidate, dict(zip(self.term_names, row, strict=True)))
+            for candidate, row in zip(self.candidates, rows, strict=True)
+        )
 
 
 class Policy(Protocol):

@@ -8,7 +8,7 @@ from typing import Final
 
 from shoal.blocks import KeyChain
 from shoal.gateway.routing.load import LoadTracker
-from shoal.gateway.routing.policy import Candidate, Policy
+from shoal.gateway.routing.policy import Candidate, Policy, Ranking, Score
 from shoal.gateway.routing.prefix_index import PrefixIndex
 
 MAX_ENDPOINTS: Final = 3
@@ -38,8 +38,15 @@ class Pick:
     predicted_cached_tokens: int = 0
     """At the first endpoint."""
     reason: str = "none"
-    scores: tuple[Candidate, ...] = ()
-    """Every candidate in order, for traces."""
+    predicted_ttft_s: float | None = None
+    """At the first endpoint, from this pick to its first token; None when the policy predicts none."""
+    ranking: Ranking | None = None
+    """Every candidate in order, with what each term of its price was."""
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """Every candidate in order, for traces and explanations."""
+        return self.ranking.scores if self.ranking is not None else ()
 
 
 class Router:
@@ -70,4 +77,4 @@ class Router:
         ordered = ranking.candidates
         index.expect(ordered[0].endpoint, chain)
         endpoints = tuple(c.endpoint for c in ordered[:MAX_ENDPOINTS])
-        return Pick(endpoints, ordered[0].cached_tokens, ranking.reason, ordered)
+        return Pick(endpoints, ordered[0].cached_tokens, ranking.reason, None, ranking)
