@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.gateway.attempt import StallWatch
+from shoal.gateway.explain.records import RequestRecord
 from shoal.gateway.failover import FailoverConfig, MoveGate
 from shoal.gateway.generation import Admitted, Generation
 from shoal.gateway.journal import Message
@@ -39,7 +40,7 @@ def open_generation(
     workers: FakeWorkers, config: FailoverConfig = QUICK, *, gate: MoveGate | None = None, timeout_s: float = 30
 ) -> Generation:
     errand = make_errand(workers.lengths, time.monotonic() + timeout_s)
-    stream = Stream(errand, workers, gate or MoveGate(config), config)
+    stream = Stream(errand, workers, gate or MoveGate(config), config, RequestRecord("", "r"))
     return Generation(Admitted("r", MODEL, 0.0), stream, workers.first(errand))
 
 

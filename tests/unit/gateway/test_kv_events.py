@@ -214,3 +214,17 @@ def test_keys_of_another_size_are_a_gap_and_void_everything(event: Event) -> Non
         feed.apply(event)
     assert index.workers == frozenset()
     assert feed.next_request.start_seq == 0
+
+
+def test_heartbeats_change_nothing_and_tell_of_lost_events() -> None:
+    index = PrefixIndex(100)
+    feed = KvEventFeed("w", index)
+    feed.apply(snapshot(3, KEYS[:2]))
+    feed.apply(Event(epoch=1, seq=3))
+    assert index.match(KEYS) == {"w": 2}
+    with pytest.raises(EventGap, match="event 4, which never came"):
+        feed.apply(Event(epoch=1, seq=4))
+    assert feed.next_request.start_seq == 4
+    with pytest.raises(EventGap, match="restarted"):
+        feed.apply(Event(epoch=2, seq=4))
+    assert not index.knows("w")

@@ -101,6 +101,12 @@ class Model:
                 others = [e for e in self.expected.get(key, []) if e[0] != worker and e[1] > now_s]
                 self.expected[key] = [*others[-1:], (worker, now_s + EXPECT_S)]
 
+    def withdraw(self, worker: str, keys: list[bytes], made_s: float) -> None:
+        if worker in self.held:
+            for key in keys:
+                expected = self.expected.get(key, [])
+                self.expected[key] = [e for e in expected if e[0] != worker or e[1] > made_s + EXPECT_S]
+
     def prefix(self, worker: str, keys: list[bytes]) -> CachedPrefix:
         device, memory, disk = (self.held[worker][tier] for tier in Tier)
         now_s = self.clock()
@@ -120,6 +126,7 @@ class IndexMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.model = Model(self.clock)
         self.indexes: list[PrefixIndex] = []
+        self.picks: list[tuple[str, list[bytes], float, list[int]]] = []
 
     def make_index(self, table: BlockTable) -> PrefixIndex:
         return PrefixIndex(0, expect_s=EXPECT_S, clock=self.clock, table=table)
@@ -172,8 +179,18 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(worker=workers, keys=chains)
     def expect(self, worker: str, keys: list[bytes]) -> None:
         self.model.expect(worker, keys)
-        for index in self.indexes:
-            index.expect(worker, KeyChain.of(keys))
+        chain = KeyChain.of(keys)
+        made = [index.expect(worker, chain) for index in self.indexes]
+        if worker in self.model.held:
+            self.picks.append((worker, keys, self.clock.now_s, made))
+
+    @precondition(lambda self: self.picks)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        worker, keys, made_s, made = data.draw(st.sampled_from(self.picks))
+        self.model.withdraw(worker, keys, made_s)
+        for index, expectation in zip(self.indexes, made, strict=True):
+            index.withdraw(worker, KeyChain.of(keys), expectation)
 
     @rule(num_eighths=st.integers(1, 20))
     def wait(self, num_eighths: int) -> None:
@@ -356,6 +373,20 @@ def test_expectations_count_until_their_time_ends() -> None:
     clock.now_s += EXPECT_S / 2
     assert index.match_tiers(KEYS) == {"a": CachedPrefix(2, 2, 2, 2)}
     assert index.workers == {"a"}
+
+
+def test_an_expectation_is_withdrawn_unless_a_later_pick_shares_it() -> None:
+    clock = Clock()
+    index = PrefixIndex(100, expect_s=EXPECT_S, clock=clock)
+    index.store("a", KEYS[:1])
+    first, second = KeyChain.of(KEYS[:4]), KeyChain.of(KEYS[:2])
+    expectation = index.expect("a", first)
+    clock.now_s += EXPECT_S / 2
+    index.expect("a", second)
+    index.withdraw("a", first, expectation)
+    assert index.match_tiers(KEYS) == {"a": CachedPrefix(1, 2, 2, 2)}
+    index.withdraw("nobody", first, index.expect("nobody", first))
+    assert len(index) == 2
 
 
 def test_without_a_compiler_it_runs_in_python_and_says_so(

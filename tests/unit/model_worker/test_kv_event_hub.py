@@ -104,6 +104,16 @@ async def test_followers_wait_without_polling_and_end_with_the_hub() -> None:
     assert await asyncio.wait_for(ending, 5) is None
 
 
+async def test_who_is_up_to_date_hears_heartbeats_that_change_nothing() -> None:
+    hub = KvEventHub(epoch=EPOCH, buffer=2, heartbeat_s=0.001)
+    hub.publish([stored(1)])
+    stream = hub.follow(EPOCH, 2)
+    beats = [await asyncio.wait_for(anext(stream), 5) for _ in range(2)]
+    assert [(beat.epoch, beat.seq, beat.WhichOneof("event")) for beat in beats] == [(EPOCH, 1, None)] * 2
+    hub.publish([stored(2)])
+    assert (await asyncio.wait_for(anext(stream), 5)).seq == 2
+
+
 @st.composite
 def histories(draw: st.DrawFn) -> list[list[KvEvent]]:
     """Batches of events as a cache would make them."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
+from shoal.gateway.explain.records import AttemptRecord
 from shoal.gateway.routing.load import Ticket
 from shoal.gateway.routing.router import Pick
 from shoal.rpc.errors import Cancelled, ShoalError, Unavailable
@@ -45,7 +47,7 @@ class Attempt:
 
     __slots__ = (
         "_call", "_ticket", "_watch", "can_move", "is_reading", "num_looks", "num_messages", "num_tokens", "pick",
-        "num_looks_gone", "stalled", "worker", "worker_epoch", "worker_is_gone",
+        "num_looks_gone", "on_outcome", "record", "stalled", "worker", "worker_epoch", "worker_is_gone",
     )  # fmt: skip
 
     def __init__(self, call: Call, ticket: Ticket, pick: Pick, worker_epoch: int, watch: StallWatch) -> None:
@@ -66,6 +68,9 @@ class Attempt:
         """Whether another worker could go on; set by the leg."""
         self.worker_is_gone: Callable[[], bool] = bool
         """Whether the worker that this was sent to can no longer be reached past Envoy; set by the leg."""
+        self.record = AttemptRecord(pick)
+        self.on_outcome: Callable[[Attempt], object] = bool
+        """Called once, when the first message is here or can no longer come; set by the dispatcher."""
         self._call = call
         self._ticket = ticket
         self._watch = watch
@@ -91,14 +96,24 @@ class Attempt:
         served_by = self._call.failed_at()
         if served_by and served_by != self.worker:
             self.worker, self.worker_epoch = served_by, epoch_of(served_by)
+        if not self.num_messages:
+            self._settle()
         return error
 
-    async def answered(self, epoch_of: Callable[[str], int]) -> None:
-        """Learns who answers. Call after the first message."""
+    async def answered(self, epoch_of: Callable[[str], int], cached_tokens: int | None) -> None:
+        """Learns who answers. Call after the first message. cached_tokens: as it says, if it does."""
+        self.record.first_message_s = time.perf_counter()
+        self.record.cached_tokens = cached_tokens
         served_by = await self._call.served_by()
         self._ticket.answered(served_by or None)
         if served_by and served_by != self.worker:
             self.worker, self.worker_epoch = served_by, epoch_of(served_by)
+        self._settle()
+
+    def _settle(self) -> None:
+        self.record.settle(self.worker)
+        on_outcome, self.on_outcome = self.on_outcome, bool
+        on_outcome(self)
 
     def stall(self) -> None:
         """Gives the call up because the worker stands still."""

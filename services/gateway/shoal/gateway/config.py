@@ -47,10 +47,17 @@ class Config:
     prefix_index_keys: Annotated[int, Meta(ge=1, le=1 << 30)] = option(
         1 << 22, "KV blocks remembered for routing, over all workers (about 60 bytes each, taken as they come)."
     )
+    kv_event_silence_s: Seconds = option(
+        5.0,
+        "A worker whose KV events stop for this long is picked as if its cache were empty, and reported; 0: never.",
+    )
     balance_slack_tokens: Annotated[int, Meta(ge=0)] = option(
         4096, "How much busier, in tokens, a worker may be than the idlest and still be chosen for its cache."
     )
     balance_slack_ratio: Annotated[float, Meta(ge=1)] = option(1.5, "The same as a ratio; the larger bound holds.")
+    explain_requests: Annotated[int, Meta(ge=0, le=1 << 20)] = option(
+        4096, "Requests that `Explain` remembers, at 2 to 10 KB each."
+    )
     max_moves: Annotated[int, Meta(ge=0)] = option(
         5,
         "How often a stream whose worker was lost, drained or stalled goes on at another one without progress in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import secrets
 import time
@@ -80,11 +81,11 @@ class Dispatcher:
     def dispatch(self, errand: Errand, token_ids: Sequence[int]) -> Attempt:
         """The first attempt, all completions. `token_ids` are the errand's, in a list: quicker to read."""
         message = errand.message
-        pick = self._pick(errand, token_ids, self.fleet.ready_endpoints(errand.model.name), is_move=False)
+        pick, chain = self._pick(errand, token_ids, self.fleet.ready_endpoints(errand.model.name), is_move=False)
         metrics.PROMPT_TOKENS.labels(errand.model.name).inc(len(token_ids))
         metrics.PREDICTED_CACHED_TOKENS.labels(errand.model.name).inc(pick.predicted_cached_tokens)
         _trace_pick(errand, pick)
-        return self._send(errand, message, pick)
+        return self._send(errand, message, pick, chain)
 
     def resume(self, errand: Errand, journal: Journal, choices: Sequence[int], endpoints: list[str]) -> Attempt:
         """A later attempt on one of `endpoints`: one completion after its delivered tokens, or, as long as nothing was
@@ -99,14 +100,17 @@ class Dispatcher:
             message.sampling.n = 1
             message.sampling.ClearField("prompt_logprobs")  # delivered, and they would keep the cache from being used
         known = [*message.token_ids, *message.resume_token_ids]
-        return self._send(errand, message, self._pick(errand, known, endpoints, is_move=True))
+        return self._send(errand, message, *self._pick(errand, known, endpoints, is_move=True))
 
-    def _pick(self, errand: Errand, token_ids: Sequence[int], endpoints: list[str], *, is_move: bool) -> Pick:
+    def _pick(
+        self, errand: Errand, token_ids: Sequence[int], endpoints: list[str], *, is_move: bool
+    ) -> tuple[Pick, KeyChain]:
         model = errand.model
+        chain = KeyChain(model.namespace(errand.message.cache_salt), token_ids, model.block_size)
         pick = self._router.pick(
             PickRequest(
                 endpoints=endpoints,
-                block_keys=KeyChain(model.namespace(errand.message.cache_salt), token_ids, model.block_size),
+                block_keys=chain,
                 block_size=model.block_size,
                 prompt_tokens=len(token_ids),
                 priority=errand.message.priority,
@@ -114,9 +118,9 @@ class Dispatcher:
             )
         )
         metrics.PICKS.labels(pick.reason).inc()
-        return pick
+        return pick, chain
 
-    def _send(self, errand: Errand, message: worker_pb2.GenerateRequest, pick: Pick) -> Attempt:
+    def _send(self, errand: Errand, message: worker_pb2.GenerateRequest, pick: Pick, chain: KeyChain) -> Attempt:
         message.request_id = f"{errand.request_id}/{next(self._suffixes)}"
         call = self._mesh.generate(
             message.SerializeToString(),
@@ -129,7 +133,22 @@ class Dispatcher:
         num_uncached = num_tokens - pick.predicted_cached_tokens
         ticket = self._loads.admit(first, num_uncached, num_prompt_tokens=num_tokens)
         epoch = self.fleet.epoch_of(first) if first else 0
-        return Attempt(call, ticket, pick, epoch, self._watch)
+        attempt = Attempt(call, ticket, pick, epoch, self._watch)
+        attempt.on_outcome = functools.partial(self._settle, chain)
+        return attempt
+
+    def _settle(self, chain: KeyChain, attempt: Attempt) -> None:
+        """Corrects the index where Envoy decided otherwise, and compares what was predicted with what was."""
+        record = attempt.record
+        if record.first_message_s is None:
+            self._router.correct(attempt.pick, chain, None)
+        elif record.served_elsewhere:
+            self._router.correct(attempt.pick, chain, attempt.worker)
+        if record.cached_tokens is not None and record.worker:
+            metrics.WORKER_PREDICTED_CACHED_TOKENS.labels(record.worker).inc(record.predicted_cached_tokens)
+            metrics.WORKER_CACHED_TOKENS.labels(record.worker).inc(record.cached_tokens)
+            drift = record.predicted_cached_tokens - record.cached_tokens
+            metrics.HIT_DRIFT_TOKENS.labels(record.worker).observe(drift)
 
 
 def _trace_pick(errand: Errand, pick: Pick) -> None:

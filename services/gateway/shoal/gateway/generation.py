@@ -86,6 +86,7 @@ class Generation:
             raise Unavailable("the worker ended the answer before its first message; send the request again")
         self._waiting = message
         name = self.admitted.model.name
+        self._stream.record.first_message_s = self._last_s
         metrics.FIRST_TOKEN_S.labels(name).observe(self._last_s - self.admitted.arrived_s)
         if leg.attempt is not None:
             self.worker = leg.attempt.worker
@@ -127,7 +128,7 @@ class Generation:
         self._stream.gate.num_streams -= 1
         metrics.IN_FLIGHT.labels(name).dec()
         metrics.COMPLETION_TOKENS.labels(name).inc(self.num_tokens)
-        count_request(name, error)
+        self._stream.record.end(count_request(name, error), self.num_tokens)
 
     async def _receive(self) -> Message | None:
         while self._legs:
@@ -165,8 +166,11 @@ class Generation:
         return leg
 
 
-def count_request(model: str, error: BaseException | None) -> None:
-    """Counts a finished request by how it ended; anything that is no domain error is a cancel or a fault of ours."""
+def count_request(model: str, error: BaseException | None) -> str:
+    """Counts a finished request by how it ended, and says how: a gRPC code's name.
+
+    Anything that is no domain error is a cancel or a fault of ours.
+    """
     if error is None:
         code = "OK"
     elif isinstance(error, ShoalError):
@@ -176,6 +180,7 @@ def count_request(model: str, error: BaseException | None) -> None:
     else:
         code = Cancelled.code.name
     metrics.REQUESTS.labels(model, code).inc()
+    return code
 
 
 def _retrieve(task: asyncio.Task[Message | None]) -> None:

@@ -66,7 +66,7 @@ class Leg:
                 if raw is not None:
                     message = self._take(attempt, raw)
                     if attempt.num_messages == 1:
-                        await self._begin(attempt)
+                        await self._begin(attempt, message)
                     return message
                 if not self._unfinished():
                     self._end(attempt)
@@ -108,6 +108,7 @@ class Leg:
 
     def _adopt(self, attempt: Attempt) -> None:
         self._attempt = attempt
+        self._stream.record.add(attempt.record)
         attempt.can_move = self._can_move
         attempt.worker_is_gone = self._worker_is_gone
 
@@ -136,9 +137,10 @@ class Leg:
         self.raw = raw
         return message
 
-    async def _begin(self, attempt: Attempt) -> None:
+    async def _begin(self, attempt: Attempt, message: Message) -> None:
         stream = self._stream
-        await attempt.answered(stream.workers.epoch_of)
+        cached_tokens = message.usage.cached_tokens if message.HasField("usage") else None
+        await attempt.answered(stream.workers.epoch_of, cached_tokens)
         name = stream.errand.model.name
         if attempt.pick.endpoints and attempt.worker != attempt.pick.endpoints[0]:
             metrics.REPICKED.labels(name).inc()
@@ -161,6 +163,7 @@ class Leg:
         loss = loss_of(error, begun=stream.journal.begun)
         if loss is None or not stream.config.max_moves:
             raise error
+        attempt.record.lost, attempt.record.error = loss.reason, error.message
         self._error, self._reason = error, loss.reason
         if not self._lost_s:
             self._lost_s = time.perf_counter()
@@ -232,6 +235,7 @@ class Leg:
 
     def _end(self, attempt: Attempt) -> None:
         self._attempt = None
+        attempt.record.num_tokens = attempt.num_tokens
         attempt.close()
         self._leave_gate()
 

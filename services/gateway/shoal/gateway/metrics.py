@@ -42,3 +42,42 @@ REPICKED = Counter(
     "shoal_gateway_picks_not_followed_total", "Requests that another worker than the first pick served.", ["model"]
 )
 """Envoy fell back or retried. Counted only when the mesh says who served."""
+KV_EVENT_AGE_S = Gauge(
+    "shoal_gateway_kv_event_age_seconds",
+    "Since the last message of a worker's KV events. More than a few seconds: it is silent, if it sends heartbeats.",
+    ["worker"],
+)
+KV_RESYNCS = Counter(
+    "shoal_gateway_kv_resyncs_total",
+    "Interruptions of what is known about a worker's cache: snapshot taken in, gap in its events, restart (another "
+    "epoch), lost (the stream ended), silent (it stayed open and said nothing).",
+    ["worker", "reason"],
+)
+KV_STALE_WORKERS = Gauge(
+    "shoal_gateway_workers_without_kv_events",
+    "Workers whose events stopped: they are picked as if their caches were empty.",
+)
+WORKER_PREDICTED_CACHED_TOKENS = Counter(
+    "shoal_gateway_worker_predicted_cached_tokens_total",
+    "Tokens that were predicted to be cached at the worker that then answered.",
+    ["worker"],
+)
+WORKER_CACHED_TOKENS = Counter(
+    "shoal_gateway_worker_cached_tokens_total",
+    "Tokens that the worker reported as cached for the same requests.",
+    ["worker"],
+)
+HIT_DRIFT_TOKENS = Histogram(
+    "shoal_gateway_worker_hit_drift_tokens",
+    "Predicted minus actual cached tokens of a request. Above 0: the index believes in blocks that are not there.",
+    ["worker"],
+    buckets=(-4096, -512, -64, -1, 0, 64, 512, 4096, 32768),
+)
+PEERS = Gauge("shoal_gateway_peers", "Other gateways whose loads are followed right now.")
+PEER_MESSAGES = Counter("shoal_gateway_peer_messages_total", "Messages about loads between gateways.", ["direction"])
+PEER_LOST = Counter(
+    "shoal_gateway_peer_lost_total", "Ends of a followed gateway's stream: its share was dropped.", ["reason"]
+)
+PEER_EXPECTATIONS_DROPPED = Counter(
+    "shoal_gateway_peer_expectations_dropped_total", "Picks that other gateways were not told of: too many at once."
+)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from shoal.api.gateway.v1 import gateway_pb2
 from shoal.api.worker.v1 import worker_pb2
 from shoal.gateway.dispatch import Dispatcher, Errand
+from shoal.gateway.explain.records import RequestRecord
+from shoal.gateway.explain.ring import RecentRequests
 from shoal.gateway.failover import FailoverConfig, MoveGate
 from shoal.gateway.generation import Admitted, Generation, count_request
 from shoal.gateway.relay import TextRelay
@@ -41,11 +43,14 @@ class Caller:
 class Pipeline:
     """Shared by both APIs. Owned by the event loop."""
 
-    def __init__(self, tokenizer: Tokenizer, dispatcher: Dispatcher, failover: FailoverConfig) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, dispatcher: Dispatcher, failover: FailoverConfig, recent: RecentRequests
+    ) -> None:
         self.fleet = dispatcher.fleet
         self.tokenizer = tokenizer
         self._dispatcher = dispatcher
         self._failover = failover
+        self._recent = recent
         self.gate = MoveGate(failover)
 
     async def open(self, request: gateway_pb2.GenerateRequest, caller: Caller) -> Generation:
@@ -53,17 +58,19 @@ class Pipeline:
 
         Raises the domain error that a client should see; nothing is under way then.
         """
-        arrived_s = time.perf_counter()
+        record = self._recent.begin(caller.tenant.name, caller.request_id)
         name = ""
         try:
             model = self.fleet.model(request.model)
-            name = model.name
+            name = record.model = model.name
+            record.num_completions = request.sampling.n or 1
             check_request(request, model)
             token_ids = await self._tokenize(request, caller)
+            record.num_prompt_tokens = len(token_ids)
             check_length(request, len(token_ids), model)
-            generation = self._dispatch(_errand(request, token_ids, model, caller), token_ids, arrived_s)
+            generation = self._dispatch(_errand(request, token_ids, model, caller), token_ids, record)
         except BaseException as error:
-            count_request(name, error)
+            record.end(count_request(name, error), 0)
             raise
         try:
             await generation.start()
@@ -84,10 +91,10 @@ class Pipeline:
             return await self.tokenizer.encode(request.text, timeout_s=caller.remaining_s())
         return await self.tokenizer.render(request.chat, timeout_s=caller.remaining_s())
 
-    def _dispatch(self, errand: Errand, token_ids: list[int], arrived_s: float) -> Generation:
+    def _dispatch(self, errand: Errand, token_ids: list[int], record: RequestRecord) -> Generation:
         attempt = self._dispatcher.dispatch(errand, token_ids)
-        stream = Stream(errand, self._dispatcher, self.gate, self._failover)
-        return Generation(Admitted(errand.request_id, errand.model, arrived_s), stream, attempt)
+        stream = Stream(errand, self._dispatcher, self.gate, self._failover, record)
+        return Generation(Admitted(errand.request_id, errand.model, record.arrived_s), stream, attempt)
 
 
 def _errand(request: gateway_pb2.GenerateRequest, token_ids: list[int], model: ServedModel, caller: Caller) -> Errand:

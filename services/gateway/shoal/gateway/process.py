@@ -13,6 +13,8 @@ import structlog
 from shoal.gateway.attempt import StallWatch
 from shoal.gateway.config import Config
 from shoal.gateway.dispatch import Dispatcher
+from shoal.gateway.explain.explainer import Explainer
+from shoal.gateway.explain.ring import RecentRequests
 from shoal.gateway.failover import FailoverConfig, MoveGate
 from shoal.gateway.http.app import StatusHandlers, make_app
 from shoal.gateway.http.completions import CompletionHandlers
@@ -71,16 +73,20 @@ class Gateway:
         )
         dispatcher = Dispatcher(self.fleet, Router(self.index, loads, policy), loads, mesh, watch)
         failover = FailoverConfig(max_moves=config.max_moves, wait_s=config.move_wait_s)
-        pipeline = Pipeline(self.tokenizer, dispatcher, failover)
+        recent = RecentRequests(config.explain_requests)
+        pipeline = Pipeline(self.tokenizer, dispatcher, failover, recent)
         self.gate = pipeline.gate
         limits = {"max_request_bytes": config.max_request_bytes, "max_request_s": config.max_request_s}
-        servicer = GatewayServicer(pipeline, authenticator, **limits)  # type: ignore[arg-type]
+        explainer = Explainer(recent, "")
+        servicer = GatewayServicer(pipeline, authenticator, explainer, **limits)  # type: ignore[arg-type]
         self._completions = CompletionHandlers(pipeline, authenticator, **limits)  # type: ignore[arg-type]
         app = make_app(self._completions, StatusHandlers(pipeline, authenticator, self.not_ready))
         self.grpc = await start_server(self.options, [servicer.registration()])
         self.http = await start_http(app, config.host, config.http_port)
         self._tasks = [asyncio.create_task(self.fleet.run()), asyncio.create_task(self.tokenizer.learn())]
         self._tasks.append(asyncio.create_task(watch.run(), name="stall watch"))
+        events = self.fleet.watch_events(config.kv_event_silence_s)
+        self._tasks.append(asyncio.create_task(events, name="kv event watch"))
         return self
 
     async def __aexit__(

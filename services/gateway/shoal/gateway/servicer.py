@@ -10,7 +10,8 @@ import grpc
 import grpc.aio
 import structlog
 
-from shoal.api.gateway.v1 import gateway_pb2
+from shoal.api.gateway.v1 import explain_pb2, gateway_pb2
+from shoal.gateway.explain.explainer import Explainer
 from shoal.gateway.generation import Generation
 from shoal.gateway.journal import Message
 from shoal.gateway.pipeline import Caller, Pipeline
@@ -29,9 +30,16 @@ class GatewayServicer:
     """Implements GatewayService. Generate takes and writes bytes: a relayed message is never rebuilt (ADR 0005)."""
 
     def __init__(
-        self, pipeline: Pipeline, authenticator: Authenticator, *, max_request_bytes: int, max_request_s: float
+        self,
+        pipeline: Pipeline,
+        authenticator: Authenticator,
+        explainer: Explainer,
+        *,
+        max_request_bytes: int,
+        max_request_s: float,
     ) -> None:
         self._pipeline = pipeline
+        self._explainer = explainer
         self._authenticator = authenticator
         self._max_request_bytes = max_request_bytes
         self._max_request_s = max_request_s
@@ -96,6 +104,12 @@ class GatewayServicer:
         self._caller(context)
         return gateway_pb2.GetModelResponse(model=self._describe(self._pipeline.fleet.model(request.name)))
 
+    async def explain(self, request: explain_pb2.ExplainRequest, context: Context) -> explain_pb2.ExplainResponse:
+        """See the proto."""
+        caller = self._caller(context)
+        found = await self._explainer.explain(caller.tenant.name, request.request_id, caller.remaining_s())
+        return explain_pb2.ExplainResponse(explanations=found)
+
     def _caller(self, context: Context) -> Caller:
         authorization = None
         for key, value in context.invocation_metadata() or ():
@@ -142,6 +156,7 @@ def _add_to_server(servicer: Any, server: grpc.aio.Server) -> None:
         "Detokenize": (servicer.detokenize, gateway_pb2.DetokenizeRequest),
         "ListModels": (servicer.list_models, gateway_pb2.ListModelsRequest),
         "GetModel": (servicer.get_model, gateway_pb2.GetModelRequest),
+        "Explain": (servicer.explain, explain_pb2.ExplainRequest),
     }
     handlers: dict[str, Any] = {
         name: grpc.unary_unary_rpc_method_handler(

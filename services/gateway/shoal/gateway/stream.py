@@ -11,6 +11,7 @@ import structlog
 from shoal.gateway import metrics
 from shoal.gateway.attempt import Attempt
 from shoal.gateway.dispatch import Avoided, Errand
+from shoal.gateway.explain.records import RequestRecord
 from shoal.gateway.failover import POISON_DEATHS, FailoverConfig, MoveGate
 from shoal.gateway.journal import Journal, Message
 from shoal.rpc.errors import Internal, ShoalError, Unavailable
@@ -42,15 +43,18 @@ class Stream:
     """What the legs of one request share."""
 
     __slots__ = (
-        "config", "errand", "gate", "has_moved", "journal", "num_cached_tokens", "num_prompt_tokens", "suspects",
-        "workers",
+        "config", "errand", "gate", "has_moved", "journal", "num_cached_tokens", "num_prompt_tokens", "record",
+        "suspects", "workers",
     )  # fmt: skip
 
-    def __init__(self, errand: Errand, workers: Workers, gate: MoveGate, config: FailoverConfig) -> None:
+    def __init__(
+        self, errand: Errand, workers: Workers, gate: MoveGate, config: FailoverConfig, record: RequestRecord
+    ) -> None:
         self.errand = errand
         self.workers = workers
         self.gate = gate
         self.config = config
+        self.record = record
         self.journal = Journal(errand.num_completions)
         self.has_moved = False
         """Whether an attempt was lost after something was delivered."""

@@ -12,6 +12,8 @@ from shoal.model_worker.kv_cache import Cleared, KvEvent, Removed, Stored
 
 SNAPSHOT_PART_KEYS: Final = 4096
 """64 KiB of keys a message."""
+HEARTBEAT_S: Final = 1.0
+"""A subscriber hears from the worker at least this often: an open stream that is silent is a broken one."""
 
 
 class KvEventHub:
@@ -21,9 +23,10 @@ class KvEventHub:
     snapshot. Belongs to one event loop.
     """
 
-    def __init__(self, *, epoch: int, buffer: int) -> None:
+    def __init__(self, *, epoch: int, buffer: int, heartbeat_s: float = HEARTBEAT_S) -> None:
         """`epoch` is not 0 and differs between any two runs of a worker."""
         self.epoch = epoch
+        self.heartbeat_s = heartbeat_s
         self._last_seq = 0
         self._events: deque[KvEvent] = deque(maxlen=buffer)
         self._keys: dict[bytes, None] = {}
@@ -56,7 +59,10 @@ class KvEventHub:
         self._wake()
 
     async def follow(self, epoch: int, start_seq: int) -> AsyncIterator[worker_pb2.SubscribeKvEventsResponse]:
-        """Events from `start_seq` on, after a snapshot if that is 0, of another epoch, or out of the buffer's reach."""
+        """Events from `start_seq` on, after a snapshot if that is 0, of another epoch, or out of the buffer's reach.
+
+        Whoever is up to date gets a heartbeat while nothing happens: a message with the last event's number, no event.
+        """
         next_seq = start_seq if epoch == self.epoch and start_seq <= self._last_seq + 1 else 0
         while not self._closed:
             if next_seq < self._first_seq or next_seq == 0:
@@ -66,12 +72,20 @@ class KvEventHub:
             elif next_seq <= self._last_seq:
                 yield self._response(next_seq)
                 next_seq += 1
-            else:
-                await self._changed.wait()
+            elif not await self._change():
+                yield worker_pb2.SubscribeKvEventsResponse(epoch=self.epoch, seq=self._last_seq)
 
     @property
     def _first_seq(self) -> int:
         return self._last_seq - len(self._events) + 1
+
+    async def _change(self) -> bool:
+        """Waits for events, or the end; False when a heartbeat is due first."""
+        try:
+            async with asyncio.timeout(self.heartbeat_s):
+                return await self._changed.wait()
+        except TimeoutError:
+            return False
 
     def _wake(self) -> None:
         self._changed.set()

@@ -93,7 +93,7 @@ def position_logprobs(entry: TokenLogprobs) -> generation_pb2.PositionLogprobs:
     )
 
 
-def info_response(model: str, info: EngineInfo, epoch: int) -> worker_pb2.GetInfoResponse:
+def info_response(model: str, info: EngineInfo, epoch: int, heartbeat_s: float) -> worker_pb2.GetInfoResponse:
     """What GetInfo answers."""
     return worker_pb2.GetInfoResponse(
         model=model,
@@ -108,4 +108,5 @@ def info_response(model: str, info: EngineInfo, epoch: int) -> worker_pb2.GetInf
         eos_token_ids=info.eos_token_ids,
         device=info.device,
         dtype=info.dtype,
+        kv_heartbeat_ms=round(1000 * heartbeat_s),
     )

@@ -245,6 +245,21 @@ void shoal_table_expect(
     }
 }
 
+void shoal_table_withdraw(
+    struct table *t, uint32_t slot, const uint8_t *keys, int64_t n, uint32_t now, uint32_t until) {
+    uint64_t key[2];
+    for (int64_t i = 0; i < n; i++) {
+        prefetch(t, keys, i + 2 * AHEAD, i + AHEAD, n);
+        load_key(key, keys, i);
+        uint32_t at = find(t, key);
+        if (!at) continue;
+        struct node *node = &t->nodes[at];
+        for (int s = 0; s < SOON; s++)
+            if (node->slot[s] == slot && node->until[s] <= until) node->until[s] = 0;
+        if (is_empty(t, at, now)) free_node(t, at);
+    }
+}
+
 void shoal_table_begin_match(struct table *t, uint32_t now) {
     t->position = 0;
     t->now = now;

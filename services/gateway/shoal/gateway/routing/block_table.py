@@ -75,6 +75,10 @@ class BlockTable(Protocol):
         """
         ...
 
+    def withdraw(self, slot: int, keys: KeyChain, tick: int, until: int) -> None:
+        """Undoes `expect`, where nobody named `slot` again with a later `until`."""
+        ...
+
     def match(self, keys: KeyChain, tick: int) -> int:
         """Walks `keys` while any slot holds all of them at some level; how many that were. See `depths`."""
         ...

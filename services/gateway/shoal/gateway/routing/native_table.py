@@ -30,6 +30,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, ...]]] = {
     "store": (_INT, _POINTER, _U32, _INT, _POINTER, _I64),
     "remove": (None, _POINTER, _U32, _INT, _POINTER, _I64, _U32),
     "expect": (None, _POINTER, _U32, _POINTER, _I64, _U32, _U32),
+    "withdraw": (None, _POINTER, _U32, _POINTER, _I64, _U32, _U32),
     "begin_match": (None, _POINTER, _U32),
     "match": (_INT, _POINTER, _POINTER, _I64),
     "end_match": (_I32, _POINTER),
@@ -95,6 +96,10 @@ class NativeTable:
         """See BlockTable."""
         num = keys.hash_to(len(keys))
         self._call["expect"](self._table, slot, keys.address, num, tick, until)
+
+    def withdraw(self, slot: int, keys: KeyChain, tick: int, until: int) -> None:
+        """See BlockTable."""
+        self._call["withdraw"](self._table, slot, keys.address, keys.num_hashed, tick, until)
 
     def match(self, keys: KeyChain, tick: int) -> int:
         """See BlockTable. Hashes in chunks, four times as many keys each time, so a cold prompt costs one chunk."""

@@ -122,16 +122,25 @@ class PrefixIndex:
         if worker in self._staged:
             self._retire(self._staged.pop(worker))
 
-    def expect(self, worker: str, keys: KeyChain) -> None:
+    def expect(self, worker: str, keys: KeyChain) -> int:
         """A request with these blocks goes to `worker`: they count as cached there for `expect_s`.
 
         So that many equal prompts at once stay together. Without effect for a worker that tells nothing of its cache.
+        Returns what `withdraw` wants.
         """
         slot = self._slots.get(worker)
-        if slot is not None:
-            tick = self._tick()
-            self._expecting.add(slot)
-            self._table.expect(slot, keys, tick, tick + self._expect_ticks)
+        if slot is None:
+            return 0
+        tick = self._tick()
+        self._expecting.add(slot)
+        self._table.expect(slot, keys, tick, tick + self._expect_ticks)
+        return tick + self._expect_ticks
+
+    def withdraw(self, worker: str, keys: KeyChain, expectation: int) -> None:
+        """The request did not go to `worker` after all. What later picks expect there stays expected."""
+        slot = self._slots.get(worker)
+        if slot is not None and expectation:
+            self._table.withdraw(slot, keys, self._tick(), expectation)
 
     def match(self, keys: KeyChain | Iterable[bytes]) -> dict[str, int]:
         """Leading blocks of `keys` that each worker has, or soon has, on its device; workers with none are left out.

@@ -96,6 +96,14 @@ class PythonTable:
                 others = [e for e in block.expected if e[0] > tick and e[1] != slot and self._live >> e[1] & 1]
                 block.expected = (*others[-1:], (until, slot))
 
+    def withdraw(self, slot: int, keys: KeyChain, tick: int, until: int) -> None:
+        """See BlockTable."""
+        for key in list(keys)[: keys.num_hashed]:
+            block = self._blocks.get(key)
+            if block is not None:
+                block.expected = tuple(e for e in block.expected if e[1] != slot or e[0] > until)
+                self._drop_if_empty(key, block, tick)
+
     def match(self, keys: KeyChain, tick: int) -> int:
         """See BlockTable."""
         alive = [self._live] * (_NUM_TIERS + 1)

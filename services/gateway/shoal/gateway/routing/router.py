@@ -42,6 +42,8 @@ class Pick:
     """At the first endpoint, from this pick to its first token; None when the policy predicts none."""
     ranking: Ranking | None = None
     """Every candidate in order, with what each term of its price was."""
+    expectation: int = 0
+    """What `PrefixIndex.withdraw` wants, should another worker serve the request."""
 
     @property
     def scores(self) -> tuple[Score, ...]:
@@ -75,6 +77,13 @@ class Router:
         ranking = self._policy.rank(candidates, self._turn)
         self._turn += 1
         ordered = ranking.candidates
-        index.expect(ordered[0].endpoint, chain)
+        expectation = index.expect(ordered[0].endpoint, chain)
         endpoints = tuple(c.endpoint for c in ordered[:MAX_ENDPOINTS])
-        return Pick(endpoints, ordered[0].cached_tokens, ranking.reason, None, ranking)
+        return Pick(endpoints, ordered[0].cached_tokens, ranking.reason, None, ranking, expectation)
+
+    def correct(self, pick: Pick, block_keys: KeyChain, worker: str | None) -> None:
+        """Another worker than the first endpoint has the request, or none (None): the prompt is expected there."""
+        if pick.endpoints:
+            self._index.withdraw(pick.endpoints[0], block_keys, pick.expectation)
+        if worker:
+            self._index.expect(worker, block_keys)

@@ -11,8 +11,9 @@ import structlog
 
 from shoal.api.worker.v1 import worker_pb2
 from shoal.blocks import namespace_key
+from shoal.gateway import metrics
 from shoal.gateway.routing.prefix_index import PrefixIndex
-from shoal.gateway.workers.connection import WorkerConnection
+from shoal.gateway.workers.connection import LOOKS_PER_LIMIT, WorkerConnection
 from shoal.gateway.workers.endpoints import Endpoint, EndpointSource
 from shoal.rpc.errors import NotFound, Unavailable
 
@@ -56,6 +57,14 @@ class Fleet:
                 await self._follow(endpoints)
         finally:
             await asyncio.gather(*(c.close() for c in self._connections.values()))
+
+    async def watch_events(self, silence_limit_s: float) -> None:
+        """Notices workers whose KV events stopped for so long, until cancelled. 0: returns at once."""
+        while silence_limit_s:
+            await asyncio.sleep(silence_limit_s / LOOKS_PER_LIMIT)
+            for connection in self._connections.values():
+                connection.look()
+            metrics.KV_STALE_WORKERS.set(sum(connection.is_stale for connection in self._connections.values()))
 
     def model(self, name: str) -> ServedModel:
         """The model called `name`; "" is the only one. Raises NotFound naming the models there are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from shoal.api.worker.v1 import worker_pb2
+from shoal.gateway import metrics
 from shoal.gateway.routing.block_table import Tier
 from shoal.gateway.routing.prefix_index import PrefixIndex
 
@@ -50,6 +51,8 @@ class KvEventFeed:
     def expect_epoch(self, epoch: int) -> None:
         """The worker's epoch by GetInfo: another one than before voids what is known."""
         if epoch != self._epoch:
+            if self._epoch:
+                metrics.KV_RESYNCS.labels(self._worker, "restart").inc()
             self.forget()
 
     def apply(self, event: worker_pb2.SubscribeKvEventsResponse) -> None:
@@ -72,9 +75,11 @@ class KvEventFeed:
             self.forget()
             raise EventGap("the worker restarted")
         if event.seq < self._next_seq:
-            return  # an overlap after subscribing again
+            return  # an overlap after subscribing again, or a heartbeat
         if event.seq > self._next_seq:
             raise EventGap(f"expected event {self._next_seq}, got {event.seq}")
+        if kind is None:
+            raise EventGap(f"a heartbeat tells of event {event.seq}, which never came")
         self._next_seq += 1
         if kind == "stored":
             if (tier := _TIERS.get(event.stored.tier)) is not None:
@@ -95,3 +100,4 @@ class KvEventFeed:
             self._index.commit(self._worker)
             self._staging = False
             self._epoch, self._next_seq = event.epoch, event.seq + 1
+            metrics.KV_RESYNCS.labels(self._worker, "snapshot").inc()

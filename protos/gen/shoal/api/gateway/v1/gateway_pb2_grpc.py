@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from shoal.api.gateway.v1 import explain_pb2 as shoal_dot_api_dot_gateway_dot_v1_dot_explain__pb2
 from shoal.api.gateway.v1 import gateway_pb2 as shoal_dot_api_dot_gateway_dot_v1_dot_gateway__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -60,6 +61,11 @@ class GatewayServiceStub:
                 request_serializer=shoal_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/shoal.api.gateway.v1.GatewayService/Explain',
+                request_serializer=shoal_dot_api_dot_gateway_dot_v1_dot_explain__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_gateway_dot_v1_dot_explain__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayServiceServicer:
@@ -102,6 +108,14 @@ class GatewayServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Says why a recent request of the caller's tenant went where it went, whichever gateway served it. NOT_FOUND says how
+        many requests are remembered and since when.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewayServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +143,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=shoal_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.GetModelRequest.FromString,
                     response_serializer=shoal_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.GetModelResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=shoal_dot_api_dot_gateway_dot_v1_dot_explain__pb2.ExplainRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_gateway_dot_v1_dot_explain__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +286,33 @@ class GatewayService:
             '/shoal.api.gateway.v1.GatewayService/GetModel',
             shoal_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.GetModelRequest.SerializeToString,
             shoal_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.gateway.v1.GatewayService/Explain',
+            shoal_dot_api_dot_gateway_dot_v1_dot_explain__pb2.ExplainRequest.SerializeToString,
+            shoal_dot_api_dot_gateway_dot_v1_dot_explain__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ The public API."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from shoal.api.gateway.v1 import explain_pb2 as _explain_pb2
 from shoal.api.gateway.v1 import gateway_pb2 as _gateway_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -45,6 +46,10 @@ class GatewayServiceStub:
     """Lists the models that can be asked for."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetModelRequest, _gateway_pb2.GetModelResponse]
     """Describes one model. NOT_FOUND names the models there are."""
+    Explain: _grpc.UnaryUnaryMultiCallable[_explain_pb2.ExplainRequest, _explain_pb2.ExplainResponse]
+    """Says why a recent request of the caller's tenant went where it went, whichever gateway served it. NOT_FOUND says how
+    many requests are remembered and since when.
+    """
 
 @_typing.type_check_only
 class GatewayServiceAsyncStub(GatewayServiceStub):
@@ -63,6 +68,10 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     """Lists the models that can be asked for."""
     GetModel: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetModelRequest, _gateway_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one model. NOT_FOUND names the models there are."""
+    Explain: _aio.UnaryUnaryMultiCallable[_explain_pb2.ExplainRequest, _explain_pb2.ExplainResponse]  # type: ignore[assignment]
+    """Says why a recent request of the caller's tenant went where it went, whichever gateway served it. NOT_FOUND says how
+    many requests are remembered and since when.
+    """
 
 class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     """What applications call. The OpenAI-compatible HTTP API is a translation of the same calls."""
@@ -108,5 +117,15 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.GetModelResponse, _abc.Awaitable[_gateway_pb2.GetModelResponse]]:
         """Describes one model. NOT_FOUND names the models there are."""
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _explain_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_explain_pb2.ExplainResponse, _abc.Awaitable[_explain_pb2.ExplainResponse]]:
+        """Says why a recent request of the caller's tenant went where it went, whichever gateway served it. NOT_FOUND says how
+        many requests are remembered and since when.
+        """
 
 def add_GatewayServiceServicer_to_server(servicer: GatewayServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
