@@ -1,7 +1,8 @@
-"""What this gateway has under way at each worker. Other gateways' requests are not in it; Envoy's ORCA sees those."""
+"""What is under way at each worker: by this gateway, and by the others, as far as they told (`peers`)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +26,13 @@ class Load:
         """One comparable number, in tokens."""
         return self.num_waiting_tokens + DECODE_TOKENS * self.num_requests
 
+    def __add__(self, other: Load) -> Load:
+        return Load(
+            self.num_requests + other.num_requests,
+            self.num_waiting_tokens + other.num_waiting_tokens,
+            self.num_prompt_tokens + other.num_prompt_tokens,
+        )
+
 
 _IDLE: Final = Load()
 
@@ -34,10 +42,27 @@ class LoadTracker:
 
     def __init__(self) -> None:
         self._loads: dict[str, Load] = {}
+        self._elsewhere: dict[str, Load] = {}
+        self.on_change: Callable[[str], object] = bool
+        """Called with the worker after this gateway's own share of its load changed."""
+
+    @property
+    def own(self) -> Mapping[str, Load]:
+        """This gateway's share, by worker; those without any are left out."""
+        return self._loads
 
     def of(self, worker: str) -> Load:
-        """The load of `worker`; an unknown one has none."""
-        return self._loads.get(worker, _IDLE)
+        """The load of `worker`, over all gateways; an unknown one has none."""
+        own = self._loads.get(worker, _IDLE)
+        elsewhere = self._elsewhere.get(worker)
+        return own if elsewhere is None else own + elsewhere
+
+    def set_elsewhere(self, worker: str, load: Load) -> None:
+        """What all other gateways together have under way at `worker`."""
+        if load == _IDLE:
+            self._elsewhere.pop(worker, None)
+        else:
+            self._elsewhere[worker] = load
 
     def admit(self, worker: str | None, num_tokens: int, *, num_prompt_tokens: int = 0) -> Ticket:
         """Counts a request of `num_tokens` uncached prompt tokens; `worker` is None when Envoy chooses."""
@@ -49,16 +74,12 @@ class LoadTracker:
         """Called by tickets."""
         if worker is None:
             return
-        old = self.of(worker)
-        updated = Load(
-            old.num_requests + change.num_requests,
-            old.num_waiting_tokens + change.num_waiting_tokens,
-            old.num_prompt_tokens + change.num_prompt_tokens,
-        )
+        updated = self._loads.get(worker, _IDLE) + change
         if updated == _IDLE:
             self._loads.pop(worker, None)
         else:
             self._loads[worker] = updated
+        self.on_change(worker)
 
 
 class Ticket:
