@@ -58,6 +58,36 @@ class Config:
     explain_requests: Annotated[int, Meta(ge=0, le=1 << 20)] = option(
         4096, "Requests that `Explain` remembers, at 2 to 10 KB each."
     )
+    flow_control: Literal["on", "off"] = option(
+        "on", "Whether requests wait here while the workers are full; off: they all wait at workers."
+    )
+    max_queued_requests: Annotated[int, Meta(ge=1, le=1 << 20)] = option(
+        4096, "Requests that may wait in this gateway; more are refused with RESOURCE_EXHAUSTED, HTTP 429."
+    )
+    max_queued_tokens: Annotated[int, Meta(ge=1, le=1 << 32)] = option(16 << 20, "The same in prompt tokens.")
+    max_queue_s: PositiveSeconds = option(
+        60.0, "How long a request may wait; one that would wait longer, or beyond its deadline, is refused at once."
+    )
+    max_queued_requests_per_tenant: Annotated[int, Meta(ge=0, le=1 << 20)] = option(
+        0, "Requests of one tenant that may wait; 0: as many as of all."
+    )
+    max_queued_tokens_per_tenant: Annotated[int, Meta(ge=0, le=1 << 32)] = option(0, "The same in prompt tokens.")
+    tenant_weights: str = option(
+        "", "name=weight,...: shares of the service while several tenants wait (0.01 to 1000; others have 1)."
+    )
+    tenant_max_queued_requests: str = option("", "name=requests,...: other limits for some tenants.")
+    tenant_max_queued_tokens: str = option("", "name=tokens,...: the same in prompt tokens.")
+    priority_step_s: Seconds = option(
+        5.0,
+        "A request passes those of its tenant that have waited less than this much longer, for each step that its "
+        "priority is better; 0: priorities change nothing here.",
+    )
+    worker_queue_ratio: Annotated[float, Meta(ge=0, le=100)] = option(
+        0.25, "Requests sent to workers beyond what they run at once, as a part of that, to keep their steps full."
+    )
+    num_gateways: Annotated[int, Meta(ge=1, le=1024)] = option(
+        1, "Gateways that share the workers; each sends its part of what they can take."
+    )
     max_moves: Annotated[int, Meta(ge=0)] = option(
         5,
         "How often a stream whose worker was lost, drained or stalled goes on at another one without progress in "

@@ -13,6 +13,7 @@ from opentelemetry import trace
 
 from shoal.api.generation.v1 import generation_pb2
 from shoal.gateway import metrics
+from shoal.gateway.admission.permit import Permit
 from shoal.gateway.attempt import Attempt
 from shoal.gateway.journal import Completion, Message
 from shoal.gateway.leg import Leg
@@ -31,6 +32,8 @@ class Admitted:
     model: ServedModel
     arrived_s: float
     """`time.perf_counter()` at arrival."""
+    permit: Permit | None = None
+    """Its place at the workers, with flow control: closed when nothing more is expected from them."""
 
 
 class Generation:
@@ -117,16 +120,25 @@ class Generation:
         """Stops the workers; a pending or later `read` raises Cancelled."""
         for leg in self._legs:
             leg.cancel()
+        self._close_permit()
+
+    def withdraw(self) -> None:
+        """In place of an exit, for a request that never began and is not over: another attempt will be made at it.
+
+        The permit stays open.
+        """
+        for leg in self._legs:
+            leg.close()
+        self._stream.gate.num_streams -= 1
+        metrics.IN_FLIGHT.labels(self.admitted.model.name).dec()
 
     def __enter__(self) -> Generation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        for leg in self._legs:
-            leg.close()
+        self.withdraw()
+        self._close_permit()
         name = self.admitted.model.name
-        self._stream.gate.num_streams -= 1
-        metrics.IN_FLIGHT.labels(name).dec()
         metrics.COMPLETION_TOKENS.labels(name).inc(self.num_tokens)
         self._stream.record.end(count_request(name, error), self.num_tokens)
 
@@ -138,7 +150,10 @@ class Generation:
             if message is not None:
                 self._last_s = time.perf_counter()
                 self.raw = leg.raw
-                self._num_ended += message.finish_reason != _GOES_ON
+                if message.finish_reason != _GOES_ON:
+                    self._num_ended += 1
+                    if self._num_ended == len(self.completions):
+                        self._close_permit()
                 if self._stream.has_moved and message.HasField("usage"):
                     self._recount(message)
                 return message
@@ -152,6 +167,10 @@ class Generation:
         if self._num_ended == len(self.completions):
             self._stream.count_usage(message)
         self.raw = message.SerializeToString()
+
+    def _close_permit(self) -> None:
+        if (permit := self.admitted.permit) is not None:
+            permit.close(num_cached_tokens=self.num_cached_tokens, num_output_tokens=self.num_tokens)
 
     async def _next_leg(self) -> Leg:
         """A leg whose next message is here. Reads all of them; the one that was served goes to the end of the line."""

@@ -1,4 +1,4 @@
-"""What every request goes through, whichever API it came by: check, tokenize, pick, call."""
+"""What every request goes through, whichever API it came by: check, tokenize, wait for its turn, pick, call."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from shoal.api.gateway.v1 import gateway_pb2
 from shoal.api.worker.v1 import worker_pb2
+from shoal.gateway.admission.admission import Admission
+from shoal.gateway.admission.permit import Ask, Permit
 from shoal.gateway.dispatch import Dispatcher, Errand
 from shoal.gateway.explain.records import RequestRecord
 from shoal.gateway.explain.ring import RecentRequests
@@ -19,7 +21,7 @@ from shoal.gateway.tenants import Tenant
 from shoal.gateway.tokenizing import Tokenizer
 from shoal.gateway.validation import check_length, check_request
 from shoal.gateway.workers.fleet import ServedModel
-from shoal.rpc.errors import DeadlineExceeded
+from shoal.rpc.errors import DeadlineExceeded, ResourceExhausted
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +46,20 @@ class Pipeline:
     """Shared by both APIs. Owned by the event loop."""
 
     def __init__(
-        self, tokenizer: Tokenizer, dispatcher: Dispatcher, failover: FailoverConfig, recent: RecentRequests
+        self,
+        tokenizer: Tokenizer,
+        dispatcher: Dispatcher,
+        failover: FailoverConfig,
+        recent: RecentRequests,
+        admission: Admission | None,
     ) -> None:
+        """Without `admission` every request goes to the workers at once."""
         self.fleet = dispatcher.fleet
         self.tokenizer = tokenizer
         self._dispatcher = dispatcher
         self._failover = failover
         self._recent = recent
+        self._admission = admission
         self.gate = MoveGate(failover)
 
     async def open(self, request: gateway_pb2.GenerateRequest, caller: Caller) -> Generation:
@@ -68,16 +77,20 @@ class Pipeline:
             token_ids = await self._tokenize(request, caller)
             record.num_prompt_tokens = len(token_ids)
             check_length(request, len(token_ids), model)
-            generation = self._dispatch(_errand(request, token_ids, model, caller), token_ids, record)
+            errand = _errand(request, token_ids, model, caller)
+            permit = None
+            if self._admission is not None:
+                ask = _ask(errand, caller.tenant)
+                permit = self._admission.enter_now(ask)
+                if permit is None:
+                    token_ids = []  # some 36 bytes a token that the message holds in 4
+                    permit = await self._admission.enter(ask)
+                    record.queue_s = permit.waited_s
+                    token_ids = list(errand.message.token_ids)
+            return await self._start(errand, token_ids, record, permit)
         except BaseException as error:
             record.end(count_request(name, error), 0)
             raise
-        try:
-            await generation.start()
-        except BaseException as error:
-            generation.__exit__(type(error), error, None)
-            raise
-        return generation
 
     def open_text(self, request: gateway_pb2.GenerateRequest, generation: Generation) -> TextRelay:
         """The text side of an opened generation."""
@@ -91,10 +104,49 @@ class Pipeline:
             return await self.tokenizer.encode(request.text, timeout_s=caller.remaining_s())
         return await self.tokenizer.render(request.chat, timeout_s=caller.remaining_s())
 
-    def _dispatch(self, errand: Errand, token_ids: list[int], record: RequestRecord) -> Generation:
+    async def _start(
+        self, errand: Errand, token_ids: list[int], record: RequestRecord, permit: Permit | None
+    ) -> Generation:
+        """Sends the request; once more after each wait for another turn, when no worker had room for it."""
+        while True:
+            generation = None
+            try:
+                generation = self._dispatch(errand, token_ids, record, permit)
+                await generation.start()
+                return generation
+            except BaseException as error:
+                if generation is not None:
+                    generation.withdraw()
+                if permit is None or self._admission is None:
+                    raise
+                if not isinstance(error, ResourceExhausted):
+                    permit.close()
+                    raise
+                permit = await self._admission.enter_again(permit, error)
+                record.queue_s = permit.waited_s
+
+    def _dispatch(
+        self, errand: Errand, token_ids: list[int], record: RequestRecord, permit: Permit | None
+    ) -> Generation:
         attempt = self._dispatcher.dispatch(errand, token_ids)
+        if permit is not None:
+            permit.dispatched(attempt.pick.predicted_cached_tokens)
         stream = Stream(errand, self._dispatcher, self.gate, self._failover, record)
-        return Generation(Admitted(errand.request_id, errand.model, record.arrived_s), stream, attempt)
+        return Generation(Admitted(errand.request_id, errand.model, record.arrived_s, permit), stream, attempt)
+
+
+def _ask(errand: Errand, tenant: Tenant) -> Ask:
+    """What decides about its turn."""
+    message = errand.message
+    return Ask(
+        model=errand.model.name,
+        tenant=tenant.name,
+        priority=message.priority,
+        num_tokens=len(message.token_ids),
+        num_sequences=errand.num_completions,
+        max_output_tokens=message.sampling.max_tokens if message.sampling.HasField("max_tokens") else None,
+        deadline_s=errand.deadline_s,
+    )
 
 
 def _errand(request: gateway_pb2.GenerateRequest, token_ids: list[int], model: ServedModel, caller: Caller) -> Errand:

@@ -10,15 +10,17 @@ from typing import Any, Final
 
 import structlog
 
+from shoal.gateway.admission.admission import Admission
+from shoal.gateway.admission.setup import make_admission
 from shoal.gateway.attempt import StallWatch
 from shoal.gateway.config import Config
 from shoal.gateway.dispatch import Dispatcher
-from shoal.gateway.explain.explainer import Explainer
 from shoal.gateway.explain.ring import RecentRequests
 from shoal.gateway.failover import FailoverConfig, MoveGate
 from shoal.gateway.http.app import StatusHandlers, make_app
 from shoal.gateway.http.completions import CompletionHandlers
 from shoal.gateway.http.server import HttpServer, start_http
+from shoal.gateway.peers.sharing import Sharing
 from shoal.gateway.pipeline import Pipeline
 from shoal.gateway.routing.load import LoadTracker
 from shoal.gateway.routing.policy import policy_of
@@ -34,6 +36,8 @@ from shoal.rpc.server import Server, ServerOptions, start_server
 
 TRANSPORT_MAX_BYTES: Final = 80 << 20
 """Above every max_request_bytes, so that a large request gets our answer, with the numbers, and not the transport's."""
+QUEUE_DRAIN_SHARE: Final = 0.5
+"""Of the drain's time: a request that still waits then is told to go elsewhere, while it can be, and not cut."""
 _log = structlog.get_logger("shoal.gateway")
 
 
@@ -51,6 +55,8 @@ class Gateway:
         self.tokenizer: Tokenizer
         self.index: PrefixIndex
         self.gate: MoveGate
+        self.sharing: Sharing
+        self.admission: Admission | None
         self.grpc: Server
         self.http: HttpServer
 
@@ -71,18 +77,23 @@ class Gateway:
         watch = StallWatch(
             stall_timeout_s=config.stream_stall_timeout_s, first_token_timeout_s=config.first_token_timeout_s
         )
-        dispatcher = Dispatcher(self.fleet, Router(self.index, loads, policy), loads, mesh, watch)
-        failover = FailoverConfig(max_moves=config.max_moves, wait_s=config.move_wait_s)
         recent = RecentRequests(config.explain_requests)
-        pipeline = Pipeline(self.tokenizer, dispatcher, failover, recent)
+        self.sharing = Sharing(config.peers_file, loads, self.index, recent)
+        router = Router(self.index, loads, policy)
+        dispatcher = Dispatcher(self.fleet, router, loads, mesh, watch, self.sharing.board)
+        failover = FailoverConfig(max_moves=config.max_moves, wait_s=config.move_wait_s)
+        self.admission = make_admission(config, self.fleet)
+        pipeline = Pipeline(self.tokenizer, dispatcher, failover, recent, self.admission)
         self.gate = pipeline.gate
         limits = {"max_request_bytes": config.max_request_bytes, "max_request_s": config.max_request_s}
-        explainer = Explainer(recent, "")
+        explainer = self.sharing.explainer
         servicer = GatewayServicer(pipeline, authenticator, explainer, **limits)  # type: ignore[arg-type]
         self._completions = CompletionHandlers(pipeline, authenticator, **limits)  # type: ignore[arg-type]
         app = make_app(self._completions, StatusHandlers(pipeline, authenticator, self.not_ready))
         self.grpc = await start_server(self.options, [servicer.registration()])
         self.http = await start_http(app, config.host, config.http_port)
+        explainer.gateway = f"{config.host}:{self.grpc.port}"
+        await self.sharing.start(config.host, config.peer_port)
         self._tasks = [asyncio.create_task(self.fleet.run()), asyncio.create_task(self.tokenizer.learn())]
         self._tasks.append(asyncio.create_task(watch.run(), name="stall watch"))
         events = self.fleet.watch_events(config.kv_event_silence_s)
@@ -94,6 +105,7 @@ class Gateway:
     ) -> None:
         await self.http.stop(0)
         await self.grpc.stop(0)
+        await self.sharing.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -133,9 +145,14 @@ class Gateway:
         self._draining = True
         self.fleet.changed.set()
         await self.grpc.set_serving(False)
+        end_queue = None
+        if self.admission is not None:
+            end_queue = asyncio.get_running_loop().call_later(timeout_s * QUEUE_DRAIN_SHARE, self.admission.drain)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await asyncio.gather(self._completions.drain(), self.grpc.stop(timeout_s))
+        if end_queue is not None:
+            end_queue.cancel()
 
 
 def _source(config: Config) -> EndpointSource:

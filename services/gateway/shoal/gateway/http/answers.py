@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Final
 
@@ -16,24 +15,54 @@ from shoal.gateway.pipeline import Caller, Pipeline
 from shoal.gateway.relay import TextRelay
 
 _QUEUED_MESSAGES: Final = 64
+_Item = tuple[int, Message] | BaseException | None
 
 
 class Answers:
-    """Opened generations, read as one. Choices are numbered prompt by prompt. Use as an async context manager."""
+    """Generations of one or several prompts, read as one. Choices are numbered prompt by prompt.
 
-    def __init__(self, generations: Sequence[Generation], relays: Sequence[TextRelay]) -> None:
-        self.first = generations[0]
-        self.num_choices = sum(len(g.completions) for g in generations)
-        self._generations = generations
-        self._relays = relays
-        self._completion_tokens = [0] * len(relays)
-        self._running = len(relays)
-        self._queue: asyncio.Queue[tuple[int, Message] | BaseException | None] = asyncio.Queue(_QUEUED_MESSAGES)
+    Made by `open_answers`. Use as an async context manager.
+    """
+
+    def __init__(self, pipeline: Pipeline, requests: Sequence[gateway_pb2.GenerateRequest], caller: Caller) -> None:
+        self.first: Generation
+        self._num_completions = requests[0].sampling.n or 1
+        self.num_choices = self._num_completions * len(requests)
+        self._pipeline = pipeline
+        self._requests = requests
+        self._caller = caller
+        self._generations: dict[int, Generation] = {}
+        self._relay: TextRelay
+        self._completion_tokens = [0] * len(requests)
+        self._running = len(requests)
+        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
+        self._space = asyncio.Event()
+        self._is_open = False
         self._tasks: list[asyncio.Task[None]] = []
 
+    async def open(self) -> None:
+        """Returns once every prompt has its first message. Raises the first error of any; nothing is under way then.
+
+        Several prompts are read from the moment each is opened: one that waits for room at the workers must not hold
+        up those that take it. What comes meanwhile is kept, at most all of it.
+        """
+        if len(self._requests) == 1:
+            self.first = self._generations[0] = await self._pipeline.open(self._requests[0], self._caller)
+            self._relay = self._pipeline.open_text(self._requests[0], self.first)
+            return
+        opened: list[asyncio.Future[None]] = [asyncio.get_running_loop().create_future() for _ in self._requests]
+        self._tasks = [asyncio.create_task(self._serve(index, future)) for index, future in enumerate(opened)]
+        try:
+            await asyncio.gather(*opened)
+        except BaseException as error:
+            for future in opened:
+                future.cancel()
+            await self.__aexit__(type(error), error, None)
+            raise
+        self.first = self._generations[0]
+        self._is_open = True
+
     async def __aenter__(self) -> Answers:
-        if len(self._relays) > 1:
-            self._tasks = [asyncio.create_task(self._pump(i)) for i in range(len(self._relays))]
         return self
 
     async def __aexit__(
@@ -42,16 +71,17 @@ class Answers:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for generation in self._generations:
+        for generation in self._generations.values():
             generation.__exit__(kind, error, trace)
 
     async def read(self) -> tuple[int, Message] | None:
         """A choice's number and its next message; None after the last of all."""
         if not self._tasks:  # one prompt: no queue, no second task
-            message = await self._relays[0].read()
+            message = await self._relay.read()
             return None if message is None else self._noted(0, message)
         while self._running:
             item = await self._queue.get()
+            self._space.set()
             if isinstance(item, BaseException):
                 raise item
             if item is not None:
@@ -61,38 +91,47 @@ class Answers:
 
     def usage(self) -> dict[str, Any]:
         """Token counts over all prompts; complete after `read` gave None."""
+        generations = self._generations.values()
         return usage_of(
-            sum(g.num_prompt_tokens for g in self._generations),
+            sum(g.num_prompt_tokens for g in generations),
             sum(self._completion_tokens),
-            sum(g.num_cached_tokens for g in self._generations),
+            sum(g.num_cached_tokens for g in generations),
         )
 
-    async def _pump(self, index: int) -> None:
+    async def _serve(self, index: int, opened: asyncio.Future[None]) -> None:
+        request = self._requests[index]
         try:
-            while (message := await self._relays[index].read()) is not None:
-                await self._queue.put(self._noted(index, message))
+            generation = await self._pipeline.open(request, self._caller)
         except Exception as error:
-            await self._queue.put(error)
+            if not opened.done():
+                opened.set_exception(error)
+            return
+        self._generations[index] = generation
+        relay = self._pipeline.open_text(request, generation)
+        if not opened.done():
+            opened.set_result(None)
+        try:
+            while (message := await relay.read()) is not None:
+                await self._put(self._noted(index, message))
+        except Exception as error:
+            await self._put(error)
         else:
-            await self._queue.put(None)
+            await self._put(None)
+
+    async def _put(self, item: _Item) -> None:
+        while self._is_open and self._queue.qsize() >= _QUEUED_MESSAGES:
+            self._space.clear()
+            await self._space.wait()
+        self._queue.put_nowait(item)
 
     def _noted(self, index: int, message: Message) -> tuple[int, Message]:
         if message.HasField("usage"):
             self._completion_tokens[index] = message.usage.completion_tokens
-        return index * len(self.first.completions) + message.choice, message
+        return index * self._num_completions + message.choice, message
 
 
 async def open_answers(pipeline: Pipeline, requests: Sequence[gateway_pb2.GenerateRequest], caller: Caller) -> Answers:
     """Opens every request at once; when one is refused, the others are ended and its error is raised."""
-    if len(requests) == 1:
-        generations = [await pipeline.open(requests[0], caller)]
-    else:
-        results = await asyncio.gather(*(pipeline.open(r, caller) for r in requests), return_exceptions=True)
-        generations = [r for r in results if isinstance(r, Generation)]
-        errors = [r for r in results if isinstance(r, BaseException)]
-        if errors:
-            with ExitStack() as stack:
-                for generation in generations:
-                    stack.enter_context(generation)
-                raise errors[0]
-    return Answers(generations, [pipeline.open_text(r, g) for r, g in zip(requests, generations, strict=True)])
+    answers = Answers(pipeline, requests, caller)
+    await answers.open()
+    return answers

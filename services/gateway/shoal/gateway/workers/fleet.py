@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -49,6 +49,8 @@ class Fleet:
         self._models: dict[str, ServedModel] = {}
         self.changed = asyncio.Event()
         """Set after anything changed; whoever waits for a state clears it first."""
+        self.on_change: Callable[[], object] = bool
+        """Called after anything changed."""
 
     async def run(self) -> None:
         """Follows the source. Ends only by cancellation, and closes every connection then."""
@@ -92,6 +94,11 @@ class Fleet:
             if address in self._healthy and connection.info is not None and connection.info.model == model
         ]
 
+    def ready_infos(self, model: str) -> list[worker_pb2.GetInfoResponse]:
+        """What the workers that serve `model` and can take requests say of themselves."""
+        connections = [self._connections[address] for address in self.ready_endpoints(model)]
+        return [connection.info for connection in connections if connection.info is not None]
+
     def epoch_of(self, address: str) -> int:
         """Which life of the worker at `address` is known; 0 when it cannot be reached."""
         connection = self._connections.get(address)
@@ -110,7 +117,7 @@ class Fleet:
             self._connections[address] = WorkerConnection(address, self._index, self._learn)
         await asyncio.gather(*(connection.close() for connection in gone))
         _log.info("workers", known=sorted(addresses), healthy=len(self._healthy))
-        self.changed.set()
+        self._tell()
 
     def _learn(self, info: worker_pb2.GetInfoResponse | None) -> None:
         if info is not None:
@@ -124,4 +131,8 @@ class Fleet:
                 vocab_size=info.vocab_size,
                 created_unix_s=known.created_unix_s if known else int(time.time()),
             )
+        self._tell()
+
+    def _tell(self) -> None:
         self.changed.set()
+        self.on_change()
