@@ -44,10 +44,20 @@ class KeyChain:
     @classmethod
     def of(cls, keys: Iterable[bytes]) -> KeyChain:
         """A chain of keys that are known already. Raises ValueError unless each has 16 bytes."""
+        return cls.unpacked(join_keys(list(keys)))
+
+    @classmethod
+    def unpacked(cls, keys: bytes) -> KeyChain:
+        """A chain of known keys, one after the other, as `packed` gives them."""
         chain = cls(bytes(KEY_BYTES), (), 0)
-        chain._keys = array("Q", join_keys(list(keys)))
+        chain._keys = array("Q", keys)
         chain._num_hashed = len(chain)
         return chain
+
+    def packed(self, first: int, last: int) -> bytes:
+        """Keys [first:last], or as many as there are, one after the other."""
+        self.hash_to(last)
+        return self._keys[2 * first : 2 * last].tobytes()
 
     def __len__(self) -> int:
         return len(self._keys) // 2

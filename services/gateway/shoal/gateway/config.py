@@ -55,6 +55,13 @@ class Config:
         4096, "How much busier, in tokens, a worker may be than the idlest and still be chosen for its cache."
     )
     balance_slack_ratio: Annotated[float, Meta(ge=1)] = option(1.5, "The same as a ratio; the larger bound holds.")
+    peers_file: str = option(
+        "",
+        "EDS file (JSON) listing the peer addresses of all gateways, this one included; watched. Empty: no others.",
+    )
+    peer_port: Port = option(
+        0, "Port for the other gateways, with a peers file; 0 picks a free one. The edge must not lead to it."
+    )
     explain_requests: Annotated[int, Meta(ge=0, le=1 << 20)] = option(
         4096, "Requests that `Explain` remembers, at 2 to 10 KB each."
     )

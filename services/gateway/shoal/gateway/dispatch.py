@@ -16,6 +16,7 @@ from shoal.blocks import KeyChain
 from shoal.gateway import metrics
 from shoal.gateway.attempt import Attempt, StallWatch
 from shoal.gateway.journal import Journal
+from shoal.gateway.peers.board import LoadBoard
 from shoal.gateway.routing.load import LoadTracker
 from shoal.gateway.routing.router import Pick, PickRequest, Router
 from shoal.gateway.upstream import Mesh
@@ -53,12 +54,15 @@ class Errand:
 class Dispatcher:
     """Shared by all requests of a gateway. Belongs to the event loop."""
 
-    def __init__(self, fleet: Fleet, router: Router, loads: LoadTracker, mesh: Mesh, watch: StallWatch) -> None:
+    def __init__(
+        self, fleet: Fleet, router: Router, loads: LoadTracker, mesh: Mesh, watch: StallWatch, board: LoadBoard
+    ) -> None:
         self.fleet = fleet
         self._router = router
         self._loads = loads
         self._mesh = mesh
         self._watch = watch
+        self._board = board
         # A client may use one id twice (a retry, a hedge), and a stream that moves has two attempts, where workers need
         # ids unique. Drawn once and counted on: a fresh random suffix a request was 3% of the relay's time.
         mine = secrets.token_hex(4)
@@ -118,6 +122,8 @@ class Dispatcher:
             )
         )
         metrics.PICKS.labels(pick.reason).inc()
+        if pick.expectation:
+            self._board.expect(pick.endpoints[0], chain, pick.predicted_cached_tokens // model.block_size)
         return pick, chain
 
     def _send(self, errand: Errand, message: worker_pb2.GenerateRequest, pick: Pick, chain: KeyChain) -> Attempt:

@@ -28,15 +28,15 @@ class OtherGateways(Protocol):
 class Explainer:
     """Shared by the public API and by the side that other gateways ask."""
 
-    def __init__(self, recent: RecentRequests, gateway: str, others: OtherGateways | None = None) -> None:
-        """gateway: this one's name, for answers."""
+    def __init__(self, recent: RecentRequests, others: OtherGateways | None = None) -> None:
+        self.gateway = ""
+        """This one's name, for answers."""
         self._recent = recent
-        self._gateway = gateway
         self._others = others
 
     def find(self, tenant: str, request_id: str) -> list[explain_pb2.Explanation]:
         """What this gateway knows."""
-        return [explanation_of(record, self._gateway) for record in self._recent.find(tenant, request_id)]
+        return [explanation_of(record, self.gateway) for record in self._recent.find(tenant, request_id)]
 
     async def explain(self, tenant: str, request_id: str, timeout_s: float) -> Sequence[explain_pb2.Explanation]:
         """What all gateways know, oldest first. Raises NotFound; InvalidArgument without a usable id."""
