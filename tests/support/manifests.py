@@ -23,6 +23,18 @@ spec:
   gateway: {replicas: 2, port: 8080, auth: {apiKeysFile: /keys}}
   tokenizer: {replicas: 2}
   routing: {policy: least_load}
+  flowControl:
+    enabled: false
+    maxQueuedRequests: 1000
+    maxQueuedTokens: 20000000
+    maxQueueSeconds: 30
+    maxQueuedRequestsPerTenant: 500
+    maxQueuedTokensPerTenant: 10000000
+    priorityStepSeconds: 2.5
+    workerQueueRatio: 0.5
+    tenants:
+    - {name: gold, weight: 4, maxQueuedRequests: 800, maxQueuedTokens: 15000000}
+    - {name: batch, weight: 0.5}
   observability: {logLevel: debug, otlpEndpoint: "http://127.0.0.1:4317", accessLog: true}
 """
 

@@ -58,6 +58,13 @@ def test_spec_arrives() -> None:
     assert (worker["threads"], worker["block_size"], worker["kv_cache_memory_bytes"]) == (2, 32, 1 << 30)
     assert (worker["max_num_seqs"], worker["max_num_batched_tokens"], worker["max_queued_requests"]) == (8, 256, 10)
     gateway = read_settings(by_name["gateway-1"])
+    limits = ("max_queued_requests", "max_queued_tokens", "max_queue_s", "priority_step_s", "worker_queue_ratio")
+    assert [gateway[name] for name in limits] == [1000, 20_000_000, 30, 2.5, 0.5]
+    assert (gateway["flow_control"], gateway["num_gateways"]) == ("off", 2)
+    assert (gateway["max_queued_requests_per_tenant"], gateway["max_queued_tokens_per_tenant"]) == (500, 10_000_000)
+    assert gateway["tenant_weights"] == "gold=4.0,batch=0.5"
+    assert gateway["tenant_max_queued_requests"] == "gold=800"
+    assert gateway["tenant_max_queued_tokens"] == "gold=15000000"
     assert gateway["routing_policy"] == "least_load"
     assert gateway["api_keys_file"] == "/keys"
     assert gateway["mesh_address"] == f"127.0.0.1:{by_name['envoy'].ports['mesh']}"

@@ -138,6 +138,23 @@ def test_duplicate_keys_deep_down_are_all_found() -> None:
         ({"kvCache": "{memory: 0Mi}"}, "spec.kvCache.memory: '0Mi' is nothing"),
         ({"kvCache": "{memory: 512MB}"}, "'512MB' is not allowed; give a quantity such as 512Mi, 2Gi or 1.5G or an"),
         ({"kvCache": "{blockSize: 17}"}, "spec.kvCache.blockSize: 17 is not allowed; give one of 8, 16, 32, 64, 128"),
+        ({"flowControl": "{maxQueueSeconds: 0}"}, "maxQueueSeconds: 0 is not allowed; give a number from 0.1 to 86400"),
+        ({"flowControl": "{maxQueueAge: 3}"}, "spec.flowControl.maxQueueAge: unknown field; did you mean 'maxQueueS"),
+        ({"flowControl": "{tenants: {a: 1}}"}, "spec.flowControl.tenants: {'a': 1} is not a list; give a mapping with"),
+        ({"flowControl": "{tenants: [{weight: 2}]}"}, "spec.flowControl.tenants[0].name: is required: a tenant of the"),
+        (
+            {"flowControl": "{tenants: [{name: a}, {name: b, weight: 0}]}"},
+            "spec.flowControl.tenants[1].weight: 0 is not allowed; give a number from 0.01 to 1000",
+        ),
+        (
+            {"flowControl": "{tenants: [{name: a}, {name: a}]}", "gateway": "{auth: {apiKeysFile: /k}}"},
+            "spec.flowControl.tenants[1].name: 'a' is given twice; give each tenant once",
+        ),
+        ({"flowControl": "{tenants: [{name: a}]}"}, "spec.flowControl.tenants: tenants are told apart by their API"),
+        (
+            {"flowControl": "{maxQueuedRequests: 10, maxQueuedRequestsPerTenant: 11}"},
+            "spec.flowControl.maxQueuedRequestsPerTenant: 11 is more than spec.flowControl.maxQueuedRequests = 10",
+        ),
         ({"workers": "{device: tpu}"}, "spec.workers.device: 'tpu' is not allowed; give one of cpu, cuda, simulated"),
         (
             {"workers": "{device: cuda, gpuMemoryUtilization: 1.5}"},
@@ -161,7 +178,7 @@ def test_duplicate_keys_deep_down_are_all_found() -> None:
         ({"gateway": "{auth: {}}"}, "spec.gateway.auth.apiKeysFile: is required: the path of a file"),
         ({"routing": "{policy: best}"}, "spec.routing.policy: 'best' is not allowed; give one of least_load, over"),
         ({"observability": "{otlpEndpoint: 'x:4317'}"}, "'x:4317' is not allowed; give an http:// or https:// addr"),
-        ({"prefill": "{}"}, "spec.prefill: unknown field; known: gateway, kvCache, model, observability, routing,"),
+        ({"prefill": "{}"}, "spec.prefill: unknown field; known: flowControl, gateway, kvCache, model, observability,"),
     ],
 )
 def test_impossible_values(sections: dict[str, str], problem: str) -> None:

@@ -37,11 +37,23 @@ def _check_section(kind: type[msgspec.Struct], value: Any, path: str, problems: 
         if key not in fields:
             problems.append(Problem(child, f"unknown field{_suggest(key, list(fields))}"))
             continue
+        entry = _entry_of(fields[key].type)
+        if entry is not None:
+            _check_list(entry, item, child, problems)
+            continue
         section = _section_of(fields[key].type)
         if section is not None and (item is not None or not _takes_none(fields[key].type)):
             _check_section(section, item, child, problems)
         elif section is None:
             _check_leaf(fields[key].type, item, child, problems)
+
+
+def _check_list(kind: type[msgspec.Struct], value: Any, path: str, problems: list[Problem]) -> None:
+    if not isinstance(value, list):
+        problems.append(Problem(path, f"{_show(value)} is not a list; give {describe_allowed(kind)} for each entry"))
+        return
+    for index, item in enumerate(value):
+        _check_section(kind, item, f"{path}[{index}]", problems)
 
 
 def _check_leaf(kind: Any, value: Any, path: str, problems: list[Problem]) -> None:
@@ -72,6 +84,8 @@ def _describe(info: inspect.Type) -> str:
             return _describe_range("an integer", low, high)
         case inspect.FloatType(gt=low, le=high) if low is not None and high is not None:
             return f"a number above {low:g}, at most {high:g}"
+        case inspect.FloatType(ge=low, le=high) if low is not None and high is not None:
+            return f"a number from {low:g} to {high:g}"
         case inspect.BoolType():
             return "true or false"
         case inspect.StrType():
@@ -104,6 +118,13 @@ def _section_of(kind: Any) -> type[msgspec.Struct] | None:
         if found is not None:
             return found
     return None
+
+
+def _entry_of(kind: Any) -> type[msgspec.Struct] | None:
+    """The section that each entry of a list is; None when `kind` is no list of sections."""
+    if typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
+    return _section_of(typing.get_args(kind)[0]) if typing.get_origin(kind) is tuple else None
 
 
 def _takes_none(kind: Any) -> bool:

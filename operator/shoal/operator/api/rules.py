@@ -45,6 +45,7 @@ def find_contradictions(
     """Every impossible combination. Rules that need a machine or a model are left out when it is not given."""
     spec = service.spec
     problems = _check_device(spec) + _check_batch(spec) + _check_model_source(spec)
+    problems += _check_flow_control(spec)
     if machine is not None:
         problems += _check_machine(spec, machine)
     if model is not None:
@@ -96,6 +97,32 @@ def _check_model_source(spec: InferenceServiceSpec) -> list[Problem]:
         message = f"{model.revision!r} has no meaning for {model.uri!r}; only hf:// models have revisions"
         return [Problem("spec.model.revision", message)]
     return []
+
+
+def _check_flow_control(spec: InferenceServiceSpec) -> list[Problem]:
+    flow, path = spec.flow_control, "spec.flowControl"
+    problems = []
+    limits = [
+        (f"{path}.maxQueuedRequestsPerTenant", flow.max_queued_requests_per_tenant, "maxQueuedRequests"),
+        (f"{path}.maxQueuedTokensPerTenant", flow.max_queued_tokens_per_tenant, "maxQueuedTokens"),
+    ]
+    seen: set[str] = set()
+    for index, tenant in enumerate(flow.tenants):
+        at = f"{path}.tenants[{index}]"
+        if tenant.name in seen:
+            problems.append(Problem(f"{at}.name", f"{tenant.name!r} is given twice; give each tenant once"))
+        seen.add(tenant.name)
+        limits.append((f"{at}.maxQueuedRequests", tenant.max_queued_requests, "maxQueuedRequests"))
+        limits.append((f"{at}.maxQueuedTokens", tenant.max_queued_tokens, "maxQueuedTokens"))
+    totals = {"maxQueuedRequests": flow.max_queued_requests, "maxQueuedTokens": flow.max_queued_tokens}
+    for field, given, total in limits:
+        if given is not None and given > totals[total]:
+            message = f"{given} is more than {path}.{total} = {totals[total]} for all tenants; give at most that"
+            problems.append(Problem(field, message))
+    if flow.tenants and spec.gateway.auth is None:
+        message = "tenants are told apart by their API keys; give spec.gateway.auth.apiKeysFile, or leave tenants out"
+        problems.append(Problem(f"{path}.tenants", message))
+    return problems
 
 
 def _check_machine(spec: InferenceServiceSpec, machine: Machine) -> list[Problem]:

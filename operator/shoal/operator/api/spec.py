@@ -70,6 +70,15 @@ FilePath = Annotated[
     str,
     Meta(min_length=1, max_length=4096, extra={"allowed": "the path of a file"}),
 ]
+TenantName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        extra={"allowed": "a tenant of the API keys file: at most 64 of A-Z, a-z, 0-9 and . _ -"},
+    ),
+]
+QueuedRequests = Annotated[int, Meta(ge=1, le=1 << 20)]
+QueuedTokens = Annotated[int, Meta(ge=1, le=1 << 32)]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -181,6 +190,44 @@ class Routing(Section, frozen=True, kw_only=True):
     ] = "shoal"
 
 
+class TenantFlowControl(Section, frozen=True, kw_only=True):
+    """One tenant's part of the queue."""
+
+    name: Annotated[TenantName, Meta(description="As in the API keys file.")]
+    weight: Annotated[
+        float,
+        Meta(ge=0.01, le=1000, description="Share of the service while several tenants wait; others have 1."),
+    ] = 1.0
+    max_queued_requests: Annotated[QueuedRequests | None, Meta(description="Default: that of every tenant.")] = None
+    max_queued_tokens: Annotated[QueuedTokens | None, Meta(description="Default: that of every tenant.")] = None
+
+
+class FlowControl(Section, frozen=True, kw_only=True):
+    """Requests wait in the gateways while the workers are full. Limits are of each gateway."""
+
+    enabled: Annotated[bool, Meta(description="false: every request goes to a worker, and waits there.")] = True
+    max_queued_requests: Annotated[QueuedRequests, Meta(description="Requests that may wait.")] = 4096
+    max_queued_tokens: Annotated[QueuedTokens, Meta(description="Their prompt tokens.")] = 16 << 20
+    max_queue_seconds: Annotated[
+        float, Meta(ge=0.1, le=86400, description="How long a request may wait before it is refused.")
+    ] = 60.0
+    max_queued_requests_per_tenant: Annotated[
+        QueuedRequests | None, Meta(description="Requests of one tenant. Default: as many as of all.")
+    ] = None
+    max_queued_tokens_per_tenant: Annotated[
+        QueuedTokens | None, Meta(description="Prompt tokens of one tenant. Default: as many as of all.")
+    ] = None
+    priority_step_seconds: Annotated[
+        float,
+        Meta(ge=0, le=86400, description="Waiting time that one step of a request's priority is worth; 0: none."),
+    ] = 5.0
+    worker_queue_ratio: Annotated[
+        float,
+        Meta(ge=0, le=100, description="Requests sent to a worker beyond maxNumSeqs, as a part of it."),
+    ] = 0.25
+    tenants: Annotated[tuple[TenantFlowControl, ...], Meta(description="Tenants that differ.")] = ()
+
+
 class Observability(Section, frozen=True, kw_only=True):
     """What can be seen from outside."""
 
@@ -198,6 +245,7 @@ class InferenceServiceSpec(Section, frozen=True, kw_only=True):
     gateway: Gateway = Gateway()
     tokenizer: Tokenizer = Tokenizer()
     routing: Routing = Routing()
+    flow_control: FlowControl = FlowControl()
     observability: Observability = Observability()
 
 

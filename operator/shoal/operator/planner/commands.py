@@ -75,6 +75,7 @@ def gateway(
         "workers-file": workers_file,
         "routing-policy": spec.routing.policy,
         "api-keys-file": spec.gateway.auth.api_keys_file if spec.gateway.auth is not None else None,
+        **_flow_control(service),
         "drain-timeout-s": drain_timeout_s,
     }
     return _service(observed.python, "shoal.gateway.main", flags | _listening(service, host, ports))
@@ -103,6 +104,29 @@ def environment(*, num_threads: int, gpu: str | None = None) -> dict[str, str]:
     can be read."""
     shown = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     return {"OMP_NUM_THREADS": str(num_threads), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **shown}
+
+
+def _flow_control(service: InferenceService) -> Flags:
+    flow = service.spec.flow_control
+    tenants = {tenant.name: tenant for tenant in flow.tenants}
+
+    def of_each(values: Mapping[str, float | None]) -> str | None:
+        return ",".join(f"{name}={value}" for name, value in values.items() if value is not None) or None
+
+    return {
+        "flow-control": "on" if flow.enabled else "off",
+        "num-gateways": service.spec.gateway.replicas,
+        "max-queued-requests": flow.max_queued_requests,
+        "max-queued-tokens": flow.max_queued_tokens,
+        "max-queue-s": flow.max_queue_seconds,
+        "max-queued-requests-per-tenant": flow.max_queued_requests_per_tenant,
+        "max-queued-tokens-per-tenant": flow.max_queued_tokens_per_tenant,
+        "priority-step-s": flow.priority_step_seconds,
+        "worker-queue-ratio": flow.worker_queue_ratio,
+        "tenant-weights": of_each({name: tenant.weight for name, tenant in tenants.items()}),
+        "tenant-max-queued-requests": of_each({name: tenant.max_queued_requests for name, tenant in tenants.items()}),
+        "tenant-max-queued-tokens": of_each({name: tenant.max_queued_tokens for name, tenant in tenants.items()}),
+    }
 
 
 def _listening(service: InferenceService, host: str, ports: Mapping[str, int]) -> Flags:
