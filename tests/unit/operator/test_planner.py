@@ -98,3 +98,15 @@ def test_too_many_threads_are_noted_not_refused() -> None:
 
 def test_envoy_threads() -> None:
     assert [envoy_concurrency(cores) for cores in (1, 2, 4, 8, 16, 128)] == [1, 1, 1, 2, 4, 4]
+
+
+def test_nothing_of_envoys_leads_to_what_gateways_tell_each_other() -> None:
+    service = services()["everything"]
+    local = plan(service, observe(service))
+    files = dict(local.files)
+    assert '"lb_endpoints": []' in files.pop("xds/eds-gateway-peers.json")
+    assert not [name for name, text in files.items() if "gateway-peers" in text]
+    gateways = [process for process in local.processes if process.component == "gateway"]
+    peers = {str(gateway.serves["gateway-peers"]) for gateway in gateways}
+    assert len(peers) == 2
+    assert not peers & {str(e) for g in gateways for name, e in g.serves.items() if name != "gateway-peers"}

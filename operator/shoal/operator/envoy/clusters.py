@@ -10,6 +10,9 @@ WORKER = "worker"
 GATEWAY_GRPC = "gateway-grpc"
 GATEWAY_HTTP = "gateway-http"
 NAMES = (WORKER, GATEWAY_GRPC, GATEWAY_HTTP)
+GATEWAY_PEERS = "gateway-peers"
+"""How gateways find each other: a file of endpoints like the others, but none of Envoy's clusters, so that nothing at
+the edge can lead there."""
 
 _LB = "type.googleapis.com/envoy.extensions.load_balancing_policies"
 # Envoy's defaults (1024 requests, 3 retries at a time) make the 1025th stream fail while workers are idle. Admission is

@@ -64,15 +64,18 @@ def gateway(
     mesh: Endpoint,
     tokenizers: Sequence[Endpoint],
     workers_file: str,
+    peers_file: str,
     drain_timeout_s: float,
 ) -> tuple[str, ...]:
-    """`shoal-gateway`."""
+    """`shoal-gateway`. `peers_file` is for those that have a port `peer`."""
     spec = service.spec
     flags: Flags = {
         "http-port": ports["http"],
         "mesh-address": str(mesh),
         "tokenizer-address": "ipv4:" + ",".join(map(str, tokenizers)),
         "workers-file": workers_file,
+        "peers-file": peers_file if "peer" in ports else None,
+        "peer-port": ports.get("peer"),
         "routing-policy": spec.routing.policy,
         "api-keys-file": spec.gateway.auth.api_keys_file if spec.gateway.auth is not None else None,
         **_flow_control(service),

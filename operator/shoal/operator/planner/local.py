@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from shoal.operator.api import InferenceService
-from shoal.operator.envoy import Endpoint, EnvoyOptions, clusters, render_files
-from shoal.operator.envoy.config import BOOTSTRAP_FILE, eds_file
+from shoal.operator.envoy import Endpoint, EnvoyOptions, cluster_load_assignment, clusters, render_files
+from shoal.operator.envoy.config import BOOTSTRAP_FILE, eds_file, render
 from shoal.operator.planner import commands
 from shoal.operator.planner.plan import LocalPlan, Observed, ProcessPlan, Readiness, ReadinessKind
 
@@ -25,7 +25,7 @@ def required_ports(service: InferenceService) -> tuple[str, ...]:
     names = ["edge", "mesh"]
     names += [f"tokenizer-{i}/{port}" for i in range(spec.tokenizer.replicas) for port in ("grpc", "metrics")]
     names += [f"worker-{i}/{port}" for i in range(spec.workers.replicas) for port in ("grpc", "metrics")]
-    names += [f"gateway-{i}/{port}" for i in range(spec.gateway.replicas) for port in ("grpc", "http", "metrics")]
+    names += [f"gateway-{i}/{port}" for i in range(spec.gateway.replicas) for port in _gateway_ports(service)]
     return tuple(names)
 
 
@@ -41,7 +41,7 @@ def plan(service: InferenceService, observed: Observed) -> LocalPlan:
     return LocalPlan(
         name=service.metadata.name,
         processes=(envoy, *tokenizers, *workers, *gateways),
-        files=render_files(_envoy_options(service, observed, edge), {}),
+        files={**render_files(_envoy_options(service, observed, edge), {}), **_peers_file(service)},
         edge=edge,
         notes=_notes(service, observed),
     )
@@ -80,7 +80,13 @@ def _worker(service: InferenceService, observed: Observed, index: int) -> Proces
 
 def _gateway(service: InferenceService, observed: Observed, index: int, behind: tuple[str, ...]) -> ProcessPlan:
     name = f"gateway-{index}"
-    ports = _ports(observed, name, ("grpc", "http", "metrics"))
+    ports = _ports(observed, name, _gateway_ports(service))
+    serves = {
+        clusters.GATEWAY_GRPC: Endpoint(HOST, ports["grpc"]),
+        clusters.GATEWAY_HTTP: Endpoint(HOST, ports["http"]),
+    }
+    if "peer" in ports:
+        serves[clusters.GATEWAY_PEERS] = Endpoint(HOST, ports["peer"])
     num_tokenizers = service.spec.tokenizer.replicas
     return ProcessPlan(
         name=name,
@@ -93,18 +99,28 @@ def _gateway(service: InferenceService, observed: Observed, index: int, behind: 
             mesh=Endpoint(HOST, observed.ports["mesh"]),
             tokenizers=[Endpoint(HOST, observed.ports[f"tokenizer-{i}/grpc"]) for i in range(num_tokenizers)],
             workers_file=f"{observed.run_dir}/{eds_file(clusters.WORKER)}",
+            peers_file=f"{observed.run_dir}/{eds_file(clusters.GATEWAY_PEERS)}",
             drain_timeout_s=_GATEWAY_DRAIN_S,
         ),
         env=commands.environment(num_threads=1),
         ports=ports,
         readiness=_grpc_readiness(ports["grpc"], _GATEWAY_DEADLINE_S),
         depends_on=behind,
-        serves={
-            clusters.GATEWAY_GRPC: Endpoint(HOST, ports["grpc"]),
-            clusters.GATEWAY_HTTP: Endpoint(HOST, ports["http"]),
-        },
+        serves=serves,
         drain_timeout_s=_GATEWAY_DRAIN_S + 5.0,
     )
+
+
+def _gateway_ports(service: InferenceService) -> tuple[str, ...]:
+    """One gateway has nobody to tell anything."""
+    return ("grpc", "http", "metrics", *(("peer",) if service.spec.gateway.replicas > 1 else ()))
+
+
+def _peers_file(service: InferenceService) -> dict[str, str]:
+    """Nobody is there yet; gateways join as they become ready."""
+    if service.spec.gateway.replicas == 1:
+        return {}
+    return {eds_file(clusters.GATEWAY_PEERS): render(cluster_load_assignment(clusters.GATEWAY_PEERS, ()))}
 
 
 def _envoy(service: InferenceService, observed: Observed) -> ProcessPlan:

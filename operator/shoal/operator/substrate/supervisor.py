@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from shoal.operator.envoy import clusters
 from shoal.operator.planner import LocalPlan, ProcessPlan, ReadinessKind
 from shoal.operator.substrate.events import OnEvent
 from shoal.operator.substrate.failures import MeshError
@@ -101,6 +102,7 @@ class Supervisor:
             (cluster, str(endpoint))
             for keeper in self.keepers.values()
             for cluster, endpoint in keeper.plan.serves.items()
+            if cluster in clusters.NAMES
         }
         missing = wanted
         try:
