@@ -82,7 +82,7 @@ class Gateway:
         router = Router(self.index, loads, policy)
         dispatcher = Dispatcher(self.fleet, router, loads, mesh, watch, self.sharing.board)
         failover = FailoverConfig(max_moves=config.max_moves, wait_s=config.move_wait_s)
-        self.admission = make_admission(config, self.fleet)
+        self.admission = make_admission(config, self.fleet, loads, self.sharing.peers)
         pipeline = Pipeline(self.tokenizer, dispatcher, failover, recent, self.admission)
         self.gate = pipeline.gate
         limits = {"max_request_bytes": config.max_request_bytes, "max_request_s": config.max_request_s}

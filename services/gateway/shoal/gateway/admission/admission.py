@@ -16,13 +16,15 @@ from shoal.gateway.admission.lane import Lane, TooLong
 from shoal.gateway.admission.limits import QueueLimits
 from shoal.gateway.admission.metrics import band_of
 from shoal.gateway.admission.permit import Ask, Permit
-from shoal.gateway.admission.room import Capacity, Peers
+from shoal.gateway.admission.room import Capacity, Room
 from shoal.rpc.errors import DeadlineExceeded, ResourceExhausted, ShoalError, Unavailable
 
 MAX_REFUSALS: Final = 8
 """A request that workers had no room for so often is refused in turn."""
 PROBE_INTERVAL_S: Final = 0.1
 """After a refusal, room is tried for in steps this far apart."""
+LOOK_INTERVAL_S: Final = 0.05
+"""How often those who wait look whether other gateways have made room."""
 MIN_RETRY_S: Final = 1.0
 _FULL: Final = {
     "queue_full": "the queue is full",
@@ -40,14 +42,15 @@ class Admission:
         capacity_of: Callable[[str], Capacity | None],
         *,
         num_gateways: int = 1,
-        peers: Peers | None = None,
+        others_of: Callable[[str], int | None] | None = None,
     ) -> None:
-        """capacity_of: what the ready workers of a model can take, None when there are none. num_gateways: that share
-        the workers, while `peers` does not know better. Call `refresh` when either changed."""
+        """capacity_of: what the ready workers of a model can take, None when there are none; call `refresh` when that
+        changed. num_gateways: that share the workers. others_of: sequences that the other gateways have under way at a
+        model's workers, None while they do not tell."""
         self._limits = limits
         self._capacity_of = capacity_of
         self._num_gateways = num_gateways
-        self._peers = peers
+        self._others_of = others_of
         self._lanes: dict[str, Lane] = {}
         self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
         self._probing: set[str] = set()
@@ -102,7 +105,7 @@ class Admission:
         return await self._wait(lane, ask, entry)
 
     def refresh(self) -> None:
-        """Workers, or other gateways, came, went or changed."""
+        """Workers came, went or changed."""
         for lane in self._lanes.values():
             self._resize(lane)
             self._pump(lane)
@@ -158,6 +161,8 @@ class Admission:
     def _arm(self, lane: Lane) -> None:
         """Sees to it that the next one to give up is told in time: one timer a lane, and early rather than moved."""
         next_s = lane.queue.next_expiry_s()
+        if next_s is not None and self._others_of is not None:
+            next_s = min(next_s, time.monotonic() + LOOK_INTERVAL_S)
         known = self._timers.get(lane.model)
         if known is not None and (next_s is None or known[0] > next_s):
             known[1].cancel()
@@ -185,16 +190,14 @@ class Admission:
         self._pump(lane)
 
     def _open_lane(self, model: str) -> Lane:
-        lane = self._lanes[model] = Lane(model, self._limits)
+        others_of = self._others_of
+        others = None if others_of is None else lambda: others_of(model)
+        lane = self._lanes[model] = Lane(model, self._limits, Room(self._num_gateways, others))
         self._resize(lane)
         return lane
 
     def _resize(self, lane: Lane) -> None:
-        capacity, peers = self._capacity_of(lane.model), self._peers
-        if peers is None:
-            lane.room.resize(capacity, self._num_gateways)
-        else:
-            lane.room.resize(capacity, peers.num_gateways, peers.others_sequences(lane.model))
+        lane.room.resize(self._capacity_of(lane.model))
         metrics.SHARE.labels(lane.model).set(lane.room.share)
 
     def _shed(self, lane: Lane, entry: Entry, reason: str, now_s: float, expected_s: float | None = None) -> ShoalError:

@@ -31,10 +31,10 @@ class Lane:
 
     __slots__ = ("_output_tokens", "model", "queue", "rate", "room")
 
-    def __init__(self, model: str, limits: QueueLimits) -> None:
+    def __init__(self, model: str, limits: QueueLimits, room: Room) -> None:
         self.model = model
         self.queue = FairQueue(limits)
-        self.room = Room()
+        self.room = room
         self.rate = DrainRate()
         self._output_tokens = _FIRST_GUESS
         """Tokens of a completion, as they came lately."""

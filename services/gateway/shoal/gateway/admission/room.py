@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 MIN_SPARE: Final = 2
 
@@ -25,32 +26,21 @@ class Capacity:
         return cls(num_sequences + spare, num_tokens)
 
 
-class Peers(Protocol):
-    """The other gateways in front of the same workers."""
-
-    @property
-    def num_gateways(self) -> int:
-        """All that are up, this one included."""
-        ...
-
-    def others_sequences(self, model: str) -> int | None:
-        """Sequences that the others have under way; None when they do not say."""
-        ...
-
-
 class Room:
     """Counts what this gateway has under way. A request fits while anything is free, however large it is itself: so
     large ones need no idle mesh to begin, and the workers' own queues take what is too much."""
 
-    __slots__ = ("_ceiling", "_num_gateways", "_num_others", "_share", "_total", "num_sequences", "num_tokens")
+    __slots__ = ("_ceiling", "_num_gateways", "_others", "_share", "_total", "num_sequences", "num_tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, num_gateways: int = 1, others: Callable[[], int | None] | None = None) -> None:
+        """num_gateways: that share the workers. others: what the other ones have under way, as far as they tell; None
+        when they do not."""
         self.num_sequences = 0
         self.num_tokens = 0.0
         """Uncached prompt tokens: KV that it needs for itself."""
         self._total: Capacity | None = None
-        self._num_gateways = 1
-        self._num_others: int | None = None
+        self._num_gateways = num_gateways
+        self._others = others
         self._share = math.inf
         self._ceiling = math.inf
 
@@ -75,13 +65,12 @@ class Room:
             return False
         if self.num_sequences < self._share:
             return True
-        return self._num_others is not None and self.num_sequences + self._num_others < total.num_sequences
+        num_others = None if self._others is None else self._others()
+        return num_others is not None and self.num_sequences + num_others < total.num_sequences
 
-    def resize(self, capacity: Capacity | None, num_gateways: int = 1, num_others: int | None = None) -> None:
-        """The workers, or the other gateways, changed."""
+    def resize(self, capacity: Capacity | None) -> None:
+        """The workers changed; None when there are none."""
         self._total = capacity
-        self._num_gateways = max(1, num_gateways)
-        self._num_others = num_others
         self._share = math.inf if capacity is None else math.ceil(capacity.num_sequences / self._num_gateways)
 
     def refused(self) -> None:

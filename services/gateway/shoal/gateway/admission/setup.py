@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from shoal.gateway.admission.admission import Admission
 from shoal.gateway.admission.limits import QueueLimits, TenantPolicy, tenant_policies
-from shoal.gateway.admission.room import Capacity, Peers
+from shoal.gateway.admission.room import Capacity
 from shoal.gateway.config import Config
+from shoal.gateway.peers.peers import Peers
+from shoal.gateway.routing.load import LoadTracker
 from shoal.gateway.workers.fleet import Fleet
 
 
-def make_admission(config: Config, fleet: Fleet, peers: Peers | None = None) -> Admission | None:
+def make_admission(config: Config, fleet: Fleet, loads: LoadTracker, peers: Peers | None) -> Admission | None:
     """None when flow control is off. Follows the fleet from now on. Raises ConfigError."""
     limits = queue_limits(config)
     if config.flow_control == "off":
@@ -23,7 +25,13 @@ def make_admission(config: Config, fleet: Fleet, peers: Peers | None = None) -> 
         num_tokens = sum(info.num_blocks * info.block_size for info in infos)
         return Capacity.of(len(infos), num_sequences, num_tokens, config.worker_queue_ratio)
 
-    admission = Admission(limits, capacity_of, num_gateways=config.num_gateways, peers=peers)
+    def others_of(model: str) -> int | None:
+        if peers is None or not peers.num_followed:
+            return None
+        return sum(loads.elsewhere(address).num_requests for address in fleet.ready_endpoints(model))
+
+    num_gateways = config.num_gateways
+    admission = Admission(limits, capacity_of, num_gateways=num_gateways, others_of=others_of if peers else None)
     fleet.on_change = admission.refresh
     return admission
 

@@ -57,6 +57,10 @@ class LoadTracker:
         elsewhere = self._elsewhere.get(worker)
         return own if elsewhere is None else own + elsewhere
 
+    def elsewhere(self, worker: str) -> Load:
+        """What all other gateways together have under way at `worker`."""
+        return self._elsewhere.get(worker, _IDLE)
+
     def set_elsewhere(self, worker: str, load: Load) -> None:
         """What all other gateways together have under way at `worker`."""
         if load == _IDLE:
