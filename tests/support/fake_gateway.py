@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Self
 
 import grpc
 
-from shoal.api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
+from shoal.api.gateway.v1 import explain_pb2, gateway_pb2, gateway_pb2_grpc
 from shoal.api.generation.v1 import generation_pb2
 from shoal.rpc.errors import InvalidArgument, NotFound, ShoalError
 from shoal.rpc.status import to_status
@@ -70,6 +70,7 @@ class FakeGateway(gateway_pb2_grpc.GatewayServiceServicer):
         self.unary_errors: deque[ShoalError] = deque()
         """Raised by the next unary calls, one each."""
         self.calls: list[Call] = []
+        self.explanations: list[explain_pb2.Explanation] = []
         self.unary_metadata: list[dict[str, Any]] = []
         self.port = 0
         self._server: grpc.Server | None = None
@@ -123,6 +124,13 @@ class FakeGateway(gateway_pb2_grpc.GatewayServiceServicer):
         if request.name != MODEL:
             _abort(context, NotFound(f"no model {request.name!r}; there is {MODEL!r}"))
         return gateway_pb2.GetModelResponse(model=_model())
+
+    def Explain(self, request: explain_pb2.ExplainRequest, context: Any) -> explain_pb2.ExplainResponse:
+        self._begin_unary(context)
+        found = [explanation for explanation in self.explanations if explanation.request_id == request.request_id]
+        if not found:
+            _abort(context, NotFound(f"no request {request.request_id!r} of yours is known"))
+        return explain_pb2.ExplainResponse(explanations=found)
 
     def _begin_unary(self, context: Any) -> None:
         self.unary_metadata.append(dict(context.invocation_metadata()))

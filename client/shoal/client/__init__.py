@@ -18,6 +18,7 @@ arrived, and raise the errors of `shoal.rpc.errors`, which are exported here:
 """
 
 from shoal.client.async_client import AsyncClient, AsyncStream
+from shoal.client.explanations import AttemptExplanation, CandidateExplanation, Explanation
 from shoal.client.options import Options
 from shoal.client.requests import MessageLike
 from shoal.client.results import (
@@ -51,12 +52,15 @@ from shoal.rpc.errors import (
 __all__ = [
     "AsyncClient",
     "AsyncStream",
+    "AttemptExplanation",
     "Cancelled",
+    "CandidateExplanation",
     "Choice",
     "Chunk",
     "Client",
     "Completion",
     "DeadlineExceeded",
+    "Explanation",
     "FinishReason",
     "Internal",
     "InvalidArgument",

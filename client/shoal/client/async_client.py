@@ -12,9 +12,10 @@ import grpc
 import grpc.aio
 from grpc.aio import EOF  # type: ignore[attr-defined]  # missing from the stubs
 
-from shoal.api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
+from shoal.api.gateway.v1 import explain_pb2, gateway_pb2, gateway_pb2_grpc
 from shoal.client.calls import DEFAULT_TIMEOUT_S, StreamCourse, make_settings
 from shoal.client.decoding import decode_model
+from shoal.client.explanations import Explanation, decode_explanation
 from shoal.client.options import Options
 from shoal.client.requests import MessageLike, build_generate, build_tokenize, checked_ids
 from shoal.client.results import Chunk, Completion, Model
@@ -198,6 +199,15 @@ class AsyncClient:
         """One model. Raises NotFound naming those there are."""
         response = await self._unary(self._stub().GetModel, gateway_pb2.GetModelRequest(name=name), timeout_s)
         return decode_model(response.model)
+
+    async def explain(self, request_id: str, *, timeout_s: float | None = None) -> tuple[Explanation, ...]:
+        """Why a recent request went where it went, whichever gateway served it; several if its id was used again.
+
+        Raises NotFound saying how many requests are remembered.
+        """
+        request = explain_pb2.ExplainRequest(request_id=request_id)
+        response = await self._unary(self._stub().Explain, request, timeout_s)
+        return tuple(map(decode_explanation, response.explanations))
 
     async def close(self) -> None:
         """Closes the channel; calls still open are cancelled. Safe to repeat."""

@@ -9,9 +9,10 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from shoal.api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
+from shoal.api.gateway.v1 import explain_pb2, gateway_pb2, gateway_pb2_grpc
 from shoal.client.calls import DEFAULT_TIMEOUT_S, StreamCourse, make_settings
 from shoal.client.decoding import decode_model
+from shoal.client.explanations import Explanation, decode_explanation
 from shoal.client.options import Options
 from shoal.client.requests import MessageLike, build_generate, build_tokenize, checked_ids
 from shoal.client.results import Chunk, Completion, Model
@@ -207,6 +208,15 @@ class Client:
         """One model. Raises NotFound naming those there are."""
         response = self._unary(self._stub.GetModel, gateway_pb2.GetModelRequest(name=name), timeout_s)
         return decode_model(response.model)
+
+    def explain(self, request_id: str, *, timeout_s: float | None = None) -> tuple[Explanation, ...]:
+        """Why a recent request went where it went, whichever gateway served it; several if its id was used again.
+
+        Raises NotFound saying how many requests are remembered.
+        """
+        request = explain_pb2.ExplainRequest(request_id=request_id)
+        response = self._unary(self._stub.Explain, request, timeout_s)
+        return tuple(map(decode_explanation, response.explanations))
 
     def close(self) -> None:
         """Closes the channel; calls still open are cancelled. Safe to repeat."""

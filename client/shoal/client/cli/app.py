@@ -16,6 +16,7 @@ _COMMANDS = {
     "chat": "chat",
     "generate": "generate",
     "models": "models",
+    "explain": "explain",
     "tokenize": "tokenize",
     "validate": "validate",
     "bench": "bench",
