@@ -208,7 +208,9 @@ def parse_options(description: str) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each decoding and throughput row (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts (default: 0)")
     parser.add_argument("--max-num-seqs", type=int, default=512, help="sequences in a step (default: 512)")
-    parser.add_argument("--max-num-batched-tokens", type=int, default=8192, help="tokens in a step (default: 8192)")
+    parser.add_argument(
+        "--max-num-batched-tokens", type=int, default=16384, help="tokens in a step (default: 16384, as the peer chose)"
+    )
     parser.add_argument("--json", type=Path, help="write rows and their circumstances here")
     return parser.parse_args()
 

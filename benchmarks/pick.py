@@ -24,7 +24,7 @@ from pathlib import Path
 from shoal.api.worker.v1 import worker_pb2
 from shoal.blocks import KeyChain, block_keys, namespace_key
 from shoal.gateway.routing.load import LoadTracker
-from shoal.gateway.routing.policy import PrefixThenLoad
+from shoal.gateway.routing.policies import policy_of
 from shoal.gateway.routing.prefix_index import PrefixIndex
 from shoal.gateway.routing.router import PickRequest, Router
 from shoal.gateway.workers.kv_events import KvEventFeed
@@ -146,7 +146,7 @@ def picks(fleet: Fleet, prompts: Sequence[Prompt], block_size: int, repeats: int
     for name in fleet.names:
         for _ in range(rng.randrange(1, 40)):
             loads.admit(name, rng.randrange(400))
-    router = Router(fleet.index, loads, PrefixThenLoad())
+    router = Router(fleet.index, loads, policy_of("shoal"))
 
     def pick(prompt: Prompt) -> None:
         router.pick(PickRequest(fleet.names, KeyChain(PARENT, prompt, block_size), block_size, len(prompt)))

@@ -19,7 +19,14 @@ from shoal.kernels.paged_attention import gluon_tall
 from shoal.kernels.paged_attention.gpu_plan import DecodeLaunch, PiecesLaunch
 from shoal.kernels.paged_attention.options import AttentionOptions
 from shoal.kernels.paged_attention.plan import AttentionPlan
-from shoal.kernels.paged_attention.triton_tile import load_queries, merge_rows, store_part, store_rows, visit_pages
+from shoal.kernels.paged_attention.triton_tile import (
+    load_queries,
+    merge_rows,
+    store_part,
+    store_rows,
+    visit_pages,
+    visit_pages_of_one_token,
+)
 from shoal.kernels.triton_overlap import await_previous, launch_options
 
 _LOG2_E = 1.4426950408889634
@@ -44,6 +51,7 @@ def _launch_decode(
     sizes = _sizes(plan, options, launch.tiling.rows)
     _decode[launch.num_splits, plan.shape.layout.num_kv_heads, launch.num_sequences](
         *_step_arguments(qkv, out, layer_cache, plan, options, launch),
+        layer_cache,
         launch.finished,
         *_strides(qkv, out, layer_cache, plan, options),
         **sizes,
@@ -153,6 +161,7 @@ def _decode(
     sinks,
     part_values,
     part_statistics,
+    cache,
     finished,
     q_stride,
     out_stride,
@@ -193,9 +202,9 @@ def _decode(
 
     q = load_queries(q_ptr, q_stride, start, 0, 1, kv_head, GROUP, HEAD_DIM, DIM, M)
     table = tables + tl.load(table_rows + seq).to(tl.int64) * table_stride
-    values, highest, total = visit_pages(
-        q, pages, table, begin, end, kv_head, first_row, rows_per_block, seq_len, 1, 0, scale, tanh_scale, window,
-        NUM_KV_HEADS, GROUP, DIM, PAGE, M, HAS_WINDOW, HAS_SOFT_CAP, STAGES
+    values, highest, total = visit_pages_of_one_token(
+        q, pages, cache, table, begin, end, kv_head, first_row, rows_per_block, seq_len, scale, tanh_scale, window,
+        NUM_KV_HEADS, HEAD_DIM, DIM, PAGE, M, HAS_WINDOW, HAS_SOFT_CAP, STAGES
     )  # fmt: skip
     if SPLITS == 1:
         store_rows(

@@ -40,9 +40,7 @@ def visit_pages(
     k_row = first_row + kv_head * PAGE
     v_row = k_row + NUM_KV_HEADS * PAGE
     position = seq_len - num_queries + first_token + tl.arange(0, M) // GROUP
-    values = tl.zeros([M, DIM], tl.float32)
-    highest = tl.full([M], -1e30, tl.float32)
-    total = tl.zeros([M], tl.float32)
+    values, highest, total = _nothing(M, DIM)
     # Pages that every row sees whole need no mask; they come first, unless a window cuts the lower edge. The few others
     # are not pipelined: buffers of their own would leave room for one program fewer (442 instead of 515 TFLOP/s).
     whole_end = tl.minimum(tl.maximum((seq_len - num_queries + first_token + 1) // PAGE, begin), end)
@@ -66,6 +64,50 @@ def visit_pages(
 
 
 @triton.jit
+def visit_pages_of_one_token(
+    q, pages, cache, table, begin, end, kv_head, first_row, rows_per_block, seq_len, scale, tanh_scale, window,
+    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, M: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFT_CAP: tl.constexpr, STAGES: tl.constexpr
+):  # fmt: skip
+    """`visit_pages` for the last token of a sequence. cache: the layer's, its blocks rows_per_block rows apart.
+
+    Of a page that the sequence does not fill, only its tokens are read: TMA would read all of it, at 160 tokens a fifth
+    more bytes. On an H100 that makes 256 sequences of 160 tokens 13% faster, of 290 8%.
+    """
+    k_row = first_row + kv_head * PAGE
+    v_row = k_row + NUM_KV_HEADS * PAGE
+    position = tl.zeros([M], tl.int32) + (seq_len - 1)
+    values, highest, total = _nothing(M, DIM)
+    whole_begin, whole_end = begin, tl.minimum(seq_len // PAGE, end)
+    if HAS_WINDOW:
+        lowest_whole = tl.maximum(seq_len - 1 - window + PAGE, 0) // PAGE
+        whole_begin = tl.minimum(tl.maximum(lowest_whole, begin), whole_end)
+        values, highest, total = _visit(
+            q, values, highest, total, pages, table, begin, whole_begin, k_row, v_row, rows_per_block, position,
+            scale, tanh_scale, seq_len, window, True, True, HAS_SOFT_CAP, PAGE, 1
+        )  # fmt: skip
+    values, highest, total = _visit(
+        q, values, highest, total, pages, table, whole_begin, whole_end, k_row, v_row, rows_per_block, position,
+        scale, tanh_scale, seq_len, window, False, False, HAS_SOFT_CAP, PAGE, STAGES
+    )  # fmt: skip
+    if whole_end < end:
+        offset, dim = tl.arange(0, PAGE), tl.arange(0, DIM)
+        key = whole_end * PAGE + offset
+        exists = key < seq_len
+        if HAS_WINDOW:
+            exists &= key > seq_len - 1 - window
+        row = tl.load(table + whole_end).to(tl.int64) * rows_per_block + kv_head * PAGE + offset
+        at = row[:, None] * HEAD_DIM + dim[None, :]
+        is_value = exists[:, None] & (dim < HEAD_DIM)[None, :]
+        k = tl.load(cache + at, mask=is_value, other=0.0)
+        v = tl.load(cache + at + NUM_KV_HEADS * PAGE * HEAD_DIM, mask=is_value, other=0.0)
+        scores = tl.where(exists[None, :], _score(q, k, tanh_scale, HAS_SOFT_CAP), float("-inf"))
+        weights, decay, highest, total = _weigh(scores, highest, total, scale)
+        values = tl.dot(weights.to(v.dtype), v, values * decay[:, None], input_precision="ieee")
+    return values, highest, total
+
+
+@triton.jit
 def _visit(
     q, values, highest, total, pages, table, begin, end, k_row, v_row, rows_per_block, position,
     scale, tanh_scale, seq_len, window,
@@ -76,25 +118,42 @@ def _visit(
     for page in tl.range(begin, end, num_stages=STAGES):
         base = tl.load(table + page) * rows_per_block
         k = pages.load([base + k_row, 0])
-        scores = tl.dot(q, k.T, input_precision="ieee")
-        if HAS_SOFT_CAP:  # tanh(x) = 1 - 2 / (e^2x + 1), right at both infinities
-            scores = 1.0 - 2.0 / (tl.math.exp2(scores * tanh_scale) + 1.0)
+        scores = _score(q, k, tanh_scale, HAS_SOFT_CAP)
         key = page * PAGE + offset
         if MASKED:
             visible = key[None, :] <= position[:, None]
             if WINDOWED:
                 visible &= key[None, :] > position[:, None] - window
             scores = tl.where(visible, scores, float("-inf"))
-        highest_yet = tl.maximum(highest, tl.max(scores, 1) * scale)
-        weights = tl.math.exp2(scores * scale - highest_yet[:, None])
-        decay = tl.math.exp2(highest - highest_yet)
-        total = total * decay + tl.sum(weights, 1)
+        weights, decay, highest, total = _weigh(scores, highest, total, scale)
         v = pages.load([base + v_row, 0])
         if MASKED:
             v = tl.where((key < seq_len)[:, None], v, 0.0)  # 0 * NaN would reach the sum
         values = tl.dot(weights.to(v.dtype), v, values * decay[:, None], input_precision="ieee")
-        highest = highest_yet
     return values, highest, total
+
+
+@triton.jit
+def _nothing(M: tl.constexpr, DIM: tl.constexpr):
+    """Values, maxima and sums before the first page."""
+    return tl.zeros([M, DIM], tl.float32), tl.full([M], -1e30, tl.float32), tl.zeros([M], tl.float32)
+
+
+@triton.jit
+def _score(q, k, tanh_scale, HAS_SOFT_CAP: tl.constexpr):
+    scores = tl.dot(q, k.T, input_precision="ieee")
+    if HAS_SOFT_CAP:  # tanh(x) = 1 - 2 / (e^2x + 1), right at both infinities
+        scores = 1.0 - 2.0 / (tl.math.exp2(scores * tanh_scale) + 1.0)
+    return scores
+
+
+@triton.jit
+def _weigh(scores, highest, total, scale):
+    """Weights of a page's keys; what the values so far are to be multiplied by; maxima and sums with the page."""
+    highest_yet = tl.maximum(highest, tl.max(scores, 1) * scale)
+    weights = tl.math.exp2(scores * scale - highest_yet[:, None])
+    decay = tl.math.exp2(highest - highest_yet)
+    return weights, decay, highest_yet, total * decay + tl.sum(weights, 1)
 
 
 @triton.jit
