@@ -157,7 +157,7 @@ async def test_a_full_queue_refuses_or_displaces_and_says_when_to_come_back() ->
         assert error.retry_after_s
     assert not second.done()
     assert not other.done()
-    for task in (first, second, other):
+    for task in (first, other, second):
         (await asyncio.wait_for(task, 5)).close()
 
 

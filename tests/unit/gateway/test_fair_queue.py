@@ -40,6 +40,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue = FairQueue(self.limits)
         self.now_s = 0.0
         self.inside: list[Entry] = []
+        self.under_way: list[Entry] = []
         self.num_returned = 0
 
     @rule(
@@ -85,8 +86,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.inside.remove(taken)
         mine = [e for e in self.inside if e.tenant == taken.tenant]
         assert all((taken.key, taken.number) < (e.key, e.number) for e in mine), "the best of its tenant goes"
+        self.under_way.append(taken)
         if returns:
-            self.queue.settle(taken.tenant, -taken.cost)
+            self.under_way.pop()
+            self.queue.settle(taken.tenant, taken.cost, 0)
             again = entry(
                 taken.tenant,
                 priority=taken.priority,
@@ -121,9 +124,11 @@ class QueueMachine(RuleBasedStateMachine):
     def pass_by(self, tenant: str, cost: int) -> None:
         self.queue.pass_by(tenant, cost)
 
-    @rule(tenant=st.sampled_from(TENANTS), change=st.integers(-100, 100))
-    def settle(self, tenant: str, change: int) -> None:
-        self.queue.settle(tenant, change)
+    @precondition(lambda self: self.under_way)
+    @rule(actual=st.integers(0, 200))
+    def settle(self, actual: int) -> None:
+        over = self.under_way.pop(0)
+        self.queue.settle(over.tenant, over.cost, actual)
 
     @invariant()
     def conserves(self) -> None:
@@ -190,14 +195,30 @@ def test_an_idle_tenant_gains_no_credit_and_a_busy_one_no_debt() -> None:
     queue = FairQueue(limits())
     for _ in range(1000):
         queue.pass_by("a", 1000)
+        queue.settle("a", 1000, 700)
     for number in range(40):
         queue.offer(entry("a", arrived_s=number))
     for _ in range(10):
-        queue.pop()
+        queue.settle("a", queue.pop().cost, 10)
     for number in range(40):
         queue.offer(entry("b", arrived_s=100 + number))
     taken = Counter(queue.pop().tenant for _ in range(30))
     assert abs(taken["b"] - 2 * taken["a"]) <= 2
+
+
+def test_a_newcomer_does_not_wait_for_wrong_predictions_to_be_made_up_for() -> None:
+    """What is under way was charged a hundred times what it takes."""
+    queue = FairQueue(limits())
+    for _ in range(10):
+        queue.pass_by("a", 1000)
+    for number in range(40):
+        queue.offer(entry("a", arrived_s=number))
+    for number in range(40):
+        queue.offer(entry("b", arrived_s=100 + number))
+    for _ in range(10):
+        queue.settle("a", 1000, 10)
+    taken = Counter(queue.pop().tenant for _ in range(30))
+    assert 20 <= taken["b"] <= 27, "two of three, and what a had under way"
 
 
 def test_better_priorities_pass_those_that_have_not_waited_long_enough() -> None:
@@ -256,7 +277,7 @@ def test_heaps_do_not_grow_with_what_has_left() -> None:
         gone = entry("a", arrived_s=number, expires_s=1e6 - number)
         queue.offer(gone)
         queue.take(gone)
-        queue.settle("a", 1)
+        queue.settle("a", 0, 1)
     tenant = queue._waiting["a"]
     heaps: list[list[Any]] = [list(queue._turns), list(queue._expiries), list(tenant._best), list(tenant._worst)]
     assert max(len(heap) for heap in heaps) < 100

@@ -45,7 +45,7 @@ class FairQueue:
         self._expiries: list[tuple[float, int, Entry]] = []
         self._number = 0
         self._virtual_time = 0.0
-        """The counter of whoever went last: one who comes back has missed nothing, and gets nothing for it."""
+        """What those who went last had received: one who comes back has missed nothing, and gets nothing for it."""
 
     def offer(self, entry: Entry) -> Sequence[Entry]:
         """Adds it. Returns those that lost their place to it. Raises QueueFull; nothing has changed then."""
@@ -73,8 +73,8 @@ class FairQueue:
         tenant = self._next_tenant()
         assert tenant is not None, "head() said that somebody waits"
         entry = tenant.best()
-        self._virtual_time = max(self._virtual_time, tenant.counter)
-        tenant.counter += entry.cost / tenant.policy.weight
+        self._virtual_time = max(self._virtual_time, tenant.received)
+        tenant.charge(entry.cost)
         self.take(entry)
         if tenant.num_requests:
             self._set_turn(tenant)
@@ -99,14 +99,15 @@ class FairQueue:
     def pass_by(self, name: str, cost: float) -> None:
         """Charges a request that goes without waiting. Only while nobody waits."""
         tenant = self._tenants.get(name) or self._tenant(name)
-        start = max(tenant.counter, self._virtual_time)
-        self._virtual_time = start
-        tenant.counter = start + cost / tenant.policy.weight
+        tenant.counter = max(tenant.counter, self._virtual_time)
+        self._virtual_time = max(self._virtual_time, tenant.received)
+        tenant.charge(cost)
 
-    def settle(self, name: str, change: float) -> None:
-        """Corrects what a tenant was charged by `change` tokens: its request took more, or less, than predicted."""
+    def settle(self, name: str, cost: float, actual: float) -> None:
+        """A request that was charged `cost` tokens is over, and took `actual`."""
         tenant = self._tenant(name)
-        tenant.counter += change / tenant.policy.weight
+        tenant.outstanding -= cost
+        tenant.counter += (actual - cost) / tenant.policy.weight
         if tenant.num_requests:
             self._set_turn(tenant)
 
@@ -163,7 +164,9 @@ class FairQueue:
         entry.number = self._number
         if not tenant.num_requests:
             first = self._next_tenant()
-            floor = self._virtual_time if first is None else first.counter
+            # Not its counter: predictions for what is under way may prove too high, and a tenant that has nothing
+            # under way yet would wait until everybody else had made up for them.
+            floor = self._virtual_time if first is None else first.received
             tenant.counter = max(tenant.counter, floor)
             self._waiting[tenant.name] = tenant
             self._waiting_weight += tenant.policy.weight

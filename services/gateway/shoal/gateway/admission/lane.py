@@ -92,7 +92,7 @@ class Lane:
         """A request that went is over. held_tokens: as counted in `room`. actual_cost: 0 when it got nothing."""
         self.room.num_sequences -= num_sequences
         self.room.num_tokens -= held_tokens
-        self.queue.settle(tenant, actual_cost - cost)
+        self.queue.settle(tenant, cost, actual_cost)
 
     def refused(self, entry: Entry, held_tokens: float, now_s: float) -> None:
         """A worker had no room for one that went: back to its place. `entry` is a fresh object, with the old times."""

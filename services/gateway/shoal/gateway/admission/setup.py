@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from shoal.gateway.admission.admission import Admission
 from shoal.gateway.admission.limits import QueueLimits, TenantPolicy, tenant_policies
 from shoal.gateway.admission.room import Capacity
@@ -38,10 +40,11 @@ def make_admission(config: Config, fleet: Fleet, loads: LoadTracker, peers: Peer
 
 def queue_limits(config: Config) -> QueueLimits:
     """What the settings say. Raises ConfigError."""
-    default = TenantPolicy(
-        max_requests=config.max_queued_requests_per_tenant or config.max_queued_requests,
-        max_tokens=config.max_queued_tokens_per_tenant or config.max_queued_tokens,
-    )
+    default = TenantPolicy()
+    if config.max_queued_requests_per_tenant:
+        default = replace(default, max_requests=config.max_queued_requests_per_tenant)
+    if config.max_queued_tokens_per_tenant:
+        default = replace(default, max_tokens=config.max_queued_tokens_per_tenant)
     return QueueLimits(
         max_requests=config.max_queued_requests,
         max_tokens=config.max_queued_tokens,

@@ -20,15 +20,18 @@ class TenantQueue:
     """
 
     __slots__ = (
-        "_best", "_cost_by_priority", "_worst", "counter", "name", "num_requests", "num_tokens", "policy",
-        "turn_number",
+        "_best", "_cost_by_priority", "_worst", "counter", "name", "num_requests", "num_tokens", "outstanding",
+        "policy", "turn_number",
     )  # fmt: skip
 
     def __init__(self, name: str, policy: TenantPolicy) -> None:
         self.name = name
         self.policy = policy
         self.counter = 0.0
-        """Service received, in tokens over weight: the tenant with the smallest is next. Kept by `FairQueue`."""
+        """Service received, and predicted for what is under way, in tokens over weight: the tenant with the smallest is
+        next. Kept by `FairQueue`."""
+        self.outstanding = 0.0
+        """The predicted part, in tokens. Kept by `FairQueue`."""
         self.turn_number = 0
         """Which of its entries in the heap of tenants counts. Kept by `FairQueue`."""
         self.num_requests = 0
@@ -36,6 +39,16 @@ class TenantQueue:
         self._best: list[_Ranked] = []
         self._worst: list[_Ranked] = []
         self._cost_by_priority: dict[int, float] = {}
+
+    @property
+    def received(self) -> float:
+        """Service received for what is over, in tokens over weight."""
+        return self.counter - self.outstanding / self.policy.weight
+
+    def charge(self, cost: float) -> None:
+        """A request goes that is predicted to take `cost` tokens."""
+        self.outstanding += cost
+        self.counter += cost / self.policy.weight
 
     def push(self, entry: Entry) -> None:
         """Adds it; its `key` and `number` are set."""
