@@ -10,6 +10,7 @@ from shoal.gateway.routing.policy import Score
 def explanation_of(record: RequestRecord, gateway: str) -> explain_pb2.Explanation:
     """What a client may see of it; gateway: the name of this one."""
     start_s, first = record.arrived_s, record.attempts[0] if record.attempts else None
+    served = next((attempt for attempt in record.attempts if attempt.first_message_s is not None), None)
     return explain_pb2.Explanation(
         request_id=record.request_id,
         gateway=gateway,
@@ -24,7 +25,7 @@ def explanation_of(record: RequestRecord, gateway: str) -> explain_pb2.Explanati
         completion_tokens=record.num_tokens,
         code=record.code,
         attempts=[_attempt(attempt, start_s) for attempt in record.attempts],
-        regret_s=first.regret_s if first else None,
+        regret_s=served.regret_s if served else None,
     )
 
 
