@@ -9,8 +9,7 @@ from typing import Final, cast, get_args
 
 import numpy as np
 
-from shoal.gateway.config import Config
-from shoal.gateway.routing.policy import Policy, PolicyName, policy_of
+from shoal.gateway.routing.policies import PolicyName, policy_of
 from shoal.rpc.errors import InvalidArgument
 from shoal.simulator.mesh import MeshRun, MeshSettings, VirtualMesh
 from shoal.simulator.oracle import oracle_hit_tokens
@@ -64,12 +63,6 @@ def parse_policies(text: str) -> tuple[PolicyName, ...]:
     return cast(tuple[PolicyName, ...], tuple(dict.fromkeys(names)))
 
 
-def default_policy(name: PolicyName) -> Policy:
-    """A policy with the gateway's default settings."""
-    config = Config(mesh_address="", tokenizer_address="")
-    return policy_of(name, slack_tokens=config.balance_slack_tokens, slack_ratio=config.balance_slack_ratio)
-
-
 def compare(
     trace: Sequence[TraceRequest],
     policies: Sequence[PolicyName],
@@ -86,7 +79,7 @@ def compare(
         settings = replace(settings, speedup=load * saturating_speedup(trace, settings, on_progress))
     results = []
     for name in policies:
-        mesh = VirtualMesh(trace, default_policy(name), settings)
+        mesh = VirtualMesh(trace, policy_of(name), settings)
         results.append(summarize(name, mesh.run(lambda num_done, name=name: on_progress(name, num_done))))  # type: ignore[misc]
     return Comparison(oracle_hit_ratio=oracle_hit_ratio, speedup=settings.speedup, load=load, results=results)
 
@@ -99,7 +92,7 @@ def saturating_speedup(trace: Sequence[TraceRequest], settings: MeshSettings, on
     duration_s = (trace[-1].timestamp - trace[0].timestamp) / 1e3
     if not duration_s > 0:
         raise InvalidArgument("load", "all requests of this trace arrive at once, so their rate cannot be chosen")
-    mesh = VirtualMesh(trace, default_policy("least_load"), replace(settings, speedup=math.inf))
+    mesh = VirtualMesh(trace, policy_of("least_load"), replace(settings, speedup=math.inf))
     run = mesh.run(lambda num_done: on_progress("saturation", num_done))
     return duration_s / max(record.end_s for record in run.records)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from shoal.gateway.routing.load import Load, LoadTracker
-from shoal.gateway.routing.policy import Candidate, OverlapCost, Policy, PrefixSticky
+from shoal.gateway.routing.policies.overlap_cost import OverlapCost
+from shoal.gateway.routing.policies.prefix_sticky import PrefixSticky
+from shoal.gateway.routing.policy import Candidate, Policy
 
 PROMPT = 10_000
 PEAK = 15_928

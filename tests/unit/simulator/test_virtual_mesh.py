@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from shoal.blocks import namespace_key
+from shoal.gateway.routing.policies import policy_of
 from shoal.model_worker.config import WorkerConfig
 from shoal.model_worker.engine import Engine
 from shoal.model_worker.engine_setup import set_up
@@ -20,7 +21,7 @@ from shoal.model_worker.simulated import SimulatedRunner
 from shoal.rpc.errors import InvalidArgument
 from shoal.simulator.mesh import MeshSettings, RequestRecord, VirtualMesh
 from shoal.simulator.oracle import oracle_hit_tokens
-from shoal.simulator.replay import POLICY_NAMES, compare, default_policy, parse_policies
+from shoal.simulator.replay import POLICY_NAMES, compare, parse_policies
 from shoal.simulator.trace import TraceRequest, arrivals_s
 from support.traces import conversations, small_gpu, without_reuse
 
@@ -30,7 +31,7 @@ VOCAB = 1000
 def run(trace: Sequence[TraceRequest], policy: str = "shoal", **changes: object) -> list[RequestRecord]:
     mesh_settings = replace(MeshSettings(num_workers=2, gpu=small_gpu(), vocab_size=VOCAB), **changes)  # type: ignore[arg-type]
     (name,) = parse_policies(policy)
-    return VirtualMesh(trace, default_policy(name), mesh_settings, keep_tokens=True).run().records
+    return VirtualMesh(trace, policy_of(name), mesh_settings, keep_tokens=True).run().records
 
 
 class VirtualEngine:

@@ -128,7 +128,7 @@ class Attempt:
         """Ends the call and settles the load. Harmless when repeated."""
         self._watch.discard(self)
         self._call.cancel()
-        self._ticket.close()
+        self._ticket.close(self.num_tokens)
 
 
 class StallWatch:

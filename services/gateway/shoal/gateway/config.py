@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from shoal.config import option
-from shoal.gateway.routing.policy import PolicyName
+from shoal.gateway.routing.policies import PolicyName
 from shoal.telemetry.logs import LogFormat
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -51,10 +51,6 @@ class Config:
         5.0,
         "A worker whose KV events stop for this long is picked as if its cache were empty, and reported; 0: never.",
     )
-    balance_slack_tokens: Annotated[int, Meta(ge=0)] = option(
-        4096, "How much busier, in tokens, a worker may be than the idlest and still be chosen for its cache."
-    )
-    balance_slack_ratio: Annotated[float, Meta(ge=1)] = option(1.5, "The same as a ratio; the larger bound holds.")
     peers_file: str = option(
         "",
         "EDS file (JSON) listing the peer addresses of all gateways, this one included; watched. Empty: no others.",

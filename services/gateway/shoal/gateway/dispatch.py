@@ -119,6 +119,7 @@ class Dispatcher:
                 prompt_tokens=len(token_ids),
                 priority=errand.message.priority,
                 must_pin=is_move or len(self.fleet.models) > 1,
+                kv_tokens=self.fleet.kv_tokens,
             )
         )
         metrics.PICKS.labels(pick.reason).inc()

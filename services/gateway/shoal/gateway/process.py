@@ -23,7 +23,7 @@ from shoal.gateway.http.server import HttpServer, start_http
 from shoal.gateway.peers.sharing import Sharing
 from shoal.gateway.pipeline import Pipeline
 from shoal.gateway.routing.load import LoadTracker
-from shoal.gateway.routing.policy import policy_of
+from shoal.gateway.routing.policies import policy_of
 from shoal.gateway.routing.prefix_index import PrefixIndex
 from shoal.gateway.routing.router import Router
 from shoal.gateway.servicer import GatewayServicer
@@ -70,9 +70,7 @@ class Gateway:
         self.index = PrefixIndex(config.prefix_index_keys)
         self.tokenizer = Tokenizer(to_tokenizers)
         self.fleet = Fleet(_source(config), self.index)
-        policy = policy_of(
-            config.routing_policy, slack_tokens=config.balance_slack_tokens, slack_ratio=config.balance_slack_ratio
-        )
+        policy = policy_of(config.routing_policy)
         loads = LoadTracker()
         watch = StallWatch(
             stall_timeout_s=config.stream_stall_timeout_s, first_token_timeout_s=config.first_token_timeout_s

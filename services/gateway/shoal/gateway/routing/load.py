@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
+
+from shoal.gateway.routing.forecast import Forecast
 
 DECODE_TOKENS: Final = 64
 """What one running completion weighs, in prompt tokens. A choice, not a measurement: it makes a worker with 64 running
@@ -38,9 +41,13 @@ _IDLE: Final = Load()
 
 
 class LoadTracker:
-    """Owned by the event loop's thread; every `Ticket` given out comes back once."""
+    """Owned by the event loop's thread; every `Ticket` given out comes back once, and teaches the forecast."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.forecast = Forecast(clock)
+        self.turn = 0
+        """Picks so far: whose turn it is among equal workers."""
         self._loads: dict[str, Load] = {}
         self._elsewhere: dict[str, Load] = {}
         self.on_change: Callable[[str], object] = bool
@@ -74,6 +81,11 @@ class LoadTracker:
         self.add(worker, Load(1, num_tokens, num_prompt_tokens))
         return ticket
 
+    def has_waiting_elsewhere(self, worker: str) -> bool:
+        """Whether other gateways' prompts wait at `worker`."""
+        elsewhere = self._elsewhere.get(worker)
+        return elsewhere is not None and elsewhere.num_waiting_tokens > 0
+
     def add(self, worker: str | None, change: Load) -> None:
         """Called by tickets."""
         if worker is None:
@@ -89,27 +101,55 @@ class LoadTracker:
 class Ticket:
     """One request's share of a worker's load."""
 
-    __slots__ = ("_open", "_prompt_tokens", "_tokens", "_tracker", "worker")
+    __slots__ = ("_answer_load", "_answer_s", "_entry", "_open", "_prompt_tokens", "_tokens", "_tracker", "worker")
 
     def __init__(self, tracker: LoadTracker, worker: str | None, num_tokens: int, num_prompt_tokens: int) -> None:
         self._tracker = tracker
         self._tokens = num_tokens
         self._prompt_tokens = num_prompt_tokens
         self._open = True
+        self._entry = 0
+        self._answer_s = 0.0
+        self._answer_load = _IDLE
         self.worker = worker
+        if worker is not None:
+            cached = max(0, num_prompt_tokens - num_tokens)
+            is_shared = tracker.has_waiting_elsewhere(worker)
+            self._entry = tracker.forecast.admitted(worker, num_tokens, cached, is_shared=is_shared)
 
     def answered(self, worker: str | None) -> None:
         """The first message came, from `worker` if that is known: the prompt is done, the completion runs."""
         if not self._open:
             return
-        actual = worker or self.worker
-        self._tracker.add(self.worker, Load(-1, -self._tokens, -self._prompt_tokens))
+        tracker, actual = self._tracker, worker or self.worker
+        self._settle(is_answer=actual == self.worker)
+        tracker.add(self.worker, Load(-1, -self._tokens, -self._prompt_tokens))
         self._tokens = 0
         self.worker = actual
-        self._tracker.add(actual, Load(1, 0, self._prompt_tokens))
+        tracker.add(actual, Load(1, 0, self._prompt_tokens))
+        if actual is not None:
+            self._answer_s, self._answer_load = tracker.clock(), tracker.of(actual)
 
-    def close(self) -> None:
-        """The request is over. Harmless when repeated."""
-        if self._open:
-            self._open = False
-            self._tracker.add(self.worker, Load(-1, -self._tokens, -self._prompt_tokens))
+    def close(self, num_output_tokens: int = 0) -> None:
+        """The request is over, after `num_output_tokens` if it ended well. Harmless when repeated."""
+        if not self._open:
+            return
+        self._open = False
+        self._settle(is_answer=False)
+        tracker, worker = self._tracker, self.worker
+        if worker is not None and self._answer_s and num_output_tokens > 1:
+            took_s = tracker.clock() - self._answer_s
+            num_running, context_tokens = _mean_beside(self._answer_load, tracker.of(worker))
+            tracker.forecast.decoded(worker, num_output_tokens - 1, took_s, num_running, context_tokens)
+        tracker.add(worker, Load(-1, -self._tokens, -self._prompt_tokens))
+
+    def _settle(self, *, is_answer: bool) -> None:
+        if self._entry and self.worker is not None:
+            end = self._tracker.forecast.answered if is_answer else self._tracker.forecast.withdrawn
+            end(self.worker, self._entry)
+        self._entry = 0
+
+
+def _mean_beside(first: Load, last: Load) -> tuple[float, float]:
+    """Sequences and context, between an answer's begin and its end."""
+    return (first.num_requests + last.num_requests) / 2, (first.num_prompt_tokens + last.num_prompt_tokens) / 2

@@ -56,6 +56,8 @@ class PrefixIndex:
         self._staged: dict[str, int] = {}
         self._expecting: set[int] = set()
         self._must_sweep = False
+        self.has_lower_tiers = False
+        """Whether anything below the device was ever told of."""
 
     def __len__(self) -> int:
         """Keys held, with those of forgotten workers that are still to be swept."""
@@ -80,6 +82,7 @@ class PrefixIndex:
         Raises ValueError for a key that has not 16 bytes.
         """
         self._tidy()
+        self.has_lower_tiers |= tier != Tier.DEVICE
         self._table.store(self._slot(worker), tier, keys)
 
     def remove(self, worker: str, keys: Sequence[bytes], tier: Tier = Tier.DEVICE) -> None:
@@ -106,6 +109,7 @@ class PrefixIndex:
     def stage(self, worker: str, keys: Sequence[bytes], tier: Tier = Tier.DEVICE) -> None:
         """A part of a snapshot, which counts for nothing before `commit`. ValueError as for `store`."""
         self._tidy()
+        self.has_lower_tiers |= tier != Tier.DEVICE
         if worker not in self._staged:
             self._staged[worker] = self._acquire()
         self._table.store(self._staged[worker], tier, keys)
@@ -154,6 +158,10 @@ class PrefixIndex:
     def match_tiers(self, keys: KeyChain | Iterable[bytes]) -> dict[str, CachedPrefix]:
         """`match` for every tier; workers that hold nothing in any are left out."""
         self._walk(keys)
+        return self.tiers_of_last_match()
+
+    def tiers_of_last_match(self) -> dict[str, CachedPrefix]:
+        """What `match_tiers` would have answered in place of the last `match`."""
         device, soon, memory, disk = (self._table.depths(level) for level in Level)
         return {
             worker: CachedPrefix(device[slot], soon[slot], memory[slot], disk[slot])

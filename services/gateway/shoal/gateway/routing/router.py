@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from shoal.blocks import KeyChain
+from shoal.gateway.routing.forecast import Held
 from shoal.gateway.routing.load import LoadTracker
+from shoal.gateway.routing.policies.baselines import LeastLoaded
 from shoal.gateway.routing.policy import Candidate, Policy, Ranking, Score
 from shoal.gateway.routing.prefix_index import PrefixIndex
 
@@ -28,6 +30,12 @@ class PickRequest:
     priority: int = 0
     must_pin: bool = False
     """Whether Envoy, left alone, could choose a worker of another model."""
+    adapter_load_s: Mapping[str, float] = field(default_factory=dict)
+    """Until a worker would have the request's adapter; those that have it, or need none, are left out."""
+    kv_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Tokens whose KV each worker's device holds, as far as they are known."""
+    ttft_slo_s: float | None = None
+    """When the first token should be there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,6 @@ class Router:
         self._index = index
         self._loads = loads
         self._policy = policy
-        self._turn = 0
 
     def pick(self, request: PickRequest) -> Pick:
         """No endpoints when there is no opinion: Envoy's is better than a guess."""
@@ -67,19 +74,45 @@ class Router:
         if not request.endpoints or not (may_guess or any(map(index.knows, request.endpoints))):
             return Pick()
         chain = keys if isinstance(keys, KeyChain) else KeyChain.of(keys)
-        depths = index.match(chain)
-        # The last prompt token is always computed: its logits choose the first new token.
-        most = (request.prompt_tokens - 1) // request.block_size if request.block_size else 0
-        candidates = [
-            Candidate(e, min(depths.get(e, 0), most) * request.block_size, self._loads.of(e), request.prompt_tokens)
-            for e in request.endpoints
-        ]
-        ranking = self._policy.rank(candidates, self._turn)
-        self._turn += 1
+        candidates = self._candidates(request, chain)
+        turn = self._loads.turn
+        ranking = self._policy.rank(candidates, turn, request.ttft_slo_s)
+        if not ranking.candidates:
+            if not request.must_pin:
+                return Pick(reason=ranking.reason)
+            ranking = LeastLoaded().rank(candidates, turn)
+        self._loads.turn += 1
         ordered = ranking.candidates
         expectation = index.expect(ordered[0].endpoint, chain)
-        endpoints = tuple(c.endpoint for c in ordered[:MAX_ENDPOINTS])
-        return Pick(endpoints, ordered[0].cached_tokens, ranking.reason, None, ranking, expectation)
+        endpoints = tuple([c.endpoint for c in ordered[:MAX_ENDPOINTS]])
+        cached_tokens = ordered[0].cached_tokens
+        return Pick(endpoints, cached_tokens, ranking.reason, ranking.predicted_ttft_s, ranking, expectation)
+
+    def _candidates(self, request: PickRequest, chain: KeyChain) -> list[Candidate]:
+        index, load_of, num_tokens, size = self._index, self._loads.of, request.prompt_tokens, request.block_size
+        # The last prompt token is always computed: its logits choose the first new token.
+        most = (num_tokens - 1) // size if size else 0
+        depths = index.match(chain)
+        tiers = index.tiers_of_last_match() if index.has_lower_tiers else {}
+        outlook_of = self._loads.forecast.outlook if self._policy.needs_outlook else None
+        kv_tokens_of = request.kv_tokens.get
+        candidates = []
+        for endpoint in request.endpoints:
+            cached = min(depths.get(endpoint, 0), most) * size
+            load = load_of(endpoint)
+            if outlook_of is None:
+                candidates.append(Candidate(endpoint, cached, load, num_tokens))
+                continue
+            held = None
+            if endpoint in tiers:
+                _, _, memory, disk = tiers[endpoint]
+                held = Held(min(memory, most) * size, min(disk, most) * size)
+            kv_tokens = kv_tokens_of(endpoint)
+            outlook = outlook_of(endpoint, num_tokens, cached, load, held, kv_tokens)
+            adapter_load_s = request.adapter_load_s.get(endpoint, 0.0)
+            fill = min(1.0, index.num_keys(endpoint) * size / kv_tokens) if kv_tokens else 1.0
+            candidates.append(Candidate(endpoint, cached, load, num_tokens, outlook, adapter_load_s, fill))
+        return candidates
 
     def correct(self, pick: Pick, block_keys: KeyChain, worker: str | None) -> None:
         """Another worker than the first endpoint has the request, or none (None): the prompt is expected there."""

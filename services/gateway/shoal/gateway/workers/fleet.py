@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -47,6 +47,8 @@ class Fleet:
         self._connections: dict[str, WorkerConnection] = {}
         self._healthy: frozenset[str] = frozenset()
         self._models: dict[str, ServedModel] = {}
+        self.kv_tokens: Mapping[str, int] = {}
+        """Tokens whose KV each worker's device holds, by its address."""
         self.changed = asyncio.Event()
         """Set after anything changed; whoever waits for a state clears it first."""
         self.on_change: Callable[[], object] = bool
@@ -134,5 +136,7 @@ class Fleet:
         self._tell()
 
     def _tell(self) -> None:
+        infos = {address: connection.info for address, connection in self._connections.items()}
+        self.kv_tokens = {a: info.num_blocks * info.block_size for a, info in infos.items() if info is not None}
         self.changed.set()
         self.on_change()
