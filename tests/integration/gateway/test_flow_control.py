@@ -103,6 +103,7 @@ async def test_flooding_tenants_share_by_weight_whatever_their_priorities(tmp_pa
         labels = {"model": MODEL, "tenant": "gold", "band": "default"}
         assert REGISTRY.get_sample_value("shoal_gateway_queue_requests", labels) == 24
         prompts = await mesh.finish()
+        assert {call.request.priority for call in mesh.running.worker.calls} == {0}, "workers know no tenants"
     served = Counter(prompt[:4] for prompt in prompts[1:25])
     assert 16 <= served["gold"] <= 20, "three quarters of 24"
     assert [p for p in prompts if p.startswith("free")] == [f"free-{number:02}" for number in range(24)]

@@ -80,7 +80,7 @@ class Pipeline:
             errand = _errand(request, token_ids, model, caller)
             permit = None
             if self._admission is not None:
-                ask = _ask(errand, caller.tenant)
+                ask = _ask(errand, caller.tenant, request.priority)
                 permit = self._admission.enter_now(ask)
                 if permit is None:
                     token_ids = []  # some 36 bytes a token that the message holds in 4
@@ -135,13 +135,13 @@ class Pipeline:
         return Generation(Admitted(errand.request_id, errand.model, record.arrived_s, permit), stream, attempt)
 
 
-def _ask(errand: Errand, tenant: Tenant) -> Ask:
+def _ask(errand: Errand, tenant: Tenant, priority: int) -> Ask:
     """What decides about its turn."""
     message = errand.message
     return Ask(
         model=errand.model.name,
         tenant=tenant.name,
-        priority=message.priority,
+        priority=priority,
         num_tokens=len(message.token_ids),
         num_sequences=errand.num_completions,
         max_output_tokens=message.sampling.max_tokens if message.sampling.HasField("max_tokens") else None,
@@ -150,11 +150,15 @@ def _ask(errand: Errand, tenant: Tenant) -> Ask:
 
 
 def _errand(request: gateway_pb2.GenerateRequest, token_ids: list[int], model: ServedModel, caller: Caller) -> Errand:
-    """What every attempt has in common, the random numbers included."""
+    """What every attempt has in common, the random numbers included.
+
+    A worker knows no tenants, and lets better priorities pass and even preempt: where there are tenants, priorities
+    stay in the gateway, which orders each tenant's own requests by them.
+    """
     message = worker_pb2.GenerateRequest(
         token_ids=token_ids,
         sampling=request.sampling,
-        priority=request.priority,
+        priority=0 if caller.tenant.name else request.priority,
         cache_salt=caller.tenant.cache_salt,
     )
     if not message.sampling.HasField("seed"):
