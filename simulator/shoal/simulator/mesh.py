@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from shoal.blocks import iter_word_keys, namespace_key
-from shoal.gateway.routing.load import LoadTracker, Ticket
+from shoal.gateway.routing.load import Ticket
 from shoal.gateway.routing.policy import Policy
-from shoal.gateway.routing.prefix_index import PrefixIndex
-from shoal.gateway.routing.router import PickRequest, Router
+from shoal.gateway.routing.router import PickRequest
 from shoal.model_worker.failure import RequestRefused
 from shoal.model_worker.kv_cache import Cleared, KvEvent, Removed, Stored
 from shoal.model_worker.request import Request
 from shoal.model_worker.sampling.params import SamplingParams
 from shoal.model_worker.scheduler import StepOutput
 from shoal.model_worker.simulated_timing import LLAMA_8B_H100, SimulatedGpu
+from shoal.simulator.gateways import VirtualGateways
 from shoal.simulator.trace import TraceRequest, arrivals_s
 from shoal.simulator.worker import VirtualWorker
 
@@ -37,6 +38,10 @@ class MeshSettings:
     """How much faster requests arrive than in the trace; infinite: all at once."""
     kv_event_delay_s: float = 0.005
     """From the end of a step to the router's index."""
+    num_gateways: int = 1
+    """Each with an index of its own, as each follows the events itself; requests go to them in turn."""
+    peer_delay_s: float | None = 0.001
+    """From a gateway's message about its loads to its arrival at the others; None: they tell each other nothing."""
     max_index_keys: int = 1 << 20
     vocab_size: int = 32000
     seed: int = 0
@@ -87,11 +92,17 @@ class VirtualMesh:
         self._settings = settings
         self._keep_tokens = keep_tokens
         self._now_s = 0.0
-        self._index = PrefixIndex(settings.max_index_keys, clock=lambda: self._now_s)
-        self._loads = LoadTracker()
-        self._router = Router(self._index, self._loads, policy)
+        self._gateways = VirtualGateways(
+            settings.num_gateways,
+            policy,
+            settings.max_index_keys,
+            lambda: self._now_s,
+            self._at,
+            peer_delay_s=settings.peer_delay_s if settings.num_gateways > 1 else None,
+        )
         self._names = [f"worker-{i}" for i in range(settings.num_workers)]
         self._number = {name: i for i, name in enumerate(self._names)}
+        self._kv_tokens = dict.fromkeys(self._names, settings.gpu.num_blocks * settings.gpu.block_size)
         max_model_len = max(request.input_length + request.output_length for request in trace)
         self._workers = [
             VirtualWorker(
@@ -99,8 +110,8 @@ class VirtualMesh:
             )
             for _ in self._names
         ]
-        for name in self._names:
-            self._index.store(name, [])  # the first snapshot: known, and empty
+        for index, name in itertools.product(self._gateways.indexes, self._names):
+            index.store(name, [])  # the first snapshot: known, and empty
         self._namespace_key = namespace_key(f"simulated-{settings.vocab_size}", "simulated-v1")
         self._tickets: dict[int, Ticket] = {}
         self._awaiting: list[set[int]] = [set() for _ in self._names]
@@ -147,14 +158,16 @@ class VirtualMesh:
         token_ids = traced.token_ids(settings.vocab_size)
         block_size = settings.gpu.block_size
         words = token_ids.astype("<i4", copy=False).tobytes()
-        pick = self._router.pick(
+        pick, ticket = self._gateways.pick(
+            i,
             PickRequest(
                 endpoints=self._names,
                 block_keys=iter_word_keys(self._namespace_key, words, block_size),
                 block_size=block_size,
                 prompt_tokens=len(token_ids),
                 must_pin=True,
-            )
+                kv_tokens=self._kv_tokens,
+            ),
         )
         endpoint = pick.endpoints[0]
         number = self._number[endpoint]
@@ -174,9 +187,10 @@ class VirtualMesh:
             end_s = self._workers[number].offer(request)
         except RequestRefused as refusal:
             record.error, record.end_s = refusal.failure.reason, self._now_s
+            ticket.close()
             return
-        num_uncached = len(token_ids) - pick.predicted_cached_tokens
-        self._tickets[i] = self._loads.admit(endpoint, num_uncached, num_prompt_tokens=len(token_ids))
+        self._tickets[i] = ticket
+        self._gateways.tell()
         self._awaiting[number].add(i)
         if end_s is not None:
             self._at(end_s, lambda: self._end_step(number))
@@ -206,18 +220,19 @@ class VirtualMesh:
             record = records[finished.stream_id]
             record.end_s = self._now_s
             record.num_output_tokens = self._trace[finished.stream_id].output_length
-            self._tickets.pop(finished.stream_id).close()
+            self._tickets.pop(finished.stream_id).close(record.num_output_tokens)
         for stream_id, failure in output.failed:
             records[stream_id].error, records[stream_id].end_s = failure.reason, self._now_s
             awaiting.discard(stream_id)
             self._tickets.pop(stream_id).close()
+        self._gateways.tell()
 
     def _index_events(self, name: str, events: list[KvEvent]) -> None:
-        for event in events:
+        for index, event in itertools.product(self._gateways.indexes, events):
             match event:
                 case Stored():
-                    self._index.store(name, event.keys)
+                    index.store(name, event.keys)
                 case Removed():
-                    self._index.remove(name, event.keys)
+                    index.remove(name, event.keys)
                 case Cleared():
-                    self._index.clear(name)
+                    index.clear(name)

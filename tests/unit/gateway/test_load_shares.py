@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from shoal.api.peer.v1 import peer_pb2
 from shoal.blocks import KeyChain
 from shoal.gateway.peers.board import MAX_EXPECTED_BYTES, MAX_FRAMES, MAX_KEYS, LoadBoard
-from shoal.gateway.peers.shares import LoadShares, PeerFeed, PeerGap
+from shoal.gateway.peers.shares import PeerFeed, PeerGap
 from shoal.gateway.routing.load import Load, LoadTracker, Ticket
 from shoal.gateway.routing.prefix_index import PrefixIndex
 
@@ -26,6 +26,12 @@ async def read(stream: AsyncIterator[bytes]) -> Message:
     return Message.FromString(await asyncio.wait_for(anext(stream), 5))
 
 
+def own_load(gateway: Gateway, worker: str) -> Load:
+    """By this gateway's requests."""
+    tickets = [t for t in gateway.tickets if t.is_open and t.worker == worker]
+    return sum((Load(1, t.num_tokens, t.num_prompt_tokens) for t in tickets), Load())
+
+
 class Gateway:
     """One gateway's process: its own loads, what it publishes, and what it heard."""
 
@@ -35,7 +41,6 @@ class Gateway:
         self.board.num_followers = 1
         self.tickets: list[Ticket] = []
         self.index = PrefixIndex(100)
-        self.shares = LoadShares(self.loads)
         self.feeds: dict[int, PeerFeed] = {}
         self.next_seqs: dict[int, int] = {}
         """Of the gateways that it is connected to."""
@@ -75,7 +80,7 @@ class Mesh(RuleBasedStateMachine):
         if i == j:
             return
         me, other = self.gateways[i], self.gateways[j]
-        me.feeds.setdefault(j, PeerFeed(str(j), me.shares, me.index))
+        me.feeds.setdefault(j, PeerFeed(me.loads, me.index))
         for _ in range(num):
             data, me.next_seqs[j] = other.board.take(me.next_seqs.get(j, 0))
             if data is not None:
@@ -99,7 +104,7 @@ class Mesh(RuleBasedStateMachine):
     def a_lost_gateway_counts_for_nothing(self) -> None:
         for me in self.gateways:
             if not me.next_seqs:
-                assert all(me.loads.of(worker) == me.loads.own.get(worker, Load()) for worker in WORKERS)
+                assert all(me.loads.elsewhere(worker) == Load() for worker in WORKERS)
 
     def teardown(self) -> None:
         """Once everybody has heard everything, everybody sees the same loads, whatever happened before."""
@@ -109,8 +114,11 @@ class Mesh(RuleBasedStateMachine):
             for j in range(3):
                 self.receive(i, j, MAX_FRAMES)
         for worker in WORKERS:
-            total = sum((g.loads.own.get(worker, Load()) for g in self.gateways), Load())
-            assert [g.loads.of(worker) for g in self.gateways] == [total] * 3
+            own = [own_load(gateway, worker) for gateway in self.gateways]
+            assert [g.loads.of(worker) for g in self.gateways] == [sum(own, Load())] * 3
+            assert [g.loads.elsewhere(worker) + o for g, o in zip(self.gateways, own, strict=True)] == [
+                sum(own, Load())
+            ] * 3
 
 
 Mesh.TestCase.settings = settings(deadline=None, max_examples=60)
@@ -119,14 +127,14 @@ TestMesh = Mesh.TestCase
 
 async def test_a_follower_hears_every_change_and_a_late_one_hears_the_whole() -> None:
     gateway, other = Gateway(1), Gateway(2)
-    stream, feed = gateway.board.follow(), PeerFeed("1", other.shares, other.index)
+    stream, feed = gateway.board.follow(), PeerFeed(other.loads, other.index)
     feed.apply(await read(stream))
     ticket = gateway.loads.admit("a", 10)
     gateway.loads.admit("a", 5).answered("b")
     gateway.board.publish()
     message = await read(stream)
     feed.apply(message)
-    assert len(message.loads) == 2
+    assert len(message.requests) == 2
     assert (other.loads.of("a"), other.loads.of("b")) == (Load(1, 10), Load(1, 0))
     for _ in range(MAX_FRAMES + 1):
         ticket.close()
@@ -140,7 +148,7 @@ async def test_a_follower_hears_every_change_and_a_late_one_hears_the_whole() ->
 
 async def test_messages_out_of_step_are_refused_and_the_share_is_gone() -> None:
     gateway, other = Gateway(1), Gateway(2)
-    stream, feed = gateway.board.follow(), PeerFeed("1", other.shares, other.index)
+    stream, feed = gateway.board.follow(), PeerFeed(other.loads, other.index)
     gateway.loads.admit("a", 10)
     snapshot = await read(stream)
     with pytest.raises(PeerGap):
@@ -153,11 +161,29 @@ async def test_messages_out_of_step_are_refused_and_the_share_is_gone() -> None:
         assert other.loads.of("a") == Load()
 
 
+async def test_other_gateways_requests_teach_the_forecast_and_move_the_turn() -> None:
+    gateway, other = Gateway(1), Gateway(2)
+    gateway.loads.turn = 5
+    stream, feed = gateway.board.follow(), PeerFeed(other.loads, other.index)
+    feed.apply(await read(stream))
+    assert other.loads.turn == 5
+    ticket = gateway.loads.admit("a", 1000, num_prompt_tokens=1500)
+    gateway.board.publish()
+    feed.apply(await read(stream))
+    assert other.loads.turn == 6
+    assert other.loads.forecast.outlook("a", 10, 0, other.loads.of("a")).num_ahead == 1
+    ticket.answered("b")
+    gateway.board.publish()
+    feed.apply(await read(stream))
+    assert other.loads.forecast.outlook("a", 10, 0, other.loads.of("a")).num_ahead == 0
+    assert (other.loads.of("a"), other.loads.of("b")) == (Load(), Load(1, 0, 1500))
+
+
 async def test_prompts_on_their_way_are_expected_by_the_others_too() -> None:
     gateway, other = Gateway(1), Gateway(2)
     gateway.board.num_followers = 0
     other.index.store("a", KEYS[:2])
-    stream, feed = gateway.board.follow(), PeerFeed("1", other.shares, other.index)
+    stream, feed = gateway.board.follow(), PeerFeed(other.loads, other.index)
     gateway.board.expect("a", KeyChain.of(KEYS), 0)  # nobody follows yet
     feed.apply(await read(stream))
     gateway.board.expect("a", KeyChain.of(KEYS[:6]), 2)
@@ -184,15 +210,20 @@ async def test_what_is_told_of_picks_is_bounded() -> None:
 
 async def test_changes_are_gathered_and_silence_is_filled_with_heartbeats() -> None:
     loads = LoadTracker()
-    board = LoadBoard(1, loads, gather_s=0.001, heartbeat_s=0.01)
+    board = LoadBoard(1, loads, gather_s=0.001, heartbeat_s=0.1)
     task = asyncio.create_task(board.run())
     stream = board.follow()
     await read(stream)
-    for _ in range(1000):
-        loads.admit("a", 1)
+    tickets = [loads.admit("a", 1) for _ in range(100)]
     first = await read(stream)
-    assert [(told.worker, told.num_requests) for told in first.loads] == [("a", 1000)]
+    assert [told.state for told in first.requests] == [peer_pb2.REQUEST_STATE_WAITING] * 100
+    for ticket in tickets:
+        ticket.answered("a")
+        ticket.close(7)
+    ended = await read(stream)  # later than a pick would come, and all in one
+    assert {(told.state, told.num_output_tokens) for told in ended.requests} == {(peer_pb2.REQUEST_STATE_OVER, 7)}
+    assert len(ended.requests) == 100
     beat = await read(stream)
-    assert (beat.seq, len(beat.loads)) == (first.seq + 1, 0)
+    assert (beat.seq, len(beat.requests)) == (ended.seq + 1, 0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

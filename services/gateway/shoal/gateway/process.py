@@ -55,6 +55,7 @@ class Gateway:
         self.tokenizer: Tokenizer
         self.index: PrefixIndex
         self.gate: MoveGate
+        self.loads: LoadTracker
         self.sharing: Sharing
         self.admission: Admission | None
         self.grpc: Server
@@ -71,7 +72,7 @@ class Gateway:
         self.tokenizer = Tokenizer(to_tokenizers)
         self.fleet = Fleet(_source(config), self.index)
         policy = policy_of(config.routing_policy)
-        loads = LoadTracker()
+        loads = self.loads = LoadTracker()
         watch = StallWatch(
             stall_timeout_s=config.stream_stall_timeout_s, first_token_timeout_s=config.first_token_timeout_s
         )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 
 import structlog
 
 from shoal.api.gateway.v1 import explain_pb2
 from shoal.gateway.peers.connection import PeerConnection
-from shoal.gateway.peers.shares import LoadShares, PeerFeed
+from shoal.gateway.peers.shares import PeerFeed
 from shoal.gateway.routing.load import LoadTracker
 from shoal.gateway.routing.prefix_index import PrefixIndex
 from shoal.gateway.workers.endpoints import EndpointSource
@@ -24,11 +23,10 @@ class Peers:
         """own_epoch: that of this gateway's LoadBoard, by which it knows itself in the list."""
         self._source = source
         self._own_epoch = own_epoch
-        self._shares = LoadShares(loads)
+        self._loads = loads
         self._index = index
         self._connections: dict[str, PeerConnection] = {}
         self._retired: set[PeerConnection] = set()
-        self._names = (f"connection {number}" for number in itertools.count())
 
     @property
     def num_followed(self) -> int:
@@ -58,7 +56,5 @@ class Peers:
             self._retired.add(connection)
             connection.retire(self._retired.discard)
         for address in sorted(addresses - self._connections.keys()):
-            # Not by its address: one that drains and its successor may share that.
-            feed = PeerFeed(next(self._names), self._shares, self._index)
-            self._connections[address] = PeerConnection(address, feed, self._own_epoch)
+            self._connections[address] = PeerConnection(address, PeerFeed(self._loads, self._index), self._own_epoch)
         _log.info("gateways", known=sorted(addresses))

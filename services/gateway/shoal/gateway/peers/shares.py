@@ -1,41 +1,11 @@
-"""What the other gateways told, put together. No I/O."""
+"""What another gateway told, in this gateway's own loads and index. No I/O."""
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import add
-from typing import Final
-
 from shoal.api.peer.v1 import peer_pb2
 from shoal.blocks import KEY_BYTES, KeyChain
-from shoal.gateway.routing.load import Load, LoadTracker
+from shoal.gateway.routing.load import LoadTracker, Ticket
 from shoal.gateway.routing.prefix_index import PrefixIndex
-
-_NONE: Final = Load()
-
-
-class LoadShares:
-    """Each gateway's share of each worker's load. `LoadTracker` gets their sums, and so does every pick."""
-
-    def __init__(self, loads: LoadTracker) -> None:
-        self._loads = loads
-        self._by_worker: dict[str, dict[str, Load]] = {}
-
-    def set(self, gateway: str, worker: str, load: Load) -> None:
-        """What `gateway` has under way at `worker`."""
-        shares = self._by_worker.setdefault(worker, {})
-        if load == _NONE:
-            shares.pop(gateway, None)
-        else:
-            shares[gateway] = load
-        self._loads.set_elsewhere(worker, reduce(add, shares.values(), _NONE))
-        if not shares:
-            del self._by_worker[worker]
-
-    def drop(self, gateway: str) -> None:
-        """Nothing that `gateway` told counts any longer."""
-        for worker in [worker for worker, shares in self._by_worker.items() if gateway in shares]:
-            self.set(gateway, worker, _NONE)
 
 
 class PeerGap(Exception):
@@ -43,24 +13,25 @@ class PeerGap(Exception):
 
 
 class PeerFeed:
-    """One followed gateway's messages, in order. Its share counts only while this is in step with it."""
+    """One followed gateway's messages, in order. Its requests count only while this is in step with it.
 
-    def __init__(self, gateway: str, shares: LoadShares, index: PrefixIndex) -> None:
-        self._gateway = gateway
-        self._shares = shares
+    They are tickets as this gateway's own are, so what waits at a worker, and how long its prompts take, is known from
+    all gateways' requests alike.
+    """
+
+    def __init__(self, loads: LoadTracker, index: PrefixIndex) -> None:
+        self._loads = loads
         self._index = index
+        self._tickets: dict[int, Ticket] = {}
         self._epoch = 0
         self._next_seq = 0
 
-    @property
-    def epoch(self) -> int:
-        """Which process is followed; 0 while none is."""
-        return self._epoch
-
     def forget(self) -> None:
-        """The gateway is gone, or out of step: its share is nothing until its next snapshot."""
+        """The gateway is gone, or out of step: it has nothing under way until its next snapshot."""
         self._epoch = self._next_seq = 0
-        self._shares.drop(self._gateway)
+        for ticket in self._tickets.values():
+            ticket.close()
+        self._tickets.clear()
 
     def apply(self, message: peer_pb2.FollowLoadsResponse) -> None:
         """Raises PeerGap when `message` does not follow; the gateway is forgotten then."""
@@ -72,9 +43,26 @@ class PeerFeed:
             self.forget()
             raise PeerGap(f"expected {expected}, got {message.seq} of {message.epoch}")
         self._next_seq = message.seq + 1
-        for told in message.loads:
-            load = Load(told.num_requests, told.num_waiting_tokens, told.num_prompt_tokens)
-            self._shares.set(self._gateway, told.worker, load)
+        for share in message.requests:
+            self._take(share)
+        if message.snapshot:
+            self._loads.turn = max(self._loads.turn, message.turn)
         for prefix in message.expected:
             if len(prefix.keys) % KEY_BYTES == 0:
                 self._index.expect(prefix.worker, KeyChain.unpacked(prefix.keys))
+
+    def _take(self, share: peer_pb2.RequestShare) -> None:
+        ticket = self._tickets.get(share.number)
+        if share.state == peer_pb2.REQUEST_STATE_OVER:
+            if ticket is not None:
+                del self._tickets[share.number]
+                ticket.close(share.num_output_tokens)
+        elif ticket is None:
+            self._tickets[share.number] = self._loads.admit_elsewhere(
+                share.worker,
+                share.num_uncached_tokens,
+                share.num_prompt_tokens,
+                is_waiting=share.state == peer_pb2.REQUEST_STATE_WAITING,
+            )
+        elif share.state == peer_pb2.REQUEST_STATE_RUNNING and not ticket.is_answered:
+            ticket.answered(share.worker)

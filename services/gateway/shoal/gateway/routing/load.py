@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,17 +47,15 @@ class LoadTracker:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.forecast = Forecast(clock)
-        self.turn = 0
-        """Picks so far: whose turn it is among equal workers."""
         self._loads: dict[str, Load] = {}
         self._elsewhere: dict[str, Load] = {}
-        self.on_change: Callable[[str], object] = bool
-        """Called with the worker after this gateway's own share of its load changed."""
-
-    @property
-    def own(self) -> Mapping[str, Load]:
-        """This gateway's share, by worker; those without any are left out."""
-        return self._loads
+        self.open: dict[int, Ticket] = {}
+        """This gateway's own requests under way, by number."""
+        self.turn = 0
+        """Picks so far, over all gateways as far as they told: whose turn it is among equal workers."""
+        self.on_change: Callable[[Ticket], object] = bool
+        """Called after something changed about a request of this gateway."""
+        self._numbers = itertools.count(1)
 
     def of(self, worker: str) -> Load:
         """The load of `worker`, over all gateways; an unknown one has none."""
@@ -68,80 +67,108 @@ class LoadTracker:
         """What all other gateways together have under way at `worker`."""
         return self._elsewhere.get(worker, _IDLE)
 
-    def set_elsewhere(self, worker: str, load: Load) -> None:
-        """What all other gateways together have under way at `worker`."""
-        if load == _IDLE:
-            self._elsewhere.pop(worker, None)
-        else:
-            self._elsewhere[worker] = load
-
     def admit(self, worker: str | None, num_tokens: int, *, num_prompt_tokens: int = 0) -> Ticket:
         """Counts a request of `num_tokens` uncached prompt tokens; `worker` is None when Envoy chooses."""
-        ticket = Ticket(self, worker, num_tokens, num_prompt_tokens)
-        self.add(worker, Load(1, num_tokens, num_prompt_tokens))
+        ticket = Ticket(self, worker, num_tokens, num_prompt_tokens, next(self._numbers))
+        self.open[ticket.number] = ticket
+        self.on_change(ticket)
         return ticket
 
-    def has_waiting_elsewhere(self, worker: str) -> bool:
-        """Whether other gateways' prompts wait at `worker`."""
-        elsewhere = self._elsewhere.get(worker)
-        return elsewhere is not None and elsewhere.num_waiting_tokens > 0
+    def admit_elsewhere(self, worker: str, num_tokens: int, num_prompt_tokens: int, *, is_waiting: bool) -> Ticket:
+        """The same for a request of another gateway, which may have got its first token already."""
+        self.turn += 1
+        return Ticket(self, worker, num_tokens, num_prompt_tokens, 0, is_waiting=is_waiting)
 
-    def add(self, worker: str | None, change: Load) -> None:
+    def add(self, worker: str | None, change: Load, *, is_own: bool) -> None:
         """Called by tickets."""
         if worker is None:
             return
-        updated = self._loads.get(worker, _IDLE) + change
+        loads = self._loads if is_own else self._elsewhere
+        updated = loads.get(worker, _IDLE) + change
         if updated == _IDLE:
-            self._loads.pop(worker, None)
+            loads.pop(worker, None)
         else:
-            self._loads[worker] = updated
-        self.on_change(worker)
+            loads[worker] = updated
+
+    def changed(self, ticket: Ticket) -> None:
+        """Called by tickets of this gateway."""
+        if not ticket.is_open:
+            self.open.pop(ticket.number, None)
+        self.on_change(ticket)
 
 
 class Ticket:
     """One request's share of a worker's load."""
 
-    __slots__ = ("_answer_load", "_answer_s", "_entry", "_open", "_prompt_tokens", "_tokens", "_tracker", "worker")
+    __slots__ = (
+        "_answer_load", "_answer_s", "_entry", "_tracker", "is_answered", "is_open", "num_output_tokens",
+        "num_prompt_tokens", "num_tokens", "number", "worker",
+    )  # fmt: skip
 
-    def __init__(self, tracker: LoadTracker, worker: str | None, num_tokens: int, num_prompt_tokens: int) -> None:
+    def __init__(
+        self,
+        tracker: LoadTracker,
+        worker: str | None,
+        num_tokens: int,
+        num_prompt_tokens: int,
+        number: int,
+        *,
+        is_waiting: bool = True,
+    ) -> None:
+        """number: among this gateway's requests; 0 for another one's."""
         self._tracker = tracker
-        self._tokens = num_tokens
-        self._prompt_tokens = num_prompt_tokens
-        self._open = True
         self._entry = 0
         self._answer_s = 0.0
         self._answer_load = _IDLE
+        self.number = number
         self.worker = worker
-        if worker is not None:
+        self.num_tokens = num_tokens if is_waiting else 0
+        """Uncached tokens of its prompt, until it is answered."""
+        self.num_prompt_tokens = num_prompt_tokens
+        self.num_output_tokens = 0
+        """In the end."""
+        self.is_answered = not is_waiting
+        self.is_open = True
+        self._count(1)
+        if worker is not None and is_waiting:
             cached = max(0, num_prompt_tokens - num_tokens)
-            is_shared = tracker.has_waiting_elsewhere(worker)
-            self._entry = tracker.forecast.admitted(worker, num_tokens, cached, is_shared=is_shared)
+            self._entry = tracker.forecast.admitted(worker, num_tokens, cached, is_shared=False)
 
     def answered(self, worker: str | None) -> None:
         """The first message came, from `worker` if that is known: the prompt is done, the completion runs."""
-        if not self._open:
+        if not self.is_open:
             return
         tracker, actual = self._tracker, worker or self.worker
         self._settle(is_answer=actual == self.worker)
-        tracker.add(self.worker, Load(-1, -self._tokens, -self._prompt_tokens))
-        self._tokens = 0
+        self._count(-1)
+        self.num_tokens = 0
         self.worker = actual
-        tracker.add(actual, Load(1, 0, self._prompt_tokens))
+        self.is_answered = True
+        self._count(1)
         if actual is not None:
             self._answer_s, self._answer_load = tracker.clock(), tracker.of(actual)
+        if self.number:
+            tracker.changed(self)
 
     def close(self, num_output_tokens: int = 0) -> None:
         """The request is over, after `num_output_tokens` if it ended well. Harmless when repeated."""
-        if not self._open:
+        if not self.is_open:
             return
-        self._open = False
+        self.is_open = False
+        self.num_output_tokens = num_output_tokens
         self._settle(is_answer=False)
         tracker, worker = self._tracker, self.worker
         if worker is not None and self._answer_s and num_output_tokens > 1:
             took_s = tracker.clock() - self._answer_s
             num_running, context_tokens = _mean_beside(self._answer_load, tracker.of(worker))
             tracker.forecast.decoded(worker, num_output_tokens - 1, took_s, num_running, context_tokens)
-        tracker.add(worker, Load(-1, -self._tokens, -self._prompt_tokens))
+        self._count(-1)
+        if self.number:
+            tracker.changed(self)
+
+    def _count(self, sign: int) -> None:
+        change = Load(sign, sign * self.num_tokens, sign * self.num_prompt_tokens)
+        self._tracker.add(self.worker, change, is_own=self.number > 0)
 
     def _settle(self, *, is_answer: bool) -> None:
         if self._entry and self.worker is not None:

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from shoal.api.gateway.v1 import explain_pb2 as _explain_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _RequestState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RequestStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RequestState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REQUEST_STATE_UNSPECIFIED: _RequestState.ValueType  # 0
+    """Not said."""
+    REQUEST_STATE_WAITING: _RequestState.ValueType  # 1
+    """Sent to a worker, which has not answered."""
+    REQUEST_STATE_RUNNING: _RequestState.ValueType  # 2
+    """Its first token came."""
+    REQUEST_STATE_OVER: _RequestState.ValueType  # 3
+    """Finished, or lost."""
+
+class RequestState(_RequestState, metaclass=_RequestStateEnumTypeWrapper):
+    """How far a request is."""
+
+REQUEST_STATE_UNSPECIFIED: RequestState.ValueType  # 0
+"""Not said."""
+REQUEST_STATE_WAITING: RequestState.ValueType  # 1
+"""Sent to a worker, which has not answered."""
+REQUEST_STATE_RUNNING: RequestState.ValueType  # 2
+"""Its first token came."""
+REQUEST_STATE_OVER: RequestState.ValueType  # 3
+"""Finished, or lost."""
+Global___RequestState: _TypeAlias = RequestState  # noqa: Y015
 
 @_typing.final
 class FollowLoadsRequest(_message.Message):
@@ -38,24 +67,27 @@ Global___FollowLoadsRequest: _TypeAlias = FollowLoadsRequest  # noqa: Y015
 
 @_typing.final
 class FollowLoadsResponse(_message.Message):
-    """Some workers' loads."""
+    """Some requests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EPOCH_FIELD_NUMBER: _builtins.int
     SEQ_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
-    LOADS_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
     EXPECTED_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Names the gateway's process; another one after a restart."""
     seq: _builtins.int
     """Numbered without gaps from the first message's number on."""
     snapshot: _builtins.bool
     """Whether this replaces all that was said before. The first message does, and one after a follower fell behind."""
+    turn: _builtins.int
+    """How many picks this gateway knows of, its own and the others', so that equal workers take turns over all gateways."""
     @_builtins.property
-    def loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerLoad]:
-        """Loads that changed, as they are, not by how much. In a snapshot, all that are not zero."""
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestShare]:
+        """Requests that began, were answered or ended, as they are. In a snapshot, all that are under way."""
 
     @_builtins.property
     def expected(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpectedPrefix]:
@@ -67,50 +99,59 @@ class FollowLoadsResponse(_message.Message):
         epoch: _builtins.int = ...,
         seq: _builtins.int = ...,
         snapshot: _builtins.bool = ...,
-        loads: _abc.Iterable[Global___WorkerLoad] | None = ...,
+        requests: _abc.Iterable[Global___RequestShare] | None = ...,
         expected: _abc.Iterable[Global___ExpectedPrefix] | None = ...,
+        turn: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "expected", b"expected", "loads", b"loads", "seq", b"seq", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "expected", b"expected", "requests", b"requests", "seq", b"seq", "snapshot", b"snapshot", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FollowLoadsResponse: _TypeAlias = FollowLoadsResponse  # noqa: Y015
 
 @_typing.final
-class WorkerLoad(_message.Message):
-    """What a gateway has under way at one worker."""
+class RequestShare(_message.Message):
+    """A request's share of a worker's load."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    NUMBER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
-    NUM_REQUESTS_FIELD_NUMBER: _builtins.int
-    NUM_WAITING_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_UNCACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Names it, among this gateway's."""
+    state: Global___RequestState.ValueType
+    """How far it is."""
     worker: _builtins.str
-    """Its address, as Envoy knows it."""
-    num_requests: _builtins.int
-    """Requests."""
-    num_waiting_tokens: _builtins.int
-    """Uncached prompt tokens of those that were not answered yet."""
+    """The worker's address, as Envoy knows it."""
     num_prompt_tokens: _builtins.int
-    """Prompt tokens of all."""
+    """Tokens of its prompt."""
+    num_uncached_tokens: _builtins.int
+    """Those that were not expected to be cached."""
+    num_output_tokens: _builtins.int
+    """Tokens it got in the end, when it is over."""
     def __init__(
         self,
         *,
+        number: _builtins.int = ...,
+        state: Global___RequestState.ValueType = ...,
         worker: _builtins.str = ...,
-        num_requests: _builtins.int = ...,
-        num_waiting_tokens: _builtins.int = ...,
         num_prompt_tokens: _builtins.int = ...,
+        num_uncached_tokens: _builtins.int = ...,
+        num_output_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_prompt_tokens", b"num_prompt_tokens", "num_requests", b"num_requests", "num_waiting_tokens", b"num_waiting_tokens", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_output_tokens", b"num_output_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_uncached_tokens", b"num_uncached_tokens", "number", b"number", "state", b"state", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___WorkerLoad: _TypeAlias = WorkerLoad  # noqa: Y015
+Global___RequestShare: _TypeAlias = RequestShare  # noqa: Y015
 
 @_typing.final
 class ExpectedPrefix(_message.Message):

@@ -52,7 +52,7 @@ class PeerServiceServicer:
     """
 
     def FollowLoads(self, request, context):
-        """What this gateway has under way at each worker: everything in the first message, then what changes, gathered over a
+        """What this gateway has under way at the workers: everything in the first message, then what changes, gathered over a
         few milliseconds. A message at least every second, be it an empty one. Never ends while the gateway lives; a
         follower whose stream ends must count nothing for this gateway until it has followed again.
         """

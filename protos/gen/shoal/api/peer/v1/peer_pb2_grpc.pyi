@@ -34,7 +34,7 @@ class PeerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PeerServiceAsyncStub: ...
     FollowLoads: _grpc.UnaryStreamMultiCallable[_peer_pb2.FollowLoadsRequest, _peer_pb2.FollowLoadsResponse]
-    """What this gateway has under way at each worker: everything in the first message, then what changes, gathered over a
+    """What this gateway has under way at the workers: everything in the first message, then what changes, gathered over a
     few milliseconds. A message at least every second, be it an empty one. Never ends while the gateway lives; a
     follower whose stream ends must count nothing for this gateway until it has followed again.
     """
@@ -47,7 +47,7 @@ class PeerServiceAsyncStub(PeerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     FollowLoads: _aio.UnaryStreamMultiCallable[_peer_pb2.FollowLoadsRequest, _peer_pb2.FollowLoadsResponse]  # type: ignore[assignment]
-    """What this gateway has under way at each worker: everything in the first message, then what changes, gathered over a
+    """What this gateway has under way at the workers: everything in the first message, then what changes, gathered over a
     few milliseconds. A message at least every second, be it an empty one. Never ends while the gateway lives; a
     follower whose stream ends must count nothing for this gateway until it has followed again.
     """
@@ -63,7 +63,7 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _peer_pb2.FollowLoadsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_peer_pb2.FollowLoadsResponse], _abc.AsyncIterator[_peer_pb2.FollowLoadsResponse]]:
-        """What this gateway has under way at each worker: everything in the first message, then what changes, gathered over a
+        """What this gateway has under way at the workers: everything in the first message, then what changes, gathered over a
         few milliseconds. A message at least every second, be it an empty one. Never ends while the gateway lives; a
         follower whose stream ends must count nothing for this gateway until it has followed again.
         """
