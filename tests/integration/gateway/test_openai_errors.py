@@ -17,12 +17,14 @@ IMAGE = {"role": "user", "content": [{"type": "image_url"}]}
 
 async def test_one_refused_prompt_refuses_all_and_ends_the_others() -> None:
     async with run_gateway() as running:
-        running.worker.replies[0] = Reply("xy", hold=asyncio.Event())
-        response = await running.http.post(COMPLETIONS, json={"prompt": ["ab", "y" * 1024]})
+        replies = running.worker.replies
+        replies.clear()
+        replies.extend([Reply("xy", hold=asyncio.Event()), Reply(fail=InvalidArgument("token_ids", "too long"))])
+        response = await running.http.post(COMPLETIONS, json={"prompt": ["ab", "cd"]})
         assert response.status_code == 400
-        [call] = running.worker.calls
-        await asyncio.wait_for(call.ended.wait(), 10)
-        assert call.cancelled
+        held, _ = running.worker.calls
+        await asyncio.wait_for(held.ended.wait(), 10)
+        assert held.cancelled
 
 
 @pytest.mark.parametrize(
