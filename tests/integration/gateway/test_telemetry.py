@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -40,7 +42,10 @@ async def test_the_span_explains_the_pick_and_goes_on_to_the_worker(monkeypatch:
     assert span.context is not None
     assert traceparent.split("-")[1] == PARENT.split("-")[1] == f"{span.context.trace_id:032x}"
     assert traceparent.split("-")[2] == f"{span.context.span_id:016x}"
-    attributes = dict(span.attributes or {})
+    attributes: dict[str, Any] = dict(span.attributes or {})
+    [prices] = attributes.pop("shoal.pick.prices_s")
+    assert "queue=0.0000" in prices
+    assert "prefill=0.0" in prices
     assert attributes == {
         "shoal.request_id": "req-1",
         "shoal.model": MODEL,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from shoal.simulator.replay import Comparison
     from shoal.simulator.trace import TraceRequest
 
-_VIRTUAL_ONLY = ("workers", "load", "policies", "blocks", "kv_event_delay_ms", "plot_path")
+_VIRTUAL_ONLY = ("workers", "gateways", "load", "policies", "blocks", "kv_event_delay_ms", "plot_path")
 
 
 @click.command("replay")
@@ -55,6 +55,9 @@ _VIRTUAL_ONLY = ("workers", "load", "policies", "blocks", "kv_event_delay_ms", "
     help="Virtual: draw the comparison into FILE, a PNG (needs matplotlib).",
 )
 @click.option("--workers", type=click.IntRange(1, 1024), default=8, show_default=True, help="Virtual: how many.")
+@click.option(
+    "--gateways", type=click.IntRange(1, 64), default=1, show_default=True, help="Virtual: how many share the requests."
+)
 @click.option(
     "--load",
     type=click.FloatRange(min=0, max=10, min_open=True),
@@ -110,6 +113,7 @@ def _virtual(session: Session, trace: list[TraceRequest], settings: dict[str, An
     mesh = dataclasses.replace(
         defaults,
         num_workers=settings["workers"],
+        num_gateways=settings["gateways"],
         gpu=gpu,
         speedup=settings["speedup"],
         kv_event_delay_s=settings["kv_event_delay_ms"] / 1e3,

@@ -134,6 +134,7 @@ class Dispatcher:
             endpoints=pick.endpoints,
             request_id=errand.request_id,
             timeout_s=errand.remaining_s(),
+            prefix_hash=pick.prefix_hash,
         )
         first = pick.endpoints[0] if pick.endpoints else None
         num_tokens = len(message.token_ids) + len(message.resume_token_ids)
@@ -172,6 +173,9 @@ def _trace_pick(errand: Errand, pick: Pick) -> None:
             "shoal.pick.candidates": [
                 f"{score.candidate.endpoint} cached={score.candidate.cached_tokens} load={score.candidate.load.tokens}"
                 for score in pick.scores[:16]
+            ],
+            "shoal.pick.prices_s": [
+                " ".join(f"{name}={seconds:.4f}" for name, seconds in score.terms.items()) for score in pick.scores[:16]
             ],
         }
     )
