@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grpc.aio
 import msgspec
@@ -53,7 +53,9 @@ class RunningEnvoy:
 
 
 @asynccontextmanager
-async def running_envoy(run_dir: Path, *, num_workers: int = 3) -> AsyncIterator[RunningEnvoy]:
+async def running_envoy(
+    run_dir: Path, *, num_workers: int = 3, balancing: Literal["orca", "prefix_hash"] = "orca"
+) -> AsyncIterator[RunningEnvoy]:
     """Starts Envoy with fast health checks and no endpoints."""
     with PortReservations() as ports:
         options = EnvoyOptions(
@@ -63,6 +65,7 @@ async def running_envoy(run_dir: Path, *, num_workers: int = 3) -> AsyncIterator
             edge=Endpoint("127.0.0.1", ports.reserve("edge")),
             mesh=Endpoint("127.0.0.1", ports.reserve("mesh")),
             num_workers=num_workers,
+            balancing=balancing,
             grpc_health_interval_s=0.2,
             max_http_request_bytes=1000,
         )

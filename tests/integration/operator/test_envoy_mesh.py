@@ -17,6 +17,7 @@ from support.eventually import eventually
 from support.fake_endpoints import GENERATE, FakeEndpoint, serving
 
 PIN = "x-shoal-endpoint"
+PREFIX_HASH = "x-shoal-prefix-hash"
 SERVED_BY = "x-shoal-served-by"
 
 
@@ -116,6 +117,41 @@ async def test_load_reports_shift_unpinned_calls(fleet: Fleet) -> None:
 
     await eventually(shifted, "calls go where there is room")
     assert all(worker.num_reports > 1 for worker in fleet.workers)
+
+
+async def test_a_ring_hash_sends_equal_beginnings_to_one_worker_and_others_elsewhere(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(serving(f"w{index}")) for index in range(3)]
+        envoy = await stack.enter_async_context(running_envoy(tmp_path, balancing="prefix_hash"))
+        await envoy.join({"worker": [worker.endpoint for worker in workers]})
+        prefixes = [f"{number:032x}" for number in range(24)]
+
+        async def ask_by(prefix: str, pin: str | None = None) -> str:
+            metadata = [(PREFIX_HASH, prefix), *([(PIN, pin)] if pin else [])]
+            call = envoy.mesh.unary_stream(GENERATE)(b"", metadata=metadata, timeout=10)
+            messages = [message async for message in call]
+            return messages[0].decode()
+
+        homes = {prefix: await ask_by(prefix) for prefix in prefixes}
+        assert set(homes.values()) == {"w0", "w1", "w2"}
+        for prefix in prefixes:
+            assert await ask_by(prefix) == homes[prefix]
+        assert sum((await ask_many(envoy, 6)).values()) == 6, "calls without a hash are served as well"
+        first = prefixes[0]
+        other = next(worker for worker in workers if worker.name != homes[first])
+        assert await ask_by(first, str(other.endpoint)) == other.name, "a pin is stronger"
+        home = next(worker for worker in workers if worker.name == homes[first])
+        home.refuse_with = grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await ask_by(first) != home.name
+        envoy.membership.leave({"worker": home.endpoint})
+
+        async def left() -> bool:
+            return ("worker", str(home.endpoint)) not in await envoy.healthy_hosts()
+
+        await eventually(left, "the worker is gone")
+        others = [prefix for prefix in prefixes if homes[prefix] != home.name]
+        kept = [prefix for prefix in others if await ask_by(prefix) == homes[prefix]]
+        assert len(kept) >= len(others) / 2, "most of the others' prefixes stay"
 
 
 async def test_endpoint_changes_apply_within_milliseconds_and_break_no_stream(fleet: Fleet) -> None:

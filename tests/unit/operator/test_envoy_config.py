@@ -44,7 +44,9 @@ def validate(config: dict[str, Any], folder: Path) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_workers": 1}, {"num_workers": 64, "access_log": "/dev/null"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_workers": 1}, {"num_workers": 64, "access_log": "/dev/null"}, {"balancing": "prefix_hash"}]
+)
 def test_envoy_accepts_it_without_a_warning(tmp_path: Path, changes: dict[str, Any]) -> None:
     files = render_files(make_options(tmp_path, **changes), {"worker": [Endpoint("127.0.0.1", 7)]})
     write_files(tmp_path, files)

@@ -176,7 +176,7 @@ def test_duplicate_keys_deep_down_are_all_found() -> None:
         ({"workers": "{replicas: }"}, "spec.workers.replicas: has no value: leave the field out, or give an integer"),
         ({"workers": "{replicas: 1.5}"}, "spec.workers.replicas: 1.5 is not allowed"),
         ({"gateway": "{auth: {}}"}, "spec.gateway.auth.apiKeysFile: is required: the path of a file"),
-        ({"routing": "{policy: best}"}, "spec.routing.policy: 'best' is not allowed; give one of least_load, over"),
+        ({"routing": "{policy: best}"}, "spec.routing.policy: 'best' is not allowed; give one of least_load, orca"),
         ({"observability": "{otlpEndpoint: 'x:4317'}"}, "'x:4317' is not allowed; give an http:// or https:// addr"),
         ({"prefill": "{}"}, "spec.prefill: unknown field; known: flowControl, gateway, kvCache, model, observability,"),
     ],

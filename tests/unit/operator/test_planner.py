@@ -61,6 +61,25 @@ def test_plan_is_sound(name: str, service: InferenceService) -> None:
     assert sorted(used) == sorted(observe(service).ports.values()), "each port has one owner"
 
 
+@pytest.mark.parametrize(
+    ("policy", "fallback"),
+    [
+        ("shoal", "client_side_weighted_round_robin"),
+        ("orca", "client_side_weighted_round_robin"),
+        ("prefix_hash", "ring_hash"),
+    ],
+)
+def test_the_mesh_balances_as_the_policy_leaves_it_to(policy: str, fallback: str) -> None:
+    service = parse_manifest(EVERYTHING.replace("{policy: least_load}", f"{{policy: {policy}}}"), "x")
+    local = plan(service, observe(service))
+    gateway = next(process for process in local.processes if process.name.startswith("gateway"))
+    assert f"--routing-policy={policy}" in gateway.argv
+    worker = next(c for c in msgspec.json.decode(local.files["xds/cds.json"])["resources"] if c["name"] == "worker")
+    config = worker["load_balancing_policy"]["policies"][0]["typed_extension_config"]["typed_config"]
+    names = [p["typed_extension_config"]["name"] for p in config["fallback_policy"]["policies"]]
+    assert names == [f"envoy.load_balancing_policies.{fallback}"]
+
+
 def test_missing_port_is_an_error() -> None:
     service = services()["everything"]
     observed = observe(service)

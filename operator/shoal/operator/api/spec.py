@@ -185,8 +185,11 @@ class Routing(Section, frozen=True, kw_only=True):
     """How the gateway chooses a worker."""
 
     policy: Annotated[
-        Literal["shoal", "least_load", "round_robin", "prefix_sticky", "overlap_cost"],
-        Meta(description="How to score workers."),
+        Literal["shoal", "least_load", "round_robin", "prefix_sticky", "overlap_cost", "orca", "prefix_hash"],
+        Meta(
+            description="How to score workers. orca and prefix_hash leave the choice to Envoy: by the load that "
+            "workers report, or by a hash of how the prompt begins."
+        ),
     ] = "shoal"
 
 

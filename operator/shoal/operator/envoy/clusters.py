@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 ENDPOINT_HEADER = "x-shoal-endpoint"
 """The gateway's choice of worker, best first: `127.0.0.1:7001,127.0.0.1:7002`."""
+PREFIX_HASH_HEADER = "x-shoal-prefix-hash"
+"""Equal for prompts that begin alike."""
+Balancing = Literal["orca", "prefix_hash"]
+"""How Envoy chooses a worker when the gateway names none: by the load that workers report, or by that header."""
 WORKER = "worker"
 GATEWAY_GRPC = "gateway-grpc"
 GATEWAY_HTTP = "gateway-http"
@@ -20,10 +24,12 @@ _LB = "type.googleapis.com/envoy.extensions.load_balancing_policies"
 _UNLIMITED = 1 << 20
 
 
-def worker(xds_dir: str, health_interval_s: float, *, outlier_detection: bool) -> dict[str, Any]:
-    """The engines: the gateway's choice if it has one, else weighted by the load that workers report (ORCA)."""
+def worker(
+    xds_dir: str, health_interval_s: float, *, outlier_detection: bool, balancing: Balancing = "orca"
+) -> dict[str, Any]:
+    """The engines: the gateway's choice if it has one, else as `balancing` says."""
     cluster = _grpc_cluster(WORKER, xds_dir, health_interval_s)
-    cluster["load_balancing_policy"] = _one_policy("override_host", _override_host())
+    cluster["load_balancing_policy"] = _one_policy("override_host", _override_host(balancing))
     if outlier_detection:
         cluster["outlier_detection"] = {
             "consecutive_5xx": 5,
@@ -53,13 +59,23 @@ def config_source(xds_dir: str, file: str) -> dict[str, Any]:
     }
 
 
-def _override_host() -> dict[str, Any]:
-    """Takes hosts from the header in turn, one an attempt; after them, or without them, weights decide."""
+def _override_host(balancing: Balancing) -> dict[str, Any]:
+    """Takes hosts from the header in turn, one an attempt; after them, or without them, the fallback decides."""
+    if balancing == "prefix_hash":
+        fallback = _one_policy("ring_hash", _ring_hash())
+    else:
+        fallback = _one_policy("client_side_weighted_round_robin", _weighted_round_robin())
     return {
         "@type": f"{_LB}.override_host.v3.OverrideHost",
         "override_host_sources": [{"header": ENDPOINT_HEADER}],
-        "fallback_policy": _one_policy("client_side_weighted_round_robin", _weighted_round_robin()),
+        "fallback_policy": fallback,
     }
+
+
+def _ring_hash() -> dict[str, Any]:
+    """By `PREFIX_HASH_HEADER`, which the route hashes; calls without it go anywhere. A worker that comes or goes moves
+    its own part of the prefixes and some of the others', since each then has another number of places in the ring."""
+    return {"@type": f"{_LB}.ring_hash.v3.RingHash", "minimum_ring_size": 4096}
 
 
 def _weighted_round_robin() -> dict[str, Any]:

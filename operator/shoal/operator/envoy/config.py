@@ -27,6 +27,7 @@ class EnvoyOptions:
     edge: Endpoint
     mesh: Endpoint
     num_workers: int
+    balancing: clusters.Balancing = "orca"
     access_log: str | None = None
     """File for one JSON line a request at the edge."""
     max_http_request_bytes: int = 32 << 20
@@ -45,7 +46,12 @@ def render_files(options: EnvoyOptions, endpoints: Mapping[str, Sequence[Endpoin
         BOOTSTRAP_FILE: bootstrap(options),
         f"{XDS_FOLDER}/cds.json": {
             "resources": [
-                clusters.worker(xds_dir, options.grpc_health_interval_s, outlier_detection=options.num_workers > 1),
+                clusters.worker(
+                    xds_dir,
+                    options.grpc_health_interval_s,
+                    outlier_detection=options.num_workers > 1,
+                    balancing=options.balancing,
+                ),
                 clusters.gateway_grpc(xds_dir, options.grpc_health_interval_s),
                 clusters.gateway_http(xds_dir),
             ]

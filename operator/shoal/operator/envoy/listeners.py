@@ -70,12 +70,9 @@ def edge(address: Endpoint, access_log: str | None, max_http_request_bytes: int)
 def mesh(address: Endpoint, num_retries: int) -> dict[str, Any]:
     """Where the gateway finds workers."""
     retry_on = "resource-exhausted,unavailable,connect-failure,refused-stream"
-    routes = [
-        {
-            "match": {"prefix": "/shoal.api.worker.v1.ModelWorkerService/", "grpc": {}},
-            "route": _route(clusters.WORKER, retry_on=retry_on, num_retries=num_retries),
-        },
-    ]
+    route = _route(clusters.WORKER, retry_on=retry_on, num_retries=num_retries)
+    route["hash_policy"] = [{"header": {"header_name": clusters.PREFIX_HASH_HEADER}}]  # weights do not ask for it
+    routes = [{"match": {"prefix": "/shoal.api.worker.v1.ModelWorkerService/", "grpc": {}}, "route": route}]
     script = {"@type": f"{_HTTP}.lua.v3.Lua", "default_source_code": {"inline_string": PIN_SCRIPT}}
     manager = _connection_manager("mesh", routes, [_filter("lua", script)])
     manager["route_config"]["response_headers_to_add"] = [
@@ -105,7 +102,8 @@ def _route(cluster: str, *, retry_on: str, num_retries: int) -> dict[str, Any]:
                     },
                 }
             ],
-            "host_selection_retry_max_attempts": 3,
+            # A retry by hash looks at the next places in the ring, of which several belong to the host just tried.
+            "host_selection_retry_max_attempts": 16,
         },
     }
 

@@ -156,6 +156,7 @@ def _envoy_options(service: InferenceService, observed: Observed, edge: Endpoint
         edge=edge,
         mesh=Endpoint(HOST, observed.ports["mesh"]),
         num_workers=service.spec.workers.replicas,
+        balancing="prefix_hash" if service.spec.routing.policy == "prefix_hash" else "orca",
         access_log=_access_log(service, observed),
     )
 

@@ -16,9 +16,9 @@ from shoal.blocks import KeyChain
 from shoal.gateway import metrics
 from shoal.gateway.attempt import Attempt, StallWatch
 from shoal.gateway.journal import Journal
-from shoal.gateway.peers.board import LoadBoard
+from shoal.gateway.picking import Picker, Prompt
 from shoal.gateway.routing.load import LoadTracker
-from shoal.gateway.routing.router import Pick, PickRequest, Router
+from shoal.gateway.routing.router import Pick
 from shoal.gateway.upstream import Mesh
 from shoal.gateway.workers.fleet import Fleet, ServedModel
 from shoal.rpc.errors import DeadlineExceeded
@@ -54,15 +54,12 @@ class Errand:
 class Dispatcher:
     """Shared by all requests of a gateway. Belongs to the event loop."""
 
-    def __init__(
-        self, fleet: Fleet, router: Router, loads: LoadTracker, mesh: Mesh, watch: StallWatch, board: LoadBoard
-    ) -> None:
+    def __init__(self, fleet: Fleet, picker: Picker, loads: LoadTracker, mesh: Mesh, watch: StallWatch) -> None:
         self.fleet = fleet
-        self._router = router
+        self._picker = picker
         self._loads = loads
         self._mesh = mesh
         self._watch = watch
-        self._board = board
         # A client may use one id twice (a retry, a hedge), and a stream that moves has two attempts, where workers need
         # ids unique. Drawn once and counted on: a fresh random suffix a request was 3% of the relay's time.
         mine = secrets.token_hex(4)
@@ -109,23 +106,9 @@ class Dispatcher:
     def _pick(
         self, errand: Errand, token_ids: Sequence[int], endpoints: list[str], *, is_move: bool
     ) -> tuple[Pick, KeyChain]:
-        model = errand.model
-        chain = KeyChain(model.namespace(errand.message.cache_salt), token_ids, model.block_size)
-        pick = self._router.pick(
-            PickRequest(
-                endpoints=endpoints,
-                block_keys=chain,
-                block_size=model.block_size,
-                prompt_tokens=len(token_ids),
-                priority=errand.message.priority,
-                must_pin=is_move or len(self.fleet.models) > 1,
-                kv_tokens=self.fleet.kv_tokens,
-            )
-        )
-        metrics.PICKS.labels(pick.reason).inc()
-        if pick.expectation:
-            self._board.expect(pick.endpoints[0], chain, pick.predicted_cached_tokens // model.block_size)
-        return pick, chain
+        message = errand.message
+        prompt = Prompt(errand.model, token_ids, message.cache_salt, message.priority)
+        return self._picker.pick(prompt, endpoints, must_pin=is_move or len(self.fleet.models) > 1)
 
     def _send(self, errand: Errand, message: worker_pb2.GenerateRequest, pick: Pick, chain: KeyChain) -> Attempt:
         message.request_id = f"{errand.request_id}/{next(self._suffixes)}"
@@ -149,9 +132,9 @@ class Dispatcher:
         """Corrects the index where Envoy decided otherwise, and compares what was predicted with what was."""
         record = attempt.record
         if record.first_message_s is None:
-            self._router.correct(attempt.pick, chain, None)
+            self._picker.correct(attempt.pick, chain, None)
         elif record.served_elsewhere:
-            self._router.correct(attempt.pick, chain, attempt.worker)
+            self._picker.correct(attempt.pick, chain, attempt.worker)
         if record.cached_tokens is not None and record.worker:
             metrics.WORKER_PREDICTED_CACHED_TOKENS.labels(record.worker).inc(record.predicted_cached_tokens)
             metrics.WORKER_CACHED_TOKENS.labels(record.worker).inc(record.cached_tokens)

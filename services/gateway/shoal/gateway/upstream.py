@@ -17,6 +17,7 @@ from shoal.rpc.status import from_rpc_error
 
 GENERATE: Final = "/shoal.api.worker.v1.ModelWorkerService/Generate"
 PIN_HEADER: Final = "x-shoal-endpoint"
+PREFIX_HASH_HEADER: Final = "x-shoal-prefix-hash"
 SERVED_BY_HEADER: Final = "x-shoal-served-by"
 _OPTIONS: Final = [
     ("grpc.max_receive_message_length", 64 << 20),
@@ -41,11 +42,15 @@ class Mesh:
         calls: list[Any] = [channel.unary_stream(GENERATE, None, None) for channel in channels]
         self._calls = itertools.cycle(calls)
 
-    def generate(self, request: bytes, *, endpoints: Sequence[str], request_id: str, timeout_s: float) -> UpstreamCall:
-        """`endpoints`, best first, pin the call; without any, Envoy chooses."""
+    def generate(
+        self, request: bytes, *, endpoints: Sequence[str], request_id: str, timeout_s: float, prefix_hash: str = ""
+    ) -> UpstreamCall:
+        """`endpoints`, best first, pin the call; without any, Envoy chooses, by `prefix_hash` if it is set up so."""
         carrier: dict[str, str] = {"x-request-id": request_id}
         if endpoints:
             carrier[PIN_HEADER] = ",".join(endpoints)
+        if prefix_hash:
+            carrier[PREFIX_HASH_HEADER] = prefix_hash
         propagate.inject(carrier)
         return UpstreamCall(next(self._calls)(request, metadata=tuple(carrier.items()), timeout=timeout_s))
 

@@ -10,6 +10,7 @@ from shoal.blocks import KeyChain
 from shoal.gateway.routing.forecast import Held
 from shoal.gateway.routing.load import LoadTracker
 from shoal.gateway.routing.policies.baselines import LeastLoaded
+from shoal.gateway.routing.policies.envoy import LeaveToEnvoy
 from shoal.gateway.routing.policy import Candidate, Policy, Ranking, Score
 from shoal.gateway.routing.prefix_index import PrefixIndex
 
@@ -50,6 +51,8 @@ class Pick:
     """At the first endpoint, from this pick to its first token; None when the policy predicts none."""
     ranking: Ranking | None = None
     """Every candidate in order, with what each term of its price was."""
+    prefix_hash: str = ""
+    """What Envoy is to choose by, without endpoints; "" when it needs nothing."""
     expectation: int = 0
     """What `PrefixIndex.withdraw` wants, should another worker serve the request."""
 
@@ -79,14 +82,19 @@ class Router:
         ranking = self._policy.rank(candidates, turn, request.ttft_slo_s)
         if not ranking.candidates:
             if not request.must_pin:
-                return Pick(reason=ranking.reason)
+                return Pick(reason=ranking.reason, prefix_hash=self._prefix_hash(chain, request.block_size))
             ranking = LeastLoaded().rank(candidates, turn)
         self._loads.turn += 1
         ordered = ranking.candidates
         expectation = index.expect(ordered[0].endpoint, chain)
         endpoints = tuple([c.endpoint for c in ordered[:MAX_ENDPOINTS]])
         cached_tokens = ordered[0].cached_tokens
-        return Pick(endpoints, cached_tokens, ranking.reason, ranking.predicted_ttft_s, ranking, expectation)
+        return Pick(
+            endpoints, cached_tokens, ranking.reason, ranking.predicted_ttft_s, ranking, expectation=expectation
+        )
+
+    def _prefix_hash(self, chain: KeyChain, block_size: int) -> str:
+        return self._policy.prefix_hash(chain, block_size) if isinstance(self._policy, LeaveToEnvoy) else ""
 
     def _candidates(self, request: PickRequest, chain: KeyChain) -> list[Candidate]:
         index, load_of, num_tokens, size = self._index, self._loads.of, request.prompt_tokens, request.block_size

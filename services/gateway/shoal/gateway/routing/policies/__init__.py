@@ -15,6 +15,9 @@ from shoal.gateway.routing.policy import Policy
 
 PolicyName = Literal["shoal", "least_load", "round_robin", "prefix_sticky", "overlap_cost", "orca", "prefix_hash"]
 
+PREFIX_HASH_TOKENS: Final = 1024
+"""Longer than most system prompts that everybody shares, shorter than most conversations."""
+
 _POLICIES: Final[Mapping[PolicyName, Callable[[], Policy]]] = MappingProxyType(
     {
         "shoal": LeastCost,
@@ -23,7 +26,7 @@ _POLICIES: Final[Mapping[PolicyName, Callable[[], Policy]]] = MappingProxyType(
         "prefix_sticky": PrefixSticky,
         "overlap_cost": OverlapCost,
         "orca": lambda: LeaveToEnvoy("orca"),
-        "prefix_hash": lambda: LeaveToEnvoy("prefix_hash"),
+        "prefix_hash": lambda: LeaveToEnvoy("prefix_hash", hash_tokens=PREFIX_HASH_TOKENS),
     }
 )
 
