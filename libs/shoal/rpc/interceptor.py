@@ -52,6 +52,10 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return grpc.unary_stream_rpc_method_handler(
                 _wrap_stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
             )
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(
+                _wrap_stream(method, handler.stream_stream), handler.request_deserializer, handler.response_serializer
+            )
         return handler
 
 

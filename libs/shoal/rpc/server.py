@@ -104,8 +104,13 @@ async def start_server(
     options: ServerOptions,
     registrations: Sequence[Registration],
     generic_handlers: Sequence[Any] = (),
+    *,
+    live_names: Sequence[str] = (),
 ) -> Server:
-    """Starts listening, NOT_SERVING. Raises OSError naming the address when it cannot be bound."""
+    """Starts listening, NOT_SERVING. Raises OSError naming the address when it cannot be bound.
+
+    live_names: of health services that are SERVING as long as the process listens.
+    """
     server = grpc.aio.server(
         interceptors=[BoundaryInterceptor()],
         options=[
@@ -137,6 +142,8 @@ async def start_server(
     await server.start()
     result = Server(server, health, names, port)
     await result.set_serving(False)
+    for name in live_names:
+        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
     return result
 
 

@@ -58,6 +58,10 @@ class Config:
     peer_port: Port = option(
         0, "Port for the other gateways, with a peers file; 0 picks a free one. The edge must not lead to it."
     )
+    endpoint_picker: Literal["on", "off"] = option(
+        "off", "Whether other proxies may ask for picks, as the Gateway API Inference Extension has it."
+    )
+    endpoint_picker_port: Port = option(9002, "Port for them; 0 picks a free one.")
     explain_requests: Annotated[int, Meta(ge=0, le=1 << 20)] = option(
         4096, "Requests that `Explain` remembers, at 2 to 10 KB each."
     )

@@ -74,7 +74,7 @@ class Pipeline:
             name = record.model = model.name
             record.num_completions = request.sampling.n or 1
             check_request(request, model)
-            token_ids = await self._tokenize(request, caller)
+            token_ids = await self.tokenizer.prompt_ids(request, timeout_s=caller.remaining_s())
             record.num_prompt_tokens = len(token_ids)
             check_length(request, len(token_ids), model)
             errand = _errand(request, token_ids, model, caller)
@@ -95,14 +95,6 @@ class Pipeline:
     def open_text(self, request: gateway_pb2.GenerateRequest, generation: Generation) -> TextRelay:
         """The text side of an opened generation."""
         return TextRelay(generation, request, self.tokenizer.vocabulary)
-
-    async def _tokenize(self, request: gateway_pb2.GenerateRequest, caller: Caller) -> list[int]:
-        kind = request.WhichOneof("prompt")
-        if kind == "tokens":
-            return list(request.tokens.ids)
-        if kind == "text":
-            return await self.tokenizer.encode(request.text, timeout_s=caller.remaining_s())
-        return await self.tokenizer.render(request.chat, timeout_s=caller.remaining_s())
 
     async def _start(
         self, errand: Errand, token_ids: list[int], record: RequestRecord, permit: Permit | None

@@ -15,19 +15,22 @@ from shoal.gateway.admission.setup import make_admission
 from shoal.gateway.attempt import StallWatch
 from shoal.gateway.config import Config
 from shoal.gateway.dispatch import Dispatcher
+from shoal.gateway.endpoint_picker.serving import EndpointPicker
+from shoal.gateway.endpoint_picker.session import PickSession
 from shoal.gateway.explain.ring import RecentRequests
 from shoal.gateway.failover import FailoverConfig, MoveGate
 from shoal.gateway.http.app import StatusHandlers, make_app
 from shoal.gateway.http.completions import CompletionHandlers
 from shoal.gateway.http.server import HttpServer, start_http
 from shoal.gateway.peers.sharing import Sharing
+from shoal.gateway.picking import Picker
 from shoal.gateway.pipeline import Pipeline
 from shoal.gateway.routing.load import LoadTracker
 from shoal.gateway.routing.policies import policy_of
 from shoal.gateway.routing.prefix_index import PrefixIndex
 from shoal.gateway.routing.router import Router
 from shoal.gateway.servicer import GatewayServicer
-from shoal.gateway.tenants import load_authenticator
+from shoal.gateway.tenants import Authenticator, load_authenticator
 from shoal.gateway.tokenizing import Tokenizer, open_tokenizer_channel
 from shoal.gateway.upstream import Mesh, open_channel
 from shoal.gateway.workers.endpoints import EdsFile, Endpoint, EndpointSource, FixedEndpoints
@@ -59,6 +62,7 @@ class Gateway:
         self.sharing: Sharing
         self.admission: Admission | None
         self.grpc: Server
+        self.endpoint_picker: EndpointPicker | None = None
         self.http: HttpServer
 
     async def __aenter__(self) -> Gateway:
@@ -79,7 +83,8 @@ class Gateway:
         recent = RecentRequests(config.explain_requests)
         self.sharing = Sharing(config.peers_file, loads, self.index, recent)
         router = Router(self.index, loads, policy)
-        dispatcher = Dispatcher(self.fleet, router, loads, mesh, watch, self.sharing.board)
+        picker = Picker(self.fleet, router, self.sharing.board)
+        dispatcher = Dispatcher(self.fleet, picker, loads, mesh, watch)
         failover = FailoverConfig(max_moves=config.max_moves, wait_s=config.move_wait_s)
         self.admission = make_admission(config, self.fleet, loads, self.sharing.peers)
         pipeline = Pipeline(self.tokenizer, dispatcher, failover, recent, self.admission)
@@ -90,6 +95,9 @@ class Gateway:
         self._completions = CompletionHandlers(pipeline, authenticator, **limits)  # type: ignore[arg-type]
         app = make_app(self._completions, StatusHandlers(pipeline, authenticator, self.not_ready))
         self.grpc = await start_server(self.options, [servicer.registration()])
+        if config.endpoint_picker == "on":
+            self.endpoint_picker = _endpoint_picker(config, pipeline, picker, loads, authenticator)
+            await self.endpoint_picker.start()
         self.http = await start_http(app, config.host, config.http_port)
         explainer.gateway = f"{config.host}:{self.grpc.port}"
         await self.sharing.start(config.host, config.peer_port)
@@ -104,6 +112,8 @@ class Gateway:
     ) -> None:
         await self.http.stop(0)
         await self.grpc.stop(0)
+        if self.endpoint_picker is not None:
+            await self.endpoint_picker.stop(0)
         await self.sharing.stop()
         for task in self._tasks:
             task.cancel()
@@ -130,20 +140,27 @@ class Gateway:
     async def follow_health(self) -> None:
         """Keeps gRPC health true as workers come and go. Runs until cancelled, or until the drain begins."""
         was_ready = True
+        if self.endpoint_picker is not None:
+            await self.endpoint_picker.set_serving(True)
         while not self._draining:
             self.fleet.changed.clear()
             ready = not self.not_ready()
             if ready != was_ready and not self._draining:
                 was_ready = ready
                 _log.info("ready" if ready else "not ready", problem=self.not_ready())
-                await self.grpc.set_serving(ready)
+                await self._set_serving(ready)
             await self.fleet.changed.wait()
+
+    async def _set_serving(self, serving: bool) -> None:
+        await self.grpc.set_serving(serving)
+        if self.endpoint_picker is not None:
+            await self.endpoint_picker.set_serving(serving)
 
     async def drain(self, timeout_s: float) -> None:
         """Says that it goes away and takes nothing new; returns when every stream has ended or the time is up."""
         self._draining = True
         self.fleet.changed.set()
-        await self.grpc.set_serving(False)
+        await self._set_serving(False)
         end_queue = None
         if self.admission is not None:
             end_queue = asyncio.get_running_loop().call_later(timeout_s * QUEUE_DRAIN_SHARE, self.admission.drain)
@@ -152,6 +169,16 @@ class Gateway:
                 await asyncio.gather(self._completions.drain(), self.grpc.stop(timeout_s))
         if end_queue is not None:
             end_queue.cancel()
+
+
+def _endpoint_picker(
+    config: Config, pipeline: Pipeline, picker: Picker, loads: LoadTracker, authenticator: Authenticator
+) -> EndpointPicker:
+    def make_session() -> PickSession:
+        limit = config.max_request_bytes
+        return PickSession(pipeline.fleet, picker, loads, pipeline.tokenizer, authenticator, limit)
+
+    return EndpointPicker(make_session, ServerOptions(config.host, config.endpoint_picker_port))
 
 
 def _source(config: Config) -> EndpointSource:

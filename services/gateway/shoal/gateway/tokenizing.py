@@ -13,6 +13,7 @@ import grpc.aio
 import structlog
 
 from shoal.api.chat.v1 import chat_pb2
+from shoal.api.gateway.v1 import gateway_pb2
 from shoal.api.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from shoal.gateway.text.vocabulary import Vocabulary, vocabulary_of
 from shoal.rpc.errors import ShoalError, Unavailable
@@ -97,6 +98,15 @@ class Tokenizer:
                 _log.info("no vocabulary yet", problem=problem, retry_s=pause_s)
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, guards nothing
                 pause_s = min(2 * pause_s, RETRY_MOST_S)
+
+    async def prompt_ids(self, request: gateway_pb2.GenerateRequest, *, timeout_s: float | None = None) -> list[int]:
+        """Token ids of a request's prompt, whatever its form."""
+        kind = request.WhichOneof("prompt")
+        if kind == "tokens":
+            return list(request.tokens.ids)
+        if kind == "text":
+            return await self.encode(request.text, timeout_s=timeout_s)
+        return await self.render(request.chat, timeout_s=timeout_s)
 
     async def encode(self, text: str, *, add_special_tokens: bool = True, timeout_s: float | None = None) -> list[int]:
         """Token ids of a plain text."""
