@@ -17,6 +17,7 @@ from support.fake_gateway import FakeGateway
 
 def candidate(worker: str, cached: int, queue_s: float) -> explain_pb2.CandidateExplanation:
     terms = [explain_pb2.Term(name="queue", seconds=queue_s), explain_pb2.Term(name="prefill", seconds=0.25)]
+    terms.append(explain_pb2.Term(name="patience", seconds=1e-9))
     return explain_pb2.CandidateExplanation(worker=worker, cached_tokens=cached, num_requests=3, terms=terms)
 
 
@@ -83,9 +84,10 @@ def test_the_table_tells_the_story(gateway: FakeGateway) -> None:
         "cached predicted 960, actual 128 tokens",
         "TTFT predicted 100.0 ms, actual 400.0 ms",
         "moved on stall, after 7 tokens: the worker sent nothing for too long",
-        "candidate cached requests waiting queue prefill total",
-        "* 10.0.0.1:1 960 3 0 1.0 ms 250.0 ms 251.0 ms",
-        "10.0.0.2:1 0 3 0 500.0 ms 250.0 ms 750.0 ms",
+        "queue prefill total",
+        "candidate cached requests waiting ms ms ms",
+        "* 10.0.0.1:1 960 3 0 1.0 250.0 251.0",
+        "10.0.0.2:1 0 3 0 500.0 250.0 750.0",
         "and 18 more",
         "Attempt 2: sent to 10.0.0.3:1 after 5.00 s (load)",
         "Envoy went to 10.0.0.3:1 instead of 10.0.0.2:1",
@@ -96,7 +98,7 @@ def test_the_table_tells_the_story(gateway: FakeGateway) -> None:
 def test_json_has_everything(gateway: FakeGateway) -> None:
     [answer] = json.loads(shoal("explain", "some-id", "--json").stdout)
     assert (answer["regret_s"], answer["attempts"][1]["cached_tokens"]) == (-0.25, None)
-    assert answer["attempts"][0]["candidates"][1]["terms"] == {"queue": 0.5, "prefill": 0.25}
+    assert answer["attempts"][0]["candidates"][1]["terms"] == {"queue": 0.5, "prefill": 0.25, "patience": 1e-9}
 
 
 def test_an_unknown_request_is_one_line_without_a_wrong_hint(gateway: FakeGateway) -> None:

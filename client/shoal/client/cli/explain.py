@@ -95,17 +95,26 @@ def _attempt_facts(attempt: AttemptExplanation) -> list[tuple[str, str]]:
 
 
 def _candidates(attempt: AttemptExplanation) -> Table:
-    names = list(attempt.candidates[0].terms)
+    """Prices in milliseconds; parts that are nothing for everybody are left out."""
+    candidates = attempt.candidates
+    names = [name for name in candidates[0].terms if any(round(c.terms.get(name, 0.0), 4) for c in candidates)]
     table = Table(box=None, pad_edge=False)
-    table.add_column("candidate")
-    for name in ("cached", "requests", "waiting", *names, *(["total"] if names else [])):
-        table.add_column(name, justify="right")
-    for candidate in attempt.candidates:
+    table.add_column("candidate", no_wrap=True)
+    for name in (
+        "cached",
+        "requests",
+        "waiting",
+        *(f"{name}\nms" for name in names),
+        *(["total\nms"] if names else []),
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    for candidate in candidates:
         mark = "*" if candidate.worker == attempt.worker else " "
-        prices = [_seconds(candidate.terms.get(name, 0.0)) for name in names]
-        total = [_seconds(sum(candidate.terms.values()))] if names else []
+        total_s = sum(candidate.terms.values())
+        prices_s = [candidate.terms.get(name, 0.0) for name in names] + ([total_s] if names else [])
         counts = (candidate.cached_tokens, candidate.num_requests, candidate.num_waiting_tokens)
-        table.add_row(f"{mark} {candidate.worker}", *(f"{count:,}" for count in counts), *prices, *total)
+        prices = [f"{price_s * 1e3:.1f}" for price_s in prices_s]
+        table.add_row(f"{mark} {candidate.worker}", *(f"{count:,}" for count in counts), *prices)
     return table
 
 
