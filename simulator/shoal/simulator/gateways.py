@@ -49,8 +49,9 @@ class VirtualGateway:
         """As the gateway's dispatcher does."""
         chain = KeyChain.of(request.block_keys)
         pick = self._router.pick(dataclasses.replace(request, block_keys=chain))
-        endpoint, num_cached = pick.endpoints[0], pick.predicted_cached_tokens
-        self._board.expect(endpoint, chain, num_cached // request.block_size)
+        endpoint, num_cached = pick.endpoints[0] if pick.endpoints else None, pick.predicted_cached_tokens
+        if endpoint is not None:
+            self._board.expect(endpoint, chain, num_cached // request.block_size)
         num_uncached = request.prompt_tokens - num_cached
         return pick, self.loads.admit(endpoint, num_uncached, num_prompt_tokens=request.prompt_tokens)
 

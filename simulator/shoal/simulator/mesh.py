@@ -19,6 +19,7 @@ from shoal.model_worker.request import Request
 from shoal.model_worker.sampling.params import SamplingParams
 from shoal.model_worker.scheduler import StepOutput
 from shoal.model_worker.simulated_timing import LLAMA_8B_H100, SimulatedGpu
+from shoal.simulator.envoy import RingHash, WeightedRoundRobin
 from shoal.simulator.gateways import VirtualGateways
 from shoal.simulator.trace import TraceRequest, arrivals_s
 from shoal.simulator.worker import VirtualWorker
@@ -110,6 +111,8 @@ class VirtualMesh:
             )
             for _ in self._names
         ]
+        self._ring = RingHash(settings.num_workers)
+        self._weights = WeightedRoundRobin(self._workers)
         for index, name in itertools.product(self._gateways.indexes, self._names):
             index.store(name, [])  # the first snapshot: known, and empty
         self._namespace_key = namespace_key(f"simulated-{settings.vocab_size}", "simulated-v1")
@@ -165,12 +168,10 @@ class VirtualMesh:
                 block_keys=iter_word_keys(self._namespace_key, words, block_size),
                 block_size=block_size,
                 prompt_tokens=len(token_ids),
-                must_pin=True,
                 kv_tokens=self._kv_tokens,
             ),
         )
-        endpoint = pick.endpoints[0]
-        number = self._number[endpoint]
+        number = self._number[pick.endpoints[0]] if pick.endpoints else self._envoy_choice(pick.prefix_hash)
         record = RequestRecord(arrival_s, len(token_ids), number, pick.predicted_cached_tokens)
         self._records.append(record)
         self._picks[pick.reason] = self._picks.get(pick.reason, 0) + 1
@@ -194,6 +195,9 @@ class VirtualMesh:
         self._awaiting[number].add(i)
         if end_s is not None:
             self._at(end_s, lambda: self._end_step(number))
+
+    def _envoy_choice(self, prefix_hash: str) -> int:
+        return self._ring.choose(prefix_hash) if prefix_hash else self._weights.choose(self._now_s)
 
     def _end_step(self, number: int) -> None:
         output, kv_events, next_end_s = self._workers[number].end_step()

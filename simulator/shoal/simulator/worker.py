@@ -28,6 +28,7 @@ class VirtualWorker:
 
     def __init__(self, gpu: SimulatedGpu, *, vocab_size: int, max_model_len: int, clock: Callable[[], float]) -> None:
         self._timer = gpu.timer
+        self._max_num_seqs = gpu.max_num_seqs
         self._clock = clock
         self._cache = KVCacheManager(gpu.num_blocks, gpu.block_size)
         limits = SchedulerConfig(
@@ -50,6 +51,11 @@ class VirtualWorker:
     def num_preemptions(self) -> int:
         """Sequences sent back to the queue so far."""
         return self._scheduler.stats.num_preemptions
+
+    def load(self) -> tuple[int, float, float]:
+        """What it reports to Envoy: tokens generated so far, used share of KV blocks, waiting requests over slots."""
+        stats = self._scheduler.stats
+        return stats.generated_tokens, stats.num_used_blocks / stats.num_blocks, stats.num_waiting / self._max_num_seqs
 
     def offer(self, request: Request) -> float | None:
         """Queues a request. Returns when its step ends if the worker was idle. Raises RequestRefused."""

@@ -148,6 +148,21 @@ def test_without_an_opinion_envoy_chooses_unless_it_could_err() -> None:
     assert router.pick(request(["w0", "w1"], must_pin=True)).endpoints == ("w1", "w0")
 
 
+def test_prompts_that_begin_alike_have_one_hash() -> None:
+    router, _, _ = make_router(LeaveToEnvoy("prefix_hash", hash_tokens=6))  # the first two blocks
+
+    def hash_of(tokens: list[int]) -> str:
+        pick = router.pick(PickRequest(NAMES, KeyChain(bytes(16), tokens, BLOCK), BLOCK, len(tokens)))
+        assert (pick.endpoints, pick.reason) == ((), "prefix_hash")
+        return pick.prefix_hash
+
+    start = list(range(8))
+    assert hash_of(start) == hash_of([*start, 1, 2, 3, 4, 5]) == block_keys(bytes(16), start, BLOCK)[1].hex()
+    assert len({hash_of(start), hash_of(start[:4]), hash_of([*start[:7], 9])}) == 3
+    assert hash_of([1, 2, 3]) == ""
+    assert make_router(LeaveToEnvoy("orca"))[0].pick(request(NAMES)).prefix_hash == ""
+
+
 def test_a_chain_is_hashed_by_the_pick() -> None:
     router, index, _ = make_router()
     tokens = list(range(18))

@@ -25,5 +25,5 @@ class LeaveToEnvoy:
 
     def prefix_hash(self, keys: KeyChain, block_size: int) -> str:
         """Equal for prompts whose first `hash_tokens` are; "" when there is nothing to hash."""
-        num = keys.hash_to(-(-self.hash_tokens // block_size)) if block_size else 0
-        return keys.packed(num - 1, num).hex() if num and self.hash_tokens else ""
+        num = min(len(keys), -(-self.hash_tokens // block_size)) if block_size else 0
+        return keys.packed(num - 1, num).hex() if num else ""
