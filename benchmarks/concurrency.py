@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import resource
+import json
 import statistics
 import sys
 import time
@@ -42,7 +42,6 @@ from rows import Row, write_results
 
 NUM_CHANNELS = 4
 STREAM_TIMEOUT_S = 300.0
-NUM_FILES = 16_384
 MANIFEST = """
 apiVersion: shoal.dev/v1alpha1
 kind: InferenceService
@@ -91,9 +90,14 @@ def plan_slowly(service: InferenceService, observed: Observed, step_ms: float) -
     return dataclasses.replace(real, processes=tuple(processes))
 
 
+def prompt_of(number: int, args: argparse.Namespace) -> list[int]:
+    """Token ids; no two streams share their beginning."""
+    return [(number * 7919 + position * 31) % 31_000 + 100 for position in range(args.prompt_len)]
+
+
 async def read_stream(stub: Any, number: int, args: argparse.Namespace, outcome: Outcome) -> None:
     """One stream to its end, whichever that is."""
-    ids = [(number * 7919 + position * 31) % 31_000 + 100 for position in range(args.prompt_len)]
+    ids = prompt_of(number, args)
     request = gateway_pb2.GenerateRequest(
         tokens=gateway_pb2.TokenPrompt(ids=ids),
         sampling=generation_pb2.SamplingParams(max_tokens=args.output_len, ignore_eos=True),
@@ -114,6 +118,36 @@ async def read_stream(stub: Any, number: int, args: argparse.Namespace, outcome:
             outcome.errors[f"{num_tokens} tokens"] += 1
 
 
+async def read_sse(mesh: LocalMesh, number: int, args: argparse.Namespace, outcome: Outcome) -> None:
+    """The same over the OpenAI API, with a connection of its own. Bare sockets: a client library would cost more."""
+    ids = prompt_of(number, args)
+    body = json.dumps({"prompt": ids, "max_tokens": args.output_len, "ignore_eos": True, "stream": True}).encode()
+    lines = ["POST /v1/completions HTTP/1.1", "host: x", "content-type: application/json", "connection: close"]
+    head = "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode()
+    start_s = time.perf_counter()
+    num_events, last = 0, b""
+    host, _, port = mesh.endpoint.rpartition(":")
+    try:
+        async with asyncio.timeout(STREAM_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(head + body)
+            while line := await reader.readline():
+                if line.startswith(b"data: "):
+                    if not num_events:
+                        outcome.ttfts_s.append(time.perf_counter() - start_s)
+                    num_events += 1
+                    outcome.num_messages += 1
+                last = line.strip() or last
+                if last == b"data: [DONE]":
+                    break
+            writer.close()
+    except (OSError, TimeoutError) as error:
+        outcome.errors[type(error).__name__] += 1
+        return
+    if last != b"data: [DONE]":
+        outcome.errors[last[:200].decode(errors="replace")] += 1
+
+
 async def run_streams(mesh: LocalMesh, num_streams: int, first: int, args: argparse.Namespace) -> Outcome:
     """All of them at once."""
     keepers = mesh.supervisor.keepers
@@ -126,7 +160,11 @@ async def run_streams(mesh: LocalMesh, num_streams: int, first: int, args: argpa
     outcome = Outcome([], Counter())
     before_s = sum(cpu_s(gateway) for gateway in gateways)
     start_s = time.perf_counter()
-    await asyncio.gather(*(read_stream(stubs[n % NUM_CHANNELS], first + n, args, outcome) for n in range(num_streams)))
+    numbers = range(first, first + num_streams)
+    if args.http:
+        await asyncio.gather(*(read_sse(mesh, number, args, outcome) for number in numbers))
+    else:
+        await asyncio.gather(*(read_stream(stubs[n % NUM_CHANNELS], n, args, outcome) for n in numbers))
     outcome.wall_s = time.perf_counter() - start_s
     outcome.gateway_cpu_s = sum(cpu_s(gateway) for gateway in gateways) - before_s
     for channel in channels:
@@ -198,11 +236,10 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, default=50.0)
     parser.add_argument("--prompt-len", type=int, default=64)
     parser.add_argument("--output-len", type=int, default=64)
+    parser.add_argument("--http", action="store_true", help="OpenAI's API over a connection a stream, in place of gRPC")
     parser.add_argument("--log-dir", type=Path, help="keep the logs of the mesh here")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(NUM_FILES, hard), hard))
     rows = asyncio.run(measure(args))
     for row in rows:
         print(f"{row.name:32} {row.value:10.3f} {row.unit:8} {row.ratio or ''}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import socket
 import stat
 import struct
@@ -17,7 +18,7 @@ from shoal.operator.api import ModelFacts, parse_manifest
 from shoal.operator.envoy import Endpoint
 from shoal.operator.planner import Readiness, ReadinessKind
 from shoal.operator.substrate import MeshError, PortInUse
-from shoal.operator.substrate.machine import observe_machine
+from shoal.operator.substrate.machine import observe_machine, raise_file_limit
 from shoal.operator.substrate.membership import Membership
 from shoal.operator.substrate.model import source_uri
 from shoal.operator.substrate.model_facts import read_model_facts
@@ -265,3 +266,15 @@ metadata: {{name: a}}
 spec: {{model: {{name: a, uri: "{uri}", revision: v1}}}}
 """
     assert source_uri(parse_manifest(text, "a").spec.model) == expected
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_allowed() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        raised = raise_file_limit()
+        assert raised == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        assert raised == (1 << 16 if hard == resource.RLIM_INFINITY else min(1 << 16, hard))
+        assert raise_file_limit() == raised
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

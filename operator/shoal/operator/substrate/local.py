@@ -18,7 +18,7 @@ from shoal.operator.planner import LocalPlan, Observed, plan, required_ports
 from shoal.operator.substrate.events import Event, OnEvent, State
 from shoal.operator.substrate.failures import MeshError, MeshInterrupted
 from shoal.operator.substrate.guard import Guard
-from shoal.operator.substrate.machine import observe_machine
+from shoal.operator.substrate.machine import observe_machine, raise_file_limit
 from shoal.operator.substrate.model import fetch_model
 from shoal.operator.substrate.model_facts import read_model_facts
 from shoal.operator.substrate.options import SupervisorOptions
@@ -180,6 +180,7 @@ class LocalMesh:
 
     async def _supervise(self, run_dir: Path, log_dir: Path, guard: Guard) -> None:
         write_files(run_dir, self.plan.files)
+        raise_file_limit()
         self._supervisor = Supervisor(
             self.plan,
             run_dir=run_dir,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import psutil
 
 from shoal.operator.api import Machine
 
+_MAX_FILES = 1 << 16
 _CGROUP = Path("/sys/fs/cgroup")
 _DEVICES = Path("/dev")
 _GPU_DEVICE = re.compile(r"nvidia\d+")
@@ -23,6 +25,17 @@ def observe_machine(
     return Machine(
         num_cores=_count_cores(cgroup), memory_bytes=_measure_memory(cgroup), gpus=_find_gpus(devices, environ)
     )
+
+
+def raise_file_limit() -> int:
+    """Lets this process, and those that it starts from now on, have as many open files as it may give itself, up to
+    65,536; how many that are. Common is 1,024: every HTTP client is a connection to Envoy and one on to a gateway."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(_MAX_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return soft
 
 
 def _find_gpus(devices: Path, environ: Mapping[str, str]) -> tuple[str, ...]:
