@@ -85,3 +85,16 @@ def test_a_library_that_computes_something_else_is_not_used(
     with caplog.at_level(logging.WARNING):
         assert native_hash_chain.__wrapped__() is None
     assert "computes something else" in caplog.text
+
+
+def test_parts_of_a_chain_travel_packed() -> None:
+    chain = KeyChain(bytes(16), list(range(40)), 4)
+    keys = list(KeyChain(bytes(16), list(range(40)), 4))
+    assert chain.packed(2, 5) == b"".join(keys[2:5])
+    assert chain.num_hashed == 5
+    assert (chain.packed(0, 2), chain.packed(8, 99), chain.packed(10, 12)) == (
+        b"".join(keys[:2]),
+        b"".join(keys[8:]),
+        b"",
+    )
+    assert list(KeyChain.unpacked(chain.packed(2, 5))) == keys[2:5]
