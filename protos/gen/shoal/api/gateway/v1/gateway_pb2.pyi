@@ -101,7 +101,9 @@ class GenerateRequest(_message.Message):
     output_format: Global___OutputFormat.ValueType
     """What the caller wants back."""
     priority: _builtins.int
-    """Smaller runs first. Range [-100, 100]; default 0."""
+    """Smaller runs first, among the caller's own requests: between tenants it does not count, and it does not outweigh any
+    length of waiting. Range [-100, 100]; default 0.
+    """
     request_id: _builtins.str
     """Names the request in logs and traces. Empty: the gateway makes one."""
     @_builtins.property
