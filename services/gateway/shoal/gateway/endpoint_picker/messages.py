@@ -17,7 +17,6 @@ SERVED_KEY: Final = f"{ENDPOINT_KEY}-served"
 SUBSET_KEY: Final = f"{ENDPOINT_KEY}-subset"
 LB_NAMESPACE: Final = "envoy.lb"
 SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
-BODY_NONE: Final = 0
 BODY_FULL_DUPLEX: Final = 4
 _PIECE: Final = 60_000
 """Envoy refuses pieces of a body above 64 KiB."""
@@ -63,13 +62,6 @@ def picked(endpoints: Sequence[str]) -> ext_proc_pb2.ProcessingResponse:
     return response
 
 
-def undecided() -> ext_proc_pb2.ProcessingResponse:
-    """Leaves the choice to the proxy: no opinion is better than a guess."""
-    response = ext_proc_pb2.ProcessingResponse()
-    response.request_headers.response.SetInParent()
-    return response
-
-
 def body_pieces(body: bytes, *, ends: bool) -> Iterator[ext_proc_pb2.ProcessingResponse]:
     """The request's body, sent on as it came. ends: whether no trailers follow."""
     starts = range(0, len(body), _PIECE) or range(1)
@@ -79,6 +71,14 @@ def body_pieces(body: bytes, *, ends: bool) -> Iterator[ext_proc_pb2.ProcessingR
         piece.body = body[start : start + _PIECE]
         piece.end_of_stream = ends and start == starts[-1]
         yield response
+
+
+def returned_body(piece: ext_proc_pb2.HttpBody) -> ext_proc_pb2.ProcessingResponse:
+    """A piece of a response's body, which full duplex wants back: one that is not sent on is lost."""
+    response = ext_proc_pb2.ProcessingResponse()
+    streamed = response.response_body.response.body_mutation.streamed_response
+    streamed.body, streamed.end_of_stream = piece.body, piece.end_of_stream
+    return response
 
 
 def passed(kind: str) -> ext_proc_pb2.ProcessingResponse:

@@ -23,7 +23,7 @@ _log = structlog.get_logger("shoal.gateway.endpoint_picker")
 
 
 class PickSession:
-    """`answer` each message in turn, then `close`. Nothing of a response's body passes through."""
+    """`answer` each message in turn, then `close`."""
 
     def __init__(
         self,
@@ -45,6 +45,8 @@ class PickSession:
         self._subset: frozenset[str] | None = None
         self._body = bytearray()
         self._waits_for_body = False
+        self._returns_body = False
+        """A proxy may stream responses through here as well; some do for every picker."""
         self._ticket: Ticket | None = None
 
     async def answer(self, request: ext_proc_pb2.ProcessingRequest) -> Responses:
@@ -60,6 +62,8 @@ class PickSession:
                 if self._ticket is not None:
                     self._ticket.answered(messages.served_endpoint(request))
                 return [messages.passed("response_headers")]
+            case "response_body" if self._returns_body:
+                return [messages.returned_body(request.response_body)]
             case None:
                 return []
             case other:
@@ -73,8 +77,9 @@ class PickSession:
     async def _begin(self, request: ext_proc_pb2.ProcessingRequest) -> Responses:
         self._headers = messages.header_values(request.request_headers)
         self._subset = messages.subset_hint(request)
-        mode = request.protocol_config.request_body_mode
-        if mode == messages.BODY_FULL_DUPLEX and not request.request_headers.end_of_stream:
+        modes = request.protocol_config
+        self._returns_body = modes.response_body_mode == messages.BODY_FULL_DUPLEX
+        if modes.request_body_mode == messages.BODY_FULL_DUPLEX and not request.request_headers.end_of_stream:
             self._waits_for_body = True
             return []
         return [await self._choose()]
