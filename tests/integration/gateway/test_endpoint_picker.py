@@ -84,7 +84,7 @@ async def proxied(tmp_path: Path, response_body_mode: str) -> AsyncIterator[Prox
         addresses = [await stack.enter_async_context(serve_fakes(worker)) for worker in workers]
         file = tmp_path / "workers.json"
         write_workers(file, addresses)
-        settings = {
+        settings: dict[str, Any] = {
             "workers_file": str(file),
             "endpoint_picker": "on",
             "endpoint_picker_port": 0,
