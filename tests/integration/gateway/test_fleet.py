@@ -48,7 +48,8 @@ async def fleet_of(
 
 
 async def test_the_worker_with_the_longest_prefix_is_pinned_first(tmp_path: Path) -> None:
-    async with fleet_of(tmp_path, FakeWorker(), FakeWorker(), FakeWorker()) as (running, workers):
+    roomy = [FakeWorker(info(num_blocks=1 << 16)) for _ in range(3)]  # else making room costs more than 4 tokens save
+    async with fleet_of(tmp_path, *roomy) as (running, workers):
         workers[1].publish(stored(1, KEYS[:2]))
         workers[2].publish(stored(1, KEYS[:1]), stored(2, KEYS[1:3]))
         index = running.gateway.index
