@@ -17,6 +17,7 @@ _OUTLIER: Final = 4.0
 _EQUAL: Final = 0.15
 """Logarithm of a ratio. Equal workers' factors differ by some 6% by chance, and a policy that took this for true would
 send every long prompt to the seemingly fastest: a deviation of this much counts half, smaller ones vanish."""
+_LEAST_S: Final = 1e-6
 _NOISE: Final = 0.1
 """Variance of an observation, relative to its square; what does not fit the form of the sum is in it."""
 _FORGETTING: Final = 0.995
@@ -66,9 +67,9 @@ class Rates:
         return self.factor(worker) * self._unscaled_s(work)
 
     def observe(self, worker: str, work: Work, actual_s: float) -> None:
-        """`worker` took this long. Ignored unless both are positive."""
+        """`worker` took this long. Ignored unless it did something, and took some microseconds at least."""
         unscaled_s = self._unscaled_s(work)
-        if not (actual_s > 0 and unscaled_s > 0):
+        if not (actual_s > _LEAST_S and unscaled_s > 0):
             return
         own = self._logs.get(worker, self._mean_log)
         count = self._counts.get(worker, 0)
