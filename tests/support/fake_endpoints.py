@@ -46,7 +46,7 @@ class FakeEndpoint:
     held: asyncio.Event | None = None
     """When set, streams send one message and wait for it before their second."""
     num_reports: int = 0
-    health: Any = None
+    health: Any = field(default_factory=HealthServicer)
 
     async def set_serving(self, serving: bool) -> None:
         """Changes what its health check answers."""
@@ -77,11 +77,24 @@ class FakeEndpoint:
             yield encode_load_report(tokens_per_s=100, kv_cache=self.utilization, queue=0.01)
             await asyncio.sleep(0.1)
 
+    async def add_reports_to(self, server: grpc.aio.Server) -> None:
+        """Health and load reports, healthy from the start."""
+        reports = grpc.unary_stream_rpc_method_handler(self.report_load)
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    "xds.service.orca.v3.OpenRcaService", {"StreamCoreMetrics": reports}
+                ),
+            )
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+        await self.set_serving(True)
+
 
 @asynccontextmanager
 async def serving(name: str, port: int = 0, **attributes: Any) -> AsyncIterator[FakeEndpoint]:
     """Runs a FakeEndpoint that is healthy from the start."""
-    fake = FakeEndpoint(name, health=HealthServicer(), **attributes)
+    fake = FakeEndpoint(name, **attributes)
     server = grpc.aio.server()
     handler = grpc.unary_stream_rpc_method_handler(fake.call)
     handlers = [
@@ -91,15 +104,10 @@ async def serving(name: str, port: int = 0, **attributes: Any) -> AsyncIterator[
             "shoal.api.gateway.v1.GatewayService",
             {"Generate": handler, "Echo": grpc.stream_stream_rpc_method_handler(fake.echo)},
         ),
-        grpc.method_handlers_generic_handler(
-            "xds.service.orca.v3.OpenRcaService",
-            {"StreamCoreMetrics": grpc.unary_stream_rpc_method_handler(fake.report_load)},
-        ),
     ]
     server.add_generic_rpc_handlers(tuple(handlers))
-    health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)
+    await fake.add_reports_to(server)
     fake.endpoint = Endpoint("127.0.0.1", server.add_insecure_port(f"127.0.0.1:{port}"))
-    await fake.set_serving(True)
     await server.start()
     try:
         yield fake

@@ -16,6 +16,7 @@ from shoal.api.generation.v1 import generation_pb2
 from shoal.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from shoal.rpc.errors import ShoalError
 from shoal.rpc.status import to_status
+from support.fake_endpoints import FakeEndpoint
 from support.fake_tokenizer import EOS, VOCAB_SIZE, FakeTokenizer
 
 MODEL = "fake-model"
@@ -90,6 +91,8 @@ class FakeWorker(worker_pb2_grpc.ModelWorkerServiceServicer):
         self.subscribed = asyncio.Event()
         self.has_snapshot = True
         """Answers a subscription from nothing with an empty cache; else with what the test publishes."""
+        self.refuses_events = False
+        """Ends every new subscription at once."""
         self._events: asyncio.Queue[worker_pb2.SubscribeKvEventsResponse | None] = asyncio.Queue()
 
     def publish(self, *events: worker_pb2.SubscribeKvEventsResponse) -> None:
@@ -107,6 +110,8 @@ class FakeWorker(worker_pb2_grpc.ModelWorkerServiceServicer):
     async def SubscribeKvEvents(self, request: worker_pb2.SubscribeKvEventsRequest, context: Any) -> AsyncIterator[Any]:
         self.subscriptions.append(request)
         self.subscribed.set()
+        if self.refuses_events:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "no events today")
         if self.has_snapshot and request.start_seq == 0:
             snapshot = worker_pb2.KvSnapshot(tier=worker_pb2.TIER_DEVICE, complete=True)
             yield worker_pb2.SubscribeKvEventsResponse(epoch=self.info.epoch, seq=0, snapshot=snapshot)
@@ -190,10 +195,19 @@ def _logprobs(token_id: int, num_top: int) -> generation_pb2.PositionLogprobs:
 
 @asynccontextmanager
 async def serve_fakes(
-    worker: FakeWorker | None = None, tokenizer: FakeTokenizer | None = None, *, port: int = 0
+    worker: FakeWorker | None = None,
+    tokenizer: FakeTokenizer | None = None,
+    *,
+    port: int = 0,
+    beside: FakeEndpoint | None = None,
 ) -> AsyncIterator[str]:
-    """Serves a worker, a tokenizer or both on one port, as Envoy's mesh listener would. Yields the address."""
+    """Serves a worker, a tokenizer or both on one port, as Envoy's mesh listener would. Yields the address.
+
+    beside: has the health and the load reports that Envoy asks of workers behind it.
+    """
     server = grpc.aio.server()
+    if beside is not None:
+        await beside.add_reports_to(server)
     if worker is not None:
         worker_pb2_grpc.add_ModelWorkerServiceServicer_to_server(worker, server)
     if tokenizer is not None:

@@ -18,6 +18,8 @@ from shoal.gateway.routing.prefix_index import PrefixIndex
 from shoal.gateway.workers.kv_events import EventGap, KvEventFeed
 
 INFO_TIMEOUT_S: Final = 5.0
+LOST_TIMEOUT_S: Final = 1.0
+"""For a worker whose connection just broke to show that it lives."""
 RETRY_FIRST_S: Final = 0.1
 RETRY_MOST_S: Final = 5.0
 MAX_GAPS: Final = 3
@@ -51,11 +53,13 @@ class WorkerConnection:
         self._clock = asyncio.get_running_loop().time
         self._heard_s = self._clock()
         self._num_looks = 0
-        """Since the last message, or since the last subscription."""
+        """Since the last message."""
+        self._pause_s = RETRY_FIRST_S
+        """Before the next attempt, after one that fails."""
         self._call: Any = None
         """The subscription, while there is one."""
         self._has_events = True
-        self._is_unreachable = False
+        self._is_lost = False
         self.is_stale = False
         """Whether its events stopped, so that nothing is believed of its cache."""
         self._channel: Any = grpc.aio.insecure_channel(address, options=_OPTIONS)
@@ -96,29 +100,25 @@ class WorkerConnection:
             call.cancel()  # another subscription may fare better
 
     async def _run(self) -> None:
-        pause_s = RETRY_FIRST_S
         while True:
             try:
                 info = await self._stub.GetInfo(worker_pb2.GetInfoRequest(), timeout=INFO_TIMEOUT_S)
                 self._feed.expect_epoch(info.epoch)
                 self._set_info(info)
-                self._is_unreachable = False
-                pause_s = RETRY_FIRST_S
                 await self._follow_events()
             except grpc.RpcError as error:
-                self._lose(error)
+                await self._lose(error)
             except Exception:
                 self._set_info(None)
                 _log.exception("following a worker failed", worker=self._address)
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnects, guards nothing
-            pause_s = min(2 * pause_s, RETRY_MOST_S)
+            await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnects, guards nothing
+            self._pause_s = min(2 * self._pause_s, RETRY_MOST_S)
 
     async def _follow_events(self) -> None:
         """Returns or raises RpcError when the stream ends for good."""
         num_gaps = 0
         while True:
             call = self._call = self._stub.SubscribeKvEvents(self._feed.next_request)
-            self._num_looks = 0
             try:
                 while (event := await call.read()) is not EOF:
                     self._hear()
@@ -147,7 +147,9 @@ class WorkerConnection:
     def _hear(self) -> None:
         self._heard_s = self._clock()
         self._num_looks = 0
+        self._pause_s = RETRY_FIRST_S
         self._has_events = True
+        self._is_lost = False
         if self.is_stale:
             self.is_stale = False
             _log.info("kv events flow again", worker=self._address)
@@ -158,13 +160,18 @@ class WorkerConnection:
         while True:
             await asyncio.sleep(RETRY_MOST_S)
             await self._stub.GetInfo(worker_pb2.GetInfoRequest(), timeout=INFO_TIMEOUT_S)
+            self._pause_s = RETRY_FIRST_S
 
-    def _lose(self, error: grpc.RpcError) -> None:
-        if not self._is_unreachable:
-            self._is_unreachable = True
+    async def _lose(self, error: grpc.RpcError) -> None:
+        """Its events, or itself: a worker that still answers goes on serving."""
+        if not self._is_lost:
+            self._is_lost = True
             metrics.KV_RESYNCS.labels(self._address, "lost").inc()
-            _log.info("worker unreachable", worker=self._address, code=_code(error).name)
-        self._set_info(None)
+            _log.info("worker lost", worker=self._address, code=_code(error).name)
+        try:
+            self._set_info(await self._stub.GetInfo(worker_pb2.GetInfoRequest(), timeout=LOST_TIMEOUT_S))
+        except grpc.RpcError:
+            self._set_info(None)
 
     def _set_info(self, info: worker_pb2.GetInfoResponse | None) -> None:
         if info != self.info:
