@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUF_VERSION := 1.75.0
 BUF := .cache/buf/node_modules/.bin/buf
-SOURCES := libs kernels operator client simulator services/gateway services/model_worker services/tokenizer tests tools benchmarks
+SOURCES := libs kernels operator client simulator services/gateway services/kv_store services/model_worker services/tokenizer tests tools benchmarks
 # A folder named like a standard module (operator/) must never come first on sys.path.
 export PYTHONSAFEPATH := 1
 
