@@ -26,7 +26,7 @@ def test_shared_fields_are_the_same() -> None:
 
 def test_the_gateways_own_fields_begin_above() -> None:
     own = {f.name for f in GATEWAY.fields if f.number > LAST_SHARED}
-    assert own == {"text", "stop_text", "request_id", "worker", "model"}
+    assert own == {"text", "stop_text", "request_id", "worker", "model", "seed"}
 
 
 def test_appended_fields_merge() -> None:

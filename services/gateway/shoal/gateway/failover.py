@@ -17,9 +17,10 @@ PROGRESS_TOKENS: Final = 16
 POISON_DEATHS: Final = 2
 MOST_BACKOFF_S: Final = 2.0
 
-LossReason = Literal["lost", "failed", "drain", "stall", "refused", "full"]
+LossReason = Literal["lost", "failed", "drain", "stall", "refused", "full", "client"]
 """lost: the connection or the process went away. failed: the worker said that its engine died. drain: it shuts down.
-stall: it stood still. refused: it cannot serve now, such as while loading. full: its queue is."""
+stall: it stood still. refused: it cannot serve now, such as while loading. full: its queue is.
+client: not a loss here; a client brought along what it has of an answer that another gateway, or this one, began."""
 
 
 @dataclass(frozen=True, slots=True)

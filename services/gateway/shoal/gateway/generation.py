@@ -44,18 +44,23 @@ class Generation:
 
     __slots__ = ("_gaps", "_last_s", "_legs", "_num_ended", "_stream", "_waiting", "admitted", "raw", "worker")
 
-    def __init__(self, admitted: Admitted, stream: Stream, attempt: Attempt) -> None:
-        """`attempt` is at all completions."""
+    def __init__(self, admitted: Admitted, stream: Stream, attempt: Attempt | None) -> None:
+        """`attempt` is at all completions; None for a stream that goes on with what a client has."""
         self.admitted = admitted
         self.raw = b""
         """The bytes of the message that `read` returned last."""
         self.worker = ""
         """ip:port of the worker that answered first, when known; set by `start`."""
         self._stream = stream
-        self._legs = [Leg(stream, range(len(stream.journal.completions)), attempt)]
+        completions = stream.journal.completions
+        self._legs = (
+            [Leg(stream, range(len(completions)), attempt)]
+            if attempt is not None
+            else [Leg(stream, [choice], None) for choice, had in enumerate(completions) if not had.finished]
+        )
         self._waiting: Message | None = None
         self._last_s = 0.0
-        self._num_ended = 0
+        self._num_ended = sum(completion.finished for completion in completions)
         """Completions whose last message was handed out."""
         self._gaps = metrics.GAP_S.labels(admitted.model.name)
         metrics.IN_FLIGHT.labels(admitted.model.name).inc()
@@ -78,12 +83,16 @@ class Generation:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens received over all completions."""
-        return self._stream.journal.num_tokens
+        """Tokens received over all completions, without those that the client had before."""
+        return self._stream.journal.num_tokens - self._stream.journal.num_restored_tokens
+
+    @property
+    def seed(self) -> int:
+        """What its random numbers come from."""
+        return self._stream.errand.message.sampling.seed
 
     async def start(self) -> None:
         """Waits for the first message, which `read` then returns. Errors before it reach the client as a status."""
-        leg = self._legs[0]
         message = await self._receive()
         if message is None:
             raise Unavailable("the worker ended the answer before its first message; send the request again")
@@ -91,9 +100,12 @@ class Generation:
         name = self.admitted.model.name
         self._stream.record.first_message_s = self._last_s
         metrics.FIRST_TOKEN_S.labels(name).observe(self._last_s - self.admitted.arrived_s)
-        if leg.attempt is not None:
-            self.worker = leg.attempt.worker
-        metrics.CACHED_TOKENS.labels(name).inc(self.num_cached_tokens)
+        if (attempt := self._legs[-1].attempt) is not None:  # the leg that was served last
+            self.worker = attempt.worker
+        if self._stream.journal.num_restored_tokens:
+            metrics.RESUMED.labels(name).inc()
+        else:
+            metrics.CACHED_TOKENS.labels(name).inc(self.num_cached_tokens)
         trace.get_current_span().set_attributes(
             {"shoal.worker": self.worker, "shoal.cached_tokens": self.num_cached_tokens}
         )

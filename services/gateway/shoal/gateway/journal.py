@@ -38,12 +38,14 @@ class Completion:
 class Journal:
     """All completions of one request. Bounded by their max_tokens."""
 
-    __slots__ = ("begun", "completions", "num_tokens")
+    __slots__ = ("begun", "completions", "num_restored_tokens", "num_tokens")
 
     def __init__(self, num_completions: int) -> None:
         self.completions: Sequence[Completion] = [Completion() for _ in range(num_completions)]
         self.num_tokens = 0
         """Over all completions."""
+        self.num_restored_tokens = 0
+        """Of these, those that a client brought along."""
         self.begun = False
         """Whether any message came. From then on prompt and cached tokens are told, and nothing may be sent twice."""
 
@@ -51,6 +53,15 @@ class Journal:
     def finished(self) -> bool:
         """Whether every completion's last message came."""
         return all(completion.finished for completion in self.completions)
+
+    def restore(self, resume: gateway_pb2.Resume) -> None:
+        """Enters what a client has of an answer whose gateway it lost. Call at most once, first."""
+        for completion, had in zip(self.completions, resume.completions, strict=True):
+            completion.token_ids.extend(had.token_ids)
+            completion.finished = had.finished
+            self.num_tokens += completion.num_tokens
+        self.num_restored_tokens = self.num_tokens
+        self.begun = True
 
     def note(self, message: Message, choices: Collection[int]) -> None:
         """Enters a message from a worker that was asked for `choices`.

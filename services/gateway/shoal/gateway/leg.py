@@ -30,7 +30,7 @@ class Leg:
     )  # fmt: skip
 
     def __init__(self, stream: Stream, choices: Sequence[int], attempt: Attempt | None) -> None:
-        """Without an attempt it begins with a move."""
+        """Without an attempt it begins with a move; `choices` is then one."""
         self.choices = choices
         self.raw = b""
         """The bytes of the message that `read` returned last."""
@@ -40,9 +40,9 @@ class Leg:
         self._attempt = attempt
         self._avoided: dict[str, int] = {}
         self._error: ShoalError | None = None
-        self._reason: LossReason = "lost"
+        self._reason: LossReason = "client"
         self._holds_gate = False
-        self._lost_s = 0.0
+        self._lost_s = time.perf_counter() if attempt is None else 0.0
         """When the completions were lost (`time.perf_counter()`), until the next message."""
         self._num_moves = 0
         """Without progress in between."""

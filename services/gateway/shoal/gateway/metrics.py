@@ -38,6 +38,9 @@ MOVE_S = Histogram(
 MOVES_GIVEN_UP = Counter(
     "shoal_gateway_stream_moves_given_up_total", "Streams that were not moved (again), by reason.", ["model", "reason"]
 )
+RESUMED = Counter(
+    "shoal_gateway_requests_resumed_total", "Requests of clients that had a part of the answer already.", ["model"]
+)
 REPICKED = Counter(
     "shoal_gateway_picks_not_followed_total", "Requests that another worker than the first pick served.", ["model"]
 )

@@ -42,6 +42,18 @@ class Caller:
         return left_s
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request that was checked and may go."""
+
+    errand: Errand
+    token_ids: list[int]
+    """Of the prompt, once more: a list is quicker to read than the message."""
+    record: RequestRecord
+    resume: gateway_pb2.Resume | None
+    """What the client has of the answer."""
+
+
 class Pipeline:
     """Shared by both APIs. Owned by the event loop."""
 
@@ -78,16 +90,17 @@ class Pipeline:
             record.num_prompt_tokens = len(token_ids)
             check_length(request, len(token_ids), model)
             errand = _errand(request, token_ids, model, caller)
+            resume = request.resume if request.HasField("resume") else None
             permit = None
             if self._admission is not None:
-                ask = _ask(errand, caller.tenant, request.priority)
+                ask = _ask(errand, caller.tenant, request.priority, resume)
                 permit = self._admission.enter_now(ask)
                 if permit is None:
                     token_ids = []  # some 36 bytes a token that the message holds in 4
                     permit = await self._admission.enter(ask)
                     record.queue_s = permit.waited_s
                     token_ids = list(errand.message.token_ids)
-            return await self._start(errand, token_ids, record, permit)
+            return await self._start(Job(errand, token_ids, record, resume), permit)
         except BaseException as error:
             record.end(count_request(name, error), 0)
             raise
@@ -96,14 +109,12 @@ class Pipeline:
         """The text side of an opened generation."""
         return TextRelay(generation, request, self.tokenizer.vocabulary)
 
-    async def _start(
-        self, errand: Errand, token_ids: list[int], record: RequestRecord, permit: Permit | None
-    ) -> Generation:
+    async def _start(self, job: Job, permit: Permit | None) -> Generation:
         """Sends the request; once more after each wait for another turn, when no worker had room for it."""
         while True:
             generation = None
             try:
-                generation = self._dispatch(errand, token_ids, record, permit)
+                generation = self._dispatch(job, permit)
                 await generation.start()
                 return generation
             except BaseException as error:
@@ -115,27 +126,28 @@ class Pipeline:
                     permit.close()
                     raise
                 permit = await self._admission.enter_again(permit, error)
-                record.queue_s = permit.waited_s
+                job.record.queue_s = permit.waited_s
 
-    def _dispatch(
-        self, errand: Errand, token_ids: list[int], record: RequestRecord, permit: Permit | None
-    ) -> Generation:
-        attempt = self._dispatcher.dispatch(errand, token_ids)
-        if permit is not None:
-            permit.dispatched(attempt.pick.predicted_cached_tokens)
-        stream = Stream(errand, self._dispatcher, self.gate, self._failover, record)
+    def _dispatch(self, job: Job, permit: Permit | None) -> Generation:
+        errand, record, attempt = job.errand, job.record, None
+        if job.resume is None:
+            attempt = self._dispatcher.dispatch(errand, job.token_ids)
+            if permit is not None:
+                permit.dispatched(attempt.pick.predicted_cached_tokens)
+        stream = Stream(errand, self._dispatcher, self.gate, self._failover, record, job.resume)
         return Generation(Admitted(errand.request_id, errand.model, record.arrived_s, permit), stream, attempt)
 
 
-def _ask(errand: Errand, tenant: Tenant, priority: int) -> Ask:
+def _ask(errand: Errand, tenant: Tenant, priority: int, resume: gateway_pb2.Resume | None) -> Ask:
     """What decides about its turn."""
     message = errand.message
+    running = [] if resume is None else [completion for completion in resume.completions if not completion.finished]
     return Ask(
         model=errand.model.name,
         tenant=tenant.name,
         priority=priority,
-        num_tokens=len(message.token_ids),
-        num_sequences=errand.num_completions,
+        num_tokens=len(message.token_ids) + sum(len(completion.token_ids) for completion in running),
+        num_sequences=len(running) or errand.num_completions,
         max_output_tokens=message.sampling.max_tokens if message.sampling.HasField("max_tokens") else None,
         deadline_s=errand.deadline_s,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,9 +13,11 @@ from shoal.gateway.journal import Message
 from shoal.gateway.text.detokenizer import Detokenizer
 from shoal.gateway.text.stop import StopMatcher, StopStrings
 from shoal.gateway.text.vocabulary import Vocabulary
-from shoal.rpc.errors import Internal
+from shoal.rpc.errors import Internal, InvalidArgument
 
 _GOES_ON: Final = generation_pb2.FINISH_REASON_UNSPECIFIED
+_REPLAYED_AT_ONCE: Final = 256
+"""Tokens; with 64 stop strings some 10 ms of work, which other requests wait for."""
 
 
 class TextRelay:
@@ -27,9 +30,31 @@ class TextRelay:
         self._texts: Sequence[_CompletionText] = [
             _CompletionText(request, vocabulary, stops) for _ in generation.completions
         ]
+        self._vocabulary = vocabulary
         self._num_running = len(self._texts)
         self._stopped = False
         self._is_first = True
+
+    async def replay(self, resume: gateway_pb2.Resume) -> None:
+        """Brings every completion's text to where the client has it. Call at most once, before `read`.
+
+        Text is a function of the ids so far, however they were cut into messages. Raises InvalidArgument when these ids
+        cannot have been an unfinished answer to this request.
+        """
+        for index, (text, had) in enumerate(zip(self._texts, resume.completions, strict=True)):
+            field = f"resume.completions[{index}].token_ids"
+            if had.finished:
+                text.finished = True
+                text.num_tokens = len(had.token_ids)
+                self._num_running -= 1
+                continue
+            if had.token_ids and (largest := max(had.token_ids)) >= len(self._vocabulary):
+                raise InvalidArgument(field, f"{largest} is outside [0, {len(self._vocabulary) - 1}]")
+            for start in range(0, len(had.token_ids), _REPLAYED_AT_ONCE):
+                text.feed(Message(token_ids=had.token_ids[start : start + _REPLAYED_AT_ONCE]))
+                if text.stopped:
+                    raise InvalidArgument(field, f"a stop text ended it with token {text.num_tokens - 1}: set finished")
+                await asyncio.sleep(0)
 
     async def read(self) -> Message | None:
         """The next message worth sending, or None after the last. The first one names request, worker and model."""
@@ -52,6 +77,7 @@ class TextRelay:
                 message.request_id = generation.admitted.request_id
                 message.worker = generation.worker
                 message.model = generation.admitted.model.name
+                message.seed = generation.seed
             elif not (message.text or message.finish_reason or message.logprobs or self._keeps_ids):
                 text.skip(message)
                 continue

@@ -58,6 +58,8 @@ class GatewayServicer:
                 await _relay_bytes(generation, context.write)
             else:
                 relay = self._pipeline.open_text(request, generation)
+                if request.HasField("resume"):
+                    await relay.replay(request.resume)
                 write = context.write
                 while (message := await relay.read()) is not None:
                     await write(message.SerializeToString())
@@ -136,8 +138,9 @@ class GatewayServicer:
 async def _relay_bytes(generation: Generation, write: Callable[[bytes], Awaitable[None]]) -> None:
     """The worker's bytes as they came; the first message gets the gateway's own fields appended, which merges them."""
     await generation.read()
+    admitted = generation.admitted
     header = Message(
-        request_id=generation.admitted.request_id, worker=generation.worker, model=generation.admitted.model.name
+        request_id=admitted.request_id, worker=generation.worker, model=admitted.model.name, seed=generation.seed
     )
     await write(generation.raw + header.SerializeToString())
     while await generation.read() is not None:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import structlog
 
+from shoal.api.gateway.v1 import gateway_pb2
 from shoal.gateway import metrics
 from shoal.gateway.attempt import Attempt
 from shoal.gateway.dispatch import Avoided, Errand
@@ -48,8 +49,15 @@ class Stream:
     )  # fmt: skip
 
     def __init__(
-        self, errand: Errand, workers: Workers, gate: MoveGate, config: FailoverConfig, record: RequestRecord
+        self,
+        errand: Errand,
+        workers: Workers,
+        gate: MoveGate,
+        config: FailoverConfig,
+        record: RequestRecord,
+        resume: gateway_pb2.Resume | None = None,
     ) -> None:
+        """resume: what the client has already; checked by `validation`."""
         self.errand = errand
         self.workers = workers
         self.gate = gate
@@ -57,12 +65,16 @@ class Stream:
         self.record = record
         self.journal = Journal(errand.num_completions)
         self.has_moved = False
-        """Whether an attempt was lost after something was delivered."""
+        """Whether an attempt was lost after something was delivered, at this gateway or before."""
         self.num_prompt_tokens = len(errand.message.token_ids)
         self.num_cached_tokens = 0
         """As the first message said: what the client is told holds, whoever goes on."""
         self.suspects: dict[tuple[str, int], bool] = {}
         """Workers (address, epoch) lost since the stream last made progress, and whether they are known to be dead."""
+        if resume is not None:
+            self.journal.restore(resume)
+            self.has_moved = True
+            self.num_cached_tokens = resume.cached_tokens
 
     def count_usage(self, message: Message) -> None:
         """Writes the counts of the whole request into its last message."""

@@ -50,6 +50,8 @@ def check_request(request: gateway_pb2.GenerateRequest, model: ServedModel) -> N
     _check_prompt(request, model)
     _check_sampling(request.sampling, model)
     _check_stops(request)
+    if request.HasField("resume"):
+        _check_resume(request, model)
     if abs(request.priority) > MAX_PRIORITY:
         raise InvalidArgument("priority", f"{request.priority} is outside [-{MAX_PRIORITY}, {MAX_PRIORITY}]")
     if request.request_id and not _REQUEST_ID.fullmatch(request.request_id):
@@ -78,6 +80,13 @@ def check_length(request: gateway_pb2.GenerateRequest, num_prompt_tokens: int, m
     most = sampling.max_tokens if sampling.HasField("max_tokens") else room
     if sampling.min_tokens > most:
         raise InvalidArgument("sampling.min_tokens", f"{sampling.min_tokens} is outside [0, {most}]")
+    for index, completion in enumerate(request.resume.completions):
+        if (num_tokens := len(completion.token_ids)) > most:
+            raise InvalidArgument(f"resume.completions[{index}].token_ids", f"{num_tokens} tokens; at most {most} fit")
+    if request.resume.cached_tokens > num_prompt_tokens:
+        raise InvalidArgument(
+            "resume.cached_tokens", f"{request.resume.cached_tokens} is outside [0, {num_prompt_tokens}]"
+        )
 
 
 def _check_prompt(request: gateway_pb2.GenerateRequest, model: ServedModel) -> None:
@@ -118,6 +127,21 @@ def _check_sampling(sampling: generation_pb2.SamplingParams, model: ServedModel)
         )
     for token_id in sampling.stop_token_ids:
         _check_token_id("sampling.stop_token_ids", token_id, model)
+
+
+def _check_resume(request: gateway_pb2.GenerateRequest, model: ServedModel) -> None:
+    completions, num_asked = request.resume.completions, request.sampling.n or 1
+    if not request.sampling.HasField("seed"):
+        raise InvalidArgument("sampling.seed", "missing; to resume takes the seed of the answer's first message")
+    if len(completions) != num_asked:
+        raise InvalidArgument(
+            "resume.completions", f"{len(completions)} entries; n is {num_asked}, and each completion needs one"
+        )
+    if all(completion.finished for completion in completions):
+        raise InvalidArgument("resume.completions", "all are finished; there is nothing left to resume")
+    for index, completion in enumerate(completions):
+        if completion.token_ids:
+            _check_token_id(f"resume.completions[{index}].token_ids", max(completion.token_ids), model)
 
 
 def _check_token_id(field: str, token_id: int, model: ServedModel) -> None:

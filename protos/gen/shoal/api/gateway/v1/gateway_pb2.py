@@ -27,39 +27,43 @@ from shoal.api.gateway.v1 import explain_pb2 as shoal_dot_api_dot_gateway_dot_v1
 from shoal.api.generation.v1 import generation_pb2 as shoal_dot_api_dot_generation_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"shoal/api/gateway/v1/gateway.proto\x12\x14shoal.api.gateway.v1\x1a\x1cshoal/api/chat/v1/chat.proto\x1a\"shoal/api/gateway/v1/explain.proto\x1a(shoal/api/generation/v1/generation.proto\"\x1a\n\x0bTokenPrompt\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xfd\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x17.shoal.api.chat.v1.ChatH\x00\x12\x33\n\x06tokens\x18\x04 \x01(\x0b\x32!.shoal.api.gateway.v1.TokenPromptH\x00\x12\x39\n\x08sampling\x18\x05 \x01(\x0b\x32\'.shoal.api.generation.v1.SamplingParams\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x19\n\x11include_stop_text\x18\x07 \x01(\x08\x12\x1e\n\x16include_special_tokens\x18\x08 \x01(\x08\x12\x39\n\routput_format\x18\t \x01(\x0e\x32\".shoal.api.gateway.v1.OutputFormat\x12\x10\n\x08priority\x18\n \x01(\x05\x12\x12\n\nrequest_id\x18\x0b \x01(\tB\x08\n\x06prompt\"\xc0\x03\n\x10GenerateResponse\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x19\n\x11\x66irst_token_index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12;\n\x08logprobs\x18\x04 \x03(\x0b\x32).shoal.api.generation.v1.PositionLogprobs\x12<\n\rfinish_reason\x18\x05 \x01(\x0e\x32%.shoal.api.generation.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x42\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32).shoal.api.generation.v1.PositionLogprobs\x12-\n\x05usage\x18\x08 \x01(\x0b\x32\x1e.shoal.api.generation.v1.Usage\x12\x0c\n\x04text\x18\x10 \x01(\t\x12\x11\n\tstop_text\x18\x11 \x01(\t\x12\x12\n\nrequest_id\x18\x12 \x01(\t\x12\x0e\n\x06worker\x18\x13 \x01(\t\x12\r\n\x05model\x18\x14 \x01(\tB\x10\n\x0e_stop_token_id\"\x82\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x17.shoal.api.chat.v1.ChatH\x00\x12\x1e\n\x16without_special_tokens\x18\x04 \x01(\x08\x42\x07\n\x05input\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"U\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1e\n\x16include_special_tokens\x18\x03 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x8a\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63reated_unix_s\x18\x04 \x01(\x03\x12\x19\n\x11has_chat_template\x18\x05 \x01(\x08\x12\x15\n\rready_workers\x18\x06 \x01(\r\"\x13\n\x11ListModelsRequest\"A\n\x12ListModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.shoal.api.gateway.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x10GetModelResponse\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.shoal.api.gateway.v1.Model*\x88\x01\n\x0cOutputFormat\x12\x1d\n\x19OUTPUT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12OUTPUT_FORMAT_TEXT\x10\x01\x12\x1b\n\x17OUTPUT_FORMAT_TOKEN_IDS\x10\x02\x12$\n OUTPUT_FORMAT_TEXT_AND_TOKEN_IDS\x10\x03\x32\xbd\x04\n\x0eGatewayService\x12[\n\x08Generate\x12%.shoal.api.gateway.v1.GenerateRequest\x1a&.shoal.api.gateway.v1.GenerateResponse0\x01\x12Y\n\x08Tokenize\x12%.shoal.api.gateway.v1.TokenizeRequest\x1a&.shoal.api.gateway.v1.TokenizeResponse\x12_\n\nDetokenize\x12\'.shoal.api.gateway.v1.DetokenizeRequest\x1a(.shoal.api.gateway.v1.DetokenizeResponse\x12_\n\nListModels\x12\'.shoal.api.gateway.v1.ListModelsRequest\x1a(.shoal.api.gateway.v1.ListModelsResponse\x12Y\n\x08GetModel\x12%.shoal.api.gateway.v1.GetModelRequest\x1a&.shoal.api.gateway.v1.GetModelResponse\x12V\n\x07\x45xplain\x12$.shoal.api.gateway.v1.ExplainRequest\x1a%.shoal.api.gateway.v1.ExplainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"shoal/api/gateway/v1/gateway.proto\x12\x14shoal.api.gateway.v1\x1a\x1cshoal/api/chat/v1/chat.proto\x1a\"shoal/api/gateway/v1/explain.proto\x1a(shoal/api/generation/v1/generation.proto\"\x1a\n\x0bTokenPrompt\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xab\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x17.shoal.api.chat.v1.ChatH\x00\x12\x33\n\x06tokens\x18\x04 \x01(\x0b\x32!.shoal.api.gateway.v1.TokenPromptH\x00\x12\x39\n\x08sampling\x18\x05 \x01(\x0b\x32\'.shoal.api.generation.v1.SamplingParams\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x19\n\x11include_stop_text\x18\x07 \x01(\x08\x12\x1e\n\x16include_special_tokens\x18\x08 \x01(\x08\x12\x39\n\routput_format\x18\t \x01(\x0e\x32\".shoal.api.gateway.v1.OutputFormat\x12\x10\n\x08priority\x18\n \x01(\x05\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12,\n\x06resume\x18\x0c \x01(\x0b\x32\x1c.shoal.api.gateway.v1.ResumeB\x08\n\x06prompt\"]\n\x06Resume\x12<\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\'.shoal.api.gateway.v1.ResumedCompletion\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\"8\n\x11ResumedCompletion\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08\x66inished\x18\x02 \x01(\x08\"\xdc\x03\n\x10GenerateResponse\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x19\n\x11\x66irst_token_index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12;\n\x08logprobs\x18\x04 \x03(\x0b\x32).shoal.api.generation.v1.PositionLogprobs\x12<\n\rfinish_reason\x18\x05 \x01(\x0e\x32%.shoal.api.generation.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x42\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32).shoal.api.generation.v1.PositionLogprobs\x12-\n\x05usage\x18\x08 \x01(\x0b\x32\x1e.shoal.api.generation.v1.Usage\x12\x0c\n\x04text\x18\x10 \x01(\t\x12\x11\n\tstop_text\x18\x11 \x01(\t\x12\x12\n\nrequest_id\x18\x12 \x01(\t\x12\x0e\n\x06worker\x18\x13 \x01(\t\x12\r\n\x05model\x18\x14 \x01(\t\x12\x11\n\x04seed\x18\x15 \x01(\x04H\x01\x88\x01\x01\x42\x10\n\x0e_stop_token_idB\x07\n\x05_seed\"\x82\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x17.shoal.api.chat.v1.ChatH\x00\x12\x1e\n\x16without_special_tokens\x18\x04 \x01(\x08\x42\x07\n\x05input\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"U\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1e\n\x16include_special_tokens\x18\x03 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x8a\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63reated_unix_s\x18\x04 \x01(\x03\x12\x19\n\x11has_chat_template\x18\x05 \x01(\x08\x12\x15\n\rready_workers\x18\x06 \x01(\r\"\x13\n\x11ListModelsRequest\"A\n\x12ListModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.shoal.api.gateway.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x10GetModelResponse\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.shoal.api.gateway.v1.Model*\x88\x01\n\x0cOutputFormat\x12\x1d\n\x19OUTPUT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12OUTPUT_FORMAT_TEXT\x10\x01\x12\x1b\n\x17OUTPUT_FORMAT_TOKEN_IDS\x10\x02\x12$\n OUTPUT_FORMAT_TEXT_AND_TOKEN_IDS\x10\x03\x32\xbd\x04\n\x0eGatewayService\x12[\n\x08Generate\x12%.shoal.api.gateway.v1.GenerateRequest\x1a&.shoal.api.gateway.v1.GenerateResponse0\x01\x12Y\n\x08Tokenize\x12%.shoal.api.gateway.v1.TokenizeRequest\x1a&.shoal.api.gateway.v1.TokenizeResponse\x12_\n\nDetokenize\x12\'.shoal.api.gateway.v1.DetokenizeRequest\x1a(.shoal.api.gateway.v1.DetokenizeResponse\x12_\n\nListModels\x12\'.shoal.api.gateway.v1.ListModelsRequest\x1a(.shoal.api.gateway.v1.ListModelsResponse\x12Y\n\x08GetModel\x12%.shoal.api.gateway.v1.GetModelRequest\x1a&.shoal.api.gateway.v1.GetModelResponse\x12V\n\x07\x45xplain\x12$.shoal.api.gateway.v1.ExplainRequest\x1a%.shoal.api.gateway.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.api.gateway.v1.gateway_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTPUTFORMAT']._serialized_start=1653
-  _globals['_OUTPUTFORMAT']._serialized_end=1789
+  _globals['_OUTPUTFORMAT']._serialized_start=1880
+  _globals['_OUTPUTFORMAT']._serialized_end=2016
   _globals['_TOKENPROMPT']._serialized_start=168
   _globals['_TOKENPROMPT']._serialized_end=194
   _globals['_GENERATEREQUEST']._serialized_start=197
-  _globals['_GENERATEREQUEST']._serialized_end=578
-  _globals['_GENERATERESPONSE']._serialized_start=581
-  _globals['_GENERATERESPONSE']._serialized_end=1029
-  _globals['_TOKENIZEREQUEST']._serialized_start=1032
-  _globals['_TOKENIZEREQUEST']._serialized_end=1162
-  _globals['_TOKENIZERESPONSE']._serialized_start=1164
-  _globals['_TOKENIZERESPONSE']._serialized_end=1201
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1203
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1288
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1290
-  _globals['_DETOKENIZERESPONSE']._serialized_end=1324
-  _globals['_MODEL']._serialized_start=1327
-  _globals['_MODEL']._serialized_end=1465
-  _globals['_LISTMODELSREQUEST']._serialized_start=1467
-  _globals['_LISTMODELSREQUEST']._serialized_end=1486
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1488
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1553
-  _globals['_GETMODELREQUEST']._serialized_start=1555
-  _globals['_GETMODELREQUEST']._serialized_end=1586
-  _globals['_GETMODELRESPONSE']._serialized_start=1588
-  _globals['_GETMODELRESPONSE']._serialized_end=1650
-  _globals['_GATEWAYSERVICE']._serialized_start=1792
-  _globals['_GATEWAYSERVICE']._serialized_end=2365
+  _globals['_GENERATEREQUEST']._serialized_end=624
+  _globals['_RESUME']._serialized_start=626
+  _globals['_RESUME']._serialized_end=719
+  _globals['_RESUMEDCOMPLETION']._serialized_start=721
+  _globals['_RESUMEDCOMPLETION']._serialized_end=777
+  _globals['_GENERATERESPONSE']._serialized_start=780
+  _globals['_GENERATERESPONSE']._serialized_end=1256
+  _globals['_TOKENIZEREQUEST']._serialized_start=1259
+  _globals['_TOKENIZEREQUEST']._serialized_end=1389
+  _globals['_TOKENIZERESPONSE']._serialized_start=1391
+  _globals['_TOKENIZERESPONSE']._serialized_end=1428
+  _globals['_DETOKENIZEREQUEST']._serialized_start=1430
+  _globals['_DETOKENIZEREQUEST']._serialized_end=1515
+  _globals['_DETOKENIZERESPONSE']._serialized_start=1517
+  _globals['_DETOKENIZERESPONSE']._serialized_end=1551
+  _globals['_MODEL']._serialized_start=1554
+  _globals['_MODEL']._serialized_end=1692
+  _globals['_LISTMODELSREQUEST']._serialized_start=1694
+  _globals['_LISTMODELSREQUEST']._serialized_end=1713
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1715
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1780
+  _globals['_GETMODELREQUEST']._serialized_start=1782
+  _globals['_GETMODELREQUEST']._serialized_end=1813
+  _globals['_GETMODELRESPONSE']._serialized_start=1815
+  _globals['_GETMODELRESPONSE']._serialized_end=1877
+  _globals['_GATEWAYSERVICE']._serialized_start=2019
+  _globals['_GATEWAYSERVICE']._serialized_end=2592
 # @@protoc_insertion_point(module_scope)
