@@ -13,13 +13,14 @@ import grpc.aio
 from grpc.aio import EOF  # type: ignore[attr-defined]  # missing from the stubs
 
 from shoal.api.gateway.v1 import explain_pb2, gateway_pb2, gateway_pb2_grpc
-from shoal.client.calls import DEFAULT_TIMEOUT_S, StreamCourse, make_settings
+from shoal.client.calls import DEFAULT_TIMEOUT_S, make_settings
 from shoal.client.decoding import decode_model
 from shoal.client.explanations import Explanation, decode_explanation
 from shoal.client.options import Options
-from shoal.client.requests import MessageLike, build_generate, build_tokenize, checked_ids
+from shoal.client.requests import MessageLike, build_tokenize, checked_ids
 from shoal.client.results import Chunk, Completion, Model
 from shoal.client.retry import RetryPolicy
+from shoal.client.streaming import StreamCourse, resume_stream, start_stream
 
 _R = TypeVar("_R")
 _Open = Callable[[gateway_pb2.GenerateRequest, float], Any]
@@ -35,8 +36,8 @@ class AsyncStream(AsyncIterator[Chunk]):
         self._course = course
         self._open = open_call
         self._sleep = sleep
-        self._call = open_call(course.request, course.course.remaining_s)
-        self._ended = False
+        self._ended = course.is_complete
+        self._call: Any = None if self._ended else open_call(course.request, course.course.remaining_s)
 
     def __aiter__(self) -> Self:
         return self
@@ -52,10 +53,11 @@ class AsyncStream(AsyncIterator[Chunk]):
                 if not self._course.closed or _task_is_cancelled():
                     raise
             else:
-                if message is not EOF:
-                    return self._take(message)
-                self._ended = True
-                self._course.on_end()
+                if message is EOF:
+                    self._ended = True
+                    self._course.on_end()
+                elif (chunk := self._take(message)) is not None:
+                    return chunk
         raise StopAsyncIteration
 
     async def completion(self) -> Completion:
@@ -64,10 +66,20 @@ class AsyncStream(AsyncIterator[Chunk]):
             pass
         return self._course.collector.completion()
 
+    @property
+    def resume_token(self) -> bytes:
+        """Bytes to keep: `AsyncClient.resume` goes on behind this stream's last chunk, also in another process.
+
+        They hold the request and what came, and are as secret as these; a stream of n tokens takes some 5 n bytes, more
+        with log-probabilities. Raises InvalidArgument for a stream with `resumable=False`.
+        """
+        return self._course.resume_token()
+
     def close(self) -> None:
         """Cancels what is left of the request. Safe to repeat."""
         self._course.closed = True
-        self._call.cancel()
+        if self._call is not None:
+            self._call.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -75,7 +87,7 @@ class AsyncStream(AsyncIterator[Chunk]):
     async def __aexit__(self, *exc: object) -> None:
         self.close()
 
-    def _take(self, message: gateway_pb2.GenerateResponse) -> Chunk:
+    def _take(self, message: gateway_pb2.GenerateResponse) -> Chunk | None:
         try:
             return self._course.on_message(message)
         except BaseException:
@@ -90,6 +102,9 @@ class AsyncStream(AsyncIterator[Chunk]):
         except BaseException:
             self._ended = True
             raise
+        if wait_s is None:
+            self._ended = True
+            return
         await self._sleep(wait_s)
         if not self._course.closed:
             self._call = self._open(self._course.request, self._course.course.remaining_s)
@@ -151,9 +166,16 @@ class AsyncClient:
         **options: Unpack[Options],
     ) -> AsyncStream:
         """Like `generate`, but returns at once. Use it in an `async with` block; call it from a running event loop."""
-        request = build_generate(prompt, token_ids, messages, options)
-        course = StreamCourse(self._settings, request, options.get("timeout_s"))
+        course = start_stream(self._settings, prompt, token_ids, messages, options)
         return AsyncStream(course, self._open, self._sleep)
+
+    def resume(self, token: bytes, *, timeout_s: float | None = None) -> AsyncStream:
+        """Goes on with the stream that gave `token`: its chunks are those that this one still owed, its `completion()`
+        is the whole answer. Any client of the same mesh and tenant may do it, once or more.
+
+        Raises InvalidArgument for bytes that are no token.
+        """
+        return AsyncStream(resume_stream(self._settings, token, timeout_s), self._open, self._sleep)
 
     async def chat(self, messages: Iterable[MessageLike], **options: Unpack[Options]) -> Completion:
         """The next turn of a conversation. See `generate`; `Completion.message` is ready to be appended."""
@@ -211,6 +233,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the channel; calls still open are cancelled. Safe to repeat."""
+        self._settings.closed.set()
         if self._channel is not None:
             await self._channel.close(None)
 
@@ -223,6 +246,7 @@ class AsyncClient:
         await self.close()
 
     def _stub(self) -> gateway_pb2_grpc.GatewayServiceAsyncStub:
+        self._settings.check_open()
         if self._channel is None:  # an aio channel belongs to the loop it is made in
             target, options = self._settings.endpoint.target, self._settings.channel_options
             credentials = self._settings.credentials

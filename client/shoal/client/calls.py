@@ -6,6 +6,7 @@ Nothing here does input or output: the clients feed in what the transport said a
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,13 +14,9 @@ from importlib import metadata
 
 import grpc
 
-from shoal.api.gateway.v1 import gateway_pb2
-from shoal.client.collecting import Collector
-from shoal.client.decoding import decode_chunk
 from shoal.client.endpoint import Endpoint, parse_endpoint
-from shoal.client.results import Chunk
-from shoal.client.retry import Attempts, RetryBudget, RetryPolicy
-from shoal.rpc.errors import DeadlineExceeded, Internal, InvalidArgument, ShoalError, Unavailable
+from shoal.client.retry import Attempts, Resumes, RetryBudget, RetryPolicy
+from shoal.rpc.errors import Cancelled, DeadlineExceeded, InvalidArgument, ShoalError, Unavailable
 from shoal.rpc.status import from_rpc_error
 
 DEFAULT_TIMEOUT_S = 600.0
@@ -38,6 +35,8 @@ class ClientSettings:
     clock: Callable[[], float] = time.monotonic
     random: Callable[[], float] = random.random
     budget: RetryBudget = field(init=False)
+    closed: threading.Event = field(init=False, default_factory=threading.Event)
+    """Set once the client was closed: nothing is sent any more."""
 
     def __post_init__(self) -> None:
         _check_timeout(self.timeout_s)
@@ -68,6 +67,11 @@ class ClientSettings:
     def credentials(self) -> grpc.ChannelCredentials | None:
         """TLS credentials, or None for plaintext."""
         return grpc.ssl_channel_credentials(self.root_certificates) if self.endpoint.tls else None
+
+    def check_open(self) -> None:
+        """Raises Cancelled once the client was closed."""
+        if self.closed.is_set():
+            raise Cancelled("the client is closed; make another one")
 
     def start(self, timeout_s: float | None) -> Course:
         """Begins a call with a deadline; None means the client's default."""
@@ -102,9 +106,9 @@ class Course:
         self._settings = settings
         self._timeout_s = timeout_s
         self.start_s = settings.clock()
-        self._attempts = Attempts(
-            settings.retry, settings.budget, self.start_s + timeout_s, settings.clock, settings.random
-        )
+        deadline_s = self.start_s + timeout_s
+        self._attempts = Attempts(settings.retry, settings.budget, deadline_s, settings.clock, settings.random)
+        self.resumes = Resumes(settings.retry, deadline_s, settings.clock, settings.random)
 
     @property
     def remaining_s(self) -> float:
@@ -131,40 +135,6 @@ class Course:
         if isinstance(typed, DeadlineExceeded) and "Deadline Exceeded" in typed.message:  # gRPC's own words
             return DeadlineExceeded(f"{url} did not finish within {self._timeout_s:g} s; raise timeout_s")
         return typed
-
-
-class StreamCourse:
-    """One streamed call: messages in, chunks out; retries until the first message, none after it."""
-
-    def __init__(self, settings: ClientSettings, request: gateway_pb2.GenerateRequest, timeout_s: float | None) -> None:
-        self.course = settings.start(timeout_s)
-        self.request = request
-        self.closed = False
-        """Set once the caller gave the stream up; its end is then no error."""
-        self.collector = Collector(max(1, request.sampling.n), self.course.start_s)
-        self._clock = settings.clock
-        self._started = False
-
-    def on_message(self, message: gateway_pb2.GenerateResponse) -> Chunk:
-        """Decodes and collects one message."""
-        now_s = self._clock()
-        if not self._started:
-            self._started = True
-            self.course.succeeded()
-        chunk = decode_chunk(message)
-        self.collector.add(chunk, now_s)
-        return chunk
-
-    def on_error(self, error: grpc.RpcError) -> float:
-        """Seconds to wait before asking again. Raises the typed error when tokens may be out or retrying is no use."""
-        if self._started:
-            raise self.course.typed(error) from error
-        return self.course.wait_after(error)
-
-    def on_end(self) -> None:
-        """The server ended the stream in order. Raises Internal if a choice is unfinished."""
-        if not self.collector.finished:
-            raise Internal("the server ended the stream before every choice was finished")
 
 
 def _check_timeout(timeout_s: float) -> None:

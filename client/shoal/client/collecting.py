@@ -29,11 +29,24 @@ class Collector:
         self._choices = [_Growing() for _ in range(num_choices)]
         self._start_s = start_s
         self._usage: Usage | None = None
+        self._num_restored_tokens = 0
+        self._seed: int | None = None
         self._request_id = self._worker = self._model = ""
         self._prompt_logprobs: tuple[PositionLogprobs, ...] = ()
 
     def add(self, chunk: Chunk, now_s: float) -> None:
         """Takes one chunk in. Raises Internal when the server skipped or repeated tokens."""
+        choice = self._take(chunk)
+        if chunk.token_ids or chunk.text:
+            choice.first_s = now_s if choice.first_s is None else choice.first_s
+            choice.last_s = now_s
+
+    def restore(self, chunk: Chunk, num_tokens: int) -> None:
+        """Takes in what an earlier process got of a choice, all in one: `num_tokens`, which count for no time."""
+        self._take(chunk)
+        self._num_restored_tokens += num_tokens
+
+    def _take(self, chunk: Chunk) -> _Growing:
         if chunk.choice >= len(self._choices):
             raise Internal(f"the server sent choice {chunk.choice} of a request for {len(self._choices)}")
         choice = self._choices[chunk.choice]
@@ -42,9 +55,6 @@ class Collector:
                 f"the server sent token {chunk.first_token_index} of choice {chunk.choice} "
                 f"where token {len(choice.token_ids)} was due"
             )
-        if chunk.token_ids or chunk.text:
-            choice.first_s = now_s if choice.first_s is None else choice.first_s
-            choice.last_s = now_s
         choice.texts.append(chunk.text)
         choice.token_ids += chunk.token_ids
         choice.logprobs += chunk.logprobs
@@ -54,7 +64,9 @@ class Collector:
         self._request_id = chunk.request_id or self._request_id
         self._worker = chunk.worker or self._worker
         self._model = chunk.model or self._model
+        self._seed = self._seed if chunk.seed is None else chunk.seed
         self._prompt_logprobs = chunk.prompt_logprobs or self._prompt_logprobs
+        return choice
 
     @property
     def finished(self) -> bool:
@@ -75,6 +87,7 @@ class Collector:
             ttft_s=self._ttft_s(),
             itl_s=self._itl_s(),
             prompt_logprobs=self._prompt_logprobs,
+            seed=self._seed,
         )
 
     def _final_usage(self) -> Usage:
@@ -89,5 +102,5 @@ class Collector:
 
     def _itl_s(self) -> float | None:
         spans = [c.last_s - c.first_s for c in self._choices if c.first_s is not None and c.last_s is not None]
-        num_gaps = self._final_usage().completion_tokens - len(spans)
+        num_gaps = self._final_usage().completion_tokens - self._num_restored_tokens - len(spans)
         return sum(spans) / num_gaps if num_gaps > 0 else None

@@ -1,18 +1,20 @@
-"""Turns the gateway's messages into the SDK's results."""
+"""Turns the gateway's messages into the SDK's results, and for resume tokens back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from shoal.api.gateway.v1 import gateway_pb2
 from shoal.api.generation.v1 import generation_pb2
-from shoal.client.results import Chunk, FinishReason, Model, PositionLogprobs, TokenLogprob, Usage
+from shoal.client.results import Chunk, Completion, FinishReason, Model, PositionLogprobs, TokenLogprob, Usage
 
-_FINISH_REASONS: dict[int, FinishReason] = {
+_FINISH_REASONS: dict[generation_pb2.FinishReason.ValueType, FinishReason] = {
     generation_pb2.FINISH_REASON_STOP: "stop",
     generation_pb2.FINISH_REASON_LENGTH: "length",
     generation_pb2.FINISH_REASON_CANCELLED: "cancelled",
 }
+_GOES_ON = generation_pb2.FINISH_REASON_UNSPECIFIED
+_REASONS = {name: number for number, name in _FINISH_REASONS.items()}
 
 
 def decode_chunk(message: gateway_pb2.GenerateResponse) -> Chunk:
@@ -33,7 +35,34 @@ def decode_chunk(message: gateway_pb2.GenerateResponse) -> Chunk:
         request_id=message.request_id,
         worker=message.worker,
         model=message.model,
+        seed=message.seed if message.HasField("seed") else None,
     )
+
+
+def encode_completion(completion: Completion, token_ids: Sequence[Sequence[int]]) -> list[gateway_pb2.GenerateResponse]:
+    """What came so far as one message a choice, from which `decode_chunk` makes it again. token_ids: of each choice."""
+    messages = []
+    for choice, ids in zip(completion.choices, token_ids, strict=True):
+        message = gateway_pb2.GenerateResponse(
+            choice=choice.index,
+            token_ids=ids,
+            text=choice.text,
+            logprobs=map(_encode_position, choice.logprobs),
+            finish_reason=_REASONS[choice.finish_reason] if choice.finish_reason else _GOES_ON,
+        )
+        if isinstance(choice.stop_reason, str):
+            message.stop_text = choice.stop_reason
+        elif choice.stop_reason is not None:
+            message.stop_token_id = choice.stop_reason
+        messages.append(message)
+    first, usage = messages[0], completion.usage
+    first.request_id, first.worker, first.model = completion.request_id, completion.worker, completion.model
+    if completion.seed is not None:
+        first.seed = completion.seed
+    first.prompt_logprobs.extend(map(_encode_position, completion.prompt_logprobs))
+    first.usage.prompt_tokens, first.usage.cached_tokens = usage.prompt_tokens, usage.cached_tokens
+    first.usage.completion_tokens = usage.completion_tokens
+    return messages
 
 
 def decode_model(model: gateway_pb2.Model) -> Model:
@@ -64,3 +93,14 @@ def _decode_logprobs(positions: Iterable[generation_pb2.PositionLogprobs]) -> tu
 
 def _decode_logprob(entry: generation_pb2.TokenLogprob) -> TokenLogprob:
     return TokenLogprob(entry.token_id, entry.logprob, entry.rank)
+
+
+def _encode_position(position: PositionLogprobs) -> generation_pb2.PositionLogprobs:
+    return generation_pb2.PositionLogprobs(
+        token=None if position.token is None else _encode_logprob(position.token),
+        top=map(_encode_logprob, position.top),
+    )
+
+
+def _encode_logprob(entry: TokenLogprob) -> generation_pb2.TokenLogprob:
+    return generation_pb2.TokenLogprob(token_id=entry.token_id, logprob=entry.logprob, rank=entry.rank)

@@ -59,6 +59,9 @@ class Options(TypedDict, total=False):
     """Smaller runs first. Range [-100, 100]; default 0."""
     request_id: str
     """Names the request in logs and traces. Left out: the gateway makes one."""
+    resumable: bool
+    """Go on by itself when gateway or connection are lost after the first chunk; without a gap or a repetition. Default
+    True. It brings the token ids along, which otherwise `output="text"` saves."""
     timeout_s: float | None
     """Deadline of the whole call, retries included. It reaches the scheduler, which frees the request's memory."""
     tools: Sequence[Mapping[str, Any]] | None

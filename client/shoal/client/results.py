@@ -89,6 +89,8 @@ class Chunk:
     """In the first chunk, as are `worker` and `model`."""
     worker: str = ""
     model: str = ""
+    seed: int | None = None
+    """In the first chunk: what the random numbers come from, given or drawn by the gateway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,8 @@ class Completion:
     """Mean inter-token latency: (last token - first token) / (tokens - 1), averaged over all choices' gaps. None for
     fewer than two tokens."""
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
+    seed: int | None = None
+    """What the random numbers came from: the same request with this seed gives the same answer."""
 
     @property
     def text(self) -> str:

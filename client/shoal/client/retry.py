@@ -1,9 +1,13 @@
-"""When and how soon to repeat a call that failed before its first chunk.
+"""When and how soon to repeat a call that failed before its first chunk, or to go on with a stream that was lost later.
 
 Backoff is exponential with jitter. The budget is the token bucket of gRPC's retry throttling (gRFC A6): each failure
 that could be retried costs one token, each success gives `token_ratio` back, and nothing is retried while the bucket
 is half empty or less; so a server in trouble sees few repeated calls. A server's `RetryInfo` is a lower bound of the
 wait.
+
+Resumed streams draw no tokens from the bucket: what they lost is a connection, which says nothing about the load, and
+with the bucket a gateway's end would cost all but a few of a client's streams. They are limited by attempts without
+progress instead.
 """
 
 from __future__ import annotations
@@ -11,13 +15,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from shoal.rpc.errors import ResourceExhausted, ShoalError, Unavailable
+
+PROGRESS_TOKENS: Final = 16
+"""A resumed stream that brought this many tokens, or finished a completion, may be lost as often as a fresh one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How a client repeats calls that ended UNAVAILABLE or RESOURCE_EXHAUSTED. `max_attempts=1` turns retries off."""
+    """How a client repeats calls that ended UNAVAILABLE or RESOURCE_EXHAUSTED. `max_attempts=1` turns retries off.
+
+    The same backoff holds for streams that are resumed after a loss, from the first wait on after each progress.
+    """
 
     max_attempts: int = 4
     """The first try included."""
@@ -29,6 +40,8 @@ class RetryPolicy:
     budget_tokens: float = 10.0
     """Size of the bucket that all calls of a client share."""
     token_ratio: float = 0.1
+    max_resumes: int = 10
+    """How often in a row a stream is resumed without progress; with the other defaults over some 25 s. 0: never."""
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
@@ -39,6 +52,16 @@ class RetryPolicy:
             raise ValueError(f"{self}: durations and token_ratio must not be negative, backoff_multiplier at least 1")
         if self.budget_tokens <= 0:
             raise ValueError(f"budget_tokens = {self.budget_tokens}: must be above 0")
+        if self.max_resumes < 0:
+            raise ValueError(f"max_resumes = {self.max_resumes}: at least 0 (which turns resuming off)")
+
+    def backoff_s(self, num_failures: int, retry_after_s: float | None, random: Callable[[], float]) -> float:
+        """How long to wait after failure number `num_failures` (from 1). `random` draws from [0, 1)."""
+        exponential_s = self.initial_backoff_s * self.backoff_multiplier ** min(num_failures - 1, 64)
+        backoff_s = min(self.max_backoff_s, exponential_s) * (1 + self.jitter * (2 * random() - 1))
+        if retry_after_s is None:
+            return backoff_s
+        return max(backoff_s, retry_after_s * (1 + self.jitter * random()))
 
 
 class RetryBudget:
@@ -103,13 +126,34 @@ class Attempts:
         allowed = self._budget.on_failure()
         if not allowed or self._failures >= self._policy.max_attempts:
             return None
-        wait_s = self._backoff_s(error.retry_after_s)
+        wait_s = self._policy.backoff_s(self._failures, error.retry_after_s, self._random)
         return wait_s if wait_s < self.remaining_s else None
 
-    def _backoff_s(self, retry_after_s: float | None) -> float:
-        policy = self._policy
-        exponential_s = policy.initial_backoff_s * policy.backoff_multiplier ** (self._failures - 1)
-        backoff_s = min(policy.max_backoff_s, exponential_s) * (1 + policy.jitter * (2 * self._random() - 1))
-        if retry_after_s is None:
-            return backoff_s
-        return max(backoff_s, retry_after_s * (1 + policy.jitter * self._random()))
+
+class Resumes:
+    """The losses of one stream. Asked after each one that a resumed call could mend."""
+
+    def __init__(
+        self, policy: RetryPolicy, deadline_s: float, clock: Callable[[], float], random: Callable[[], float]
+    ) -> None:
+        """As for `Attempts`."""
+        self._policy = policy
+        self._deadline_s = deadline_s
+        self._clock = clock
+        self._random = random
+        self._num_losses = 0
+        self._progress = (0, 0)
+
+    def wait_after(self, error: ShoalError, progress: tuple[int, int]) -> float | None:
+        """Seconds to wait before the stream is resumed; None when `error` is to be raised.
+
+        progress: tokens and finished completions so far.
+        """
+        (num_tokens, num_finished), self._progress = self._progress, progress
+        if progress[0] - num_tokens >= PROGRESS_TOKENS or progress[1] > num_finished:
+            self._num_losses = 0
+        self._num_losses += 1
+        if self._num_losses > self._policy.max_resumes:
+            return None
+        wait_s = self._policy.backoff_s(self._num_losses, error.retry_after_s, self._random)
+        return wait_s if wait_s < self._deadline_s - self._clock() else None

@@ -10,13 +10,14 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 
 from shoal.api.gateway.v1 import explain_pb2, gateway_pb2, gateway_pb2_grpc
-from shoal.client.calls import DEFAULT_TIMEOUT_S, StreamCourse, make_settings
+from shoal.client.calls import DEFAULT_TIMEOUT_S, make_settings
 from shoal.client.decoding import decode_model
 from shoal.client.explanations import Explanation, decode_explanation
 from shoal.client.options import Options
-from shoal.client.requests import MessageLike, build_generate, build_tokenize, checked_ids
+from shoal.client.requests import MessageLike, build_tokenize, checked_ids
 from shoal.client.results import Chunk, Completion, Model
 from shoal.client.retry import RetryPolicy
+from shoal.client.streaming import StreamCourse, resume_stream, start_stream
 
 _R = TypeVar("_R")
 _Open = Callable[[gateway_pb2.GenerateRequest, float], Any]
@@ -33,8 +34,8 @@ class Stream(Iterator[Chunk]):
         self._course = course
         self._open = open_call
         self._sleep = sleep
-        self._call = open_call(course.request, course.course.remaining_s)
-        self._ended = False
+        self._ended = course.is_complete
+        self._call: Any = None if self._ended else open_call(course.request, course.course.remaining_s)
 
     def __iter__(self) -> Self:
         return self
@@ -50,7 +51,8 @@ class Stream(Iterator[Chunk]):
             except grpc.RpcError as error:
                 self._recover(error)
             else:
-                return self._take(message)
+                if (chunk := self._take(message)) is not None:
+                    return chunk
         raise StopIteration
 
     def completion(self) -> Completion:
@@ -59,10 +61,20 @@ class Stream(Iterator[Chunk]):
             pass
         return self._course.collector.completion()
 
+    @property
+    def resume_token(self) -> bytes:
+        """Bytes to keep: `Client.resume` goes on behind this stream's last chunk, also in another process.
+
+        They hold the request and what came, and are as secret as these; a stream of n tokens takes some 5 n bytes, more
+        with log-probabilities. Raises InvalidArgument for a stream with `resumable=False`.
+        """
+        return self._course.resume_token()
+
     def close(self) -> None:
         """Cancels what is left of the request. Safe to repeat."""
         self._course.closed = True
-        self._call.cancel()
+        if self._call is not None:
+            self._call.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +82,7 @@ class Stream(Iterator[Chunk]):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _take(self, message: gateway_pb2.GenerateResponse) -> Chunk:
+    def _take(self, message: gateway_pb2.GenerateResponse) -> Chunk | None:
         try:
             return self._course.on_message(message)
         except BaseException:
@@ -85,6 +97,9 @@ class Stream(Iterator[Chunk]):
         except BaseException:
             self._ended = True
             raise
+        if wait_s is None:
+            self._ended = True
+            return
         self._sleep(wait_s)
         if not self._course.closed:
             self._call = self._open(self._course.request, self._course.course.remaining_s)
@@ -160,9 +175,16 @@ class Client:
         **options: Unpack[Options],
     ) -> Stream:
         """Like `generate`, but returns at once; iterate over the `Stream` for the chunks. Use it in a `with` block."""
-        request = build_generate(prompt, token_ids, messages, options)
-        course = StreamCourse(self._settings, request, options.get("timeout_s"))
+        course = start_stream(self._settings, prompt, token_ids, messages, options)
         return Stream(course, self._open, self._sleep)
+
+    def resume(self, token: bytes, *, timeout_s: float | None = None) -> Stream:
+        """Goes on with the stream that gave `token`: its chunks are those that this one still owed, its `completion()`
+        is the whole answer. Any client of the same mesh and tenant may do it, once or more.
+
+        Raises InvalidArgument for bytes that are no token.
+        """
+        return Stream(resume_stream(self._settings, token, timeout_s), self._open, self._sleep)
 
     def chat(self, messages: Iterable[MessageLike], **options: Unpack[Options]) -> Completion:
         """The next turn of a conversation. See `generate`; `Completion.message` is ready to be appended."""
@@ -220,6 +242,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the channel; calls still open are cancelled. Safe to repeat."""
+        self._settings.closed.set()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -231,6 +254,7 @@ class Client:
         self.close()
 
     def _open(self, request: gateway_pb2.GenerateRequest, timeout_s: float) -> Any:
+        self._settings.check_open()
         return self._stub.Generate(request, timeout=timeout_s, metadata=self._settings.metadata)
 
     def _unary(self, method: Callable[..., _R], request: object, timeout_s: float | None) -> _R:

@@ -16,6 +16,7 @@ no secrets and no internals.
     ├── Internal               INTERNAL             500
     ├── Unimplemented          UNIMPLEMENTED        501
     └── Unavailable            UNAVAILABLE          503   says when to come back
+        ├── StreamLost         UNAVAILABLE          503   from gateways only
         ├── Draining           UNAVAILABLE          503   from workers only
         └── WorkerFailed       UNAVAILABLE          503   from workers only
 """
@@ -135,6 +136,12 @@ class Unavailable(ShoalError):
         super().__init__(message, retry_after_s=retry_after_s)
 
 
+class StreamLost(Unavailable):
+    """A stream was moved from worker to worker as often as a gateway may. To go on at once would only repeat that."""
+
+    reason = "STREAM_LOST"
+
+
 class Draining(Unavailable):
     """The worker is about to end, in good order: another one can take the request, or go on with it."""
 
@@ -161,6 +168,7 @@ BY_REASON: dict[str, type[ShoalError]] = {
         Internal,
         Unimplemented,
         Unavailable,
+        StreamLost,
         Draining,
         WorkerFailed,
     )

@@ -60,6 +60,13 @@ def from_rpc_error(error: grpc.RpcError) -> ShoalError:
     return result
 
 
+def has_details(error: grpc.RpcError) -> bool:
+    """Whether one of our own services ended the call, and not the transport or a proxy."""
+    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
+    trailers: Any = error.trailing_metadata() or ()
+    return any(key == _DETAILS_KEY for key, _ in trailers)
+
+
 def _details(error: grpc.Call | grpc.aio.AioRpcError) -> list[any_pb2.Any]:
     trailers: Any = error.trailing_metadata() or ()  # pairs; the stubs miss that
     for key, value in trailers:

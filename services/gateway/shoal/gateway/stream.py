@@ -15,7 +15,7 @@ from shoal.gateway.dispatch import Avoided, Errand
 from shoal.gateway.explain.records import RequestRecord
 from shoal.gateway.failover import POISON_DEATHS, FailoverConfig, MoveGate
 from shoal.gateway.journal import Journal, Message
-from shoal.rpc.errors import Internal, ShoalError, Unavailable
+from shoal.rpc.errors import Internal, ShoalError, StreamLost, Unavailable
 
 _log = structlog.get_logger("shoal.gateway.failover")
 
@@ -109,10 +109,14 @@ class Stream:
         )
 
     def give_up(self, reason: str, what: str, error: ShoalError | None) -> Unavailable:
-        """What the client gets when no worker goes on. error: what ended the last attempt."""
+        """What the client gets when no worker goes on: StreamLost if that would soon be so again, as with "max_moves".
+
+        error: what ended the last attempt.
+        """
         metrics.MOVES_GIVEN_UP.labels(self.errand.model.name, reason).inc()
         last = "" if error is None else f" (at last: {error.message})"
-        return Unavailable(f"the stream could not go on at another worker: {what}{last}")
+        kind = StreamLost if reason == "max_moves" else Unavailable
+        return kind(f"the stream could not go on at another worker: {what}{last}")
 
     def _dead(self) -> list[tuple[str, int]]:
         epoch_of = self.workers.epoch_of

@@ -13,7 +13,7 @@ from grpc.aio import EOF  # type: ignore[attr-defined]  # missing from the stubs
 from opentelemetry import propagate
 
 from shoal.rpc.errors import Cancelled, Internal, ShoalError, Unavailable
-from shoal.rpc.status import from_rpc_error
+from shoal.rpc.status import from_rpc_error, has_details
 
 GENERATE: Final = "/shoal.api.worker.v1.ModelWorkerService/Generate"
 PIN_HEADER: Final = "x-shoal-endpoint"
@@ -106,7 +106,7 @@ class UpstreamCall:
 
 def _translated(error: grpc.RpcError, num_messages: int) -> ShoalError:
     result = from_rpc_error(error)
-    if not isinstance(result, (Cancelled, Internal, Unavailable)) or _has_details(error):
+    if not isinstance(result, (Cancelled, Internal, Unavailable)) or has_details(error):
         return result
     if num_messages:
         return Lost("the worker was lost in the middle of the answer; send the request again")
@@ -118,10 +118,3 @@ def _worker_of(error: grpc.RpcError) -> str:
     assert isinstance(error, grpc.aio.AioRpcError)
     headers: Any = (*(error.initial_metadata() or ()), *(error.trailing_metadata() or ()))
     return next((str(value) for key, value in headers if key == SERVED_BY_HEADER), "")
-
-
-def _has_details(error: grpc.RpcError) -> bool:
-    """Whether one of our own services ended the call, and not the transport or Envoy."""
-    assert isinstance(error, grpc.aio.AioRpcError)
-    trailers: Any = error.trailing_metadata() or ()
-    return any(key == "grpc-status-details-bin" for key, _ in trailers)
