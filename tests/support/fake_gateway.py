@@ -23,14 +23,16 @@ WAIT_S = 10.0
 
 @dataclass(frozen=True)
 class Reply:
-    """Answers with `text`, a few bytes a message, for each of the n choices."""
+    """Answers with `text`, a few bytes a message, for each of the n choices; a resumed request with the rest of it."""
 
     text: str = "Hello from the mesh."
     bytes_per_chunk: int = 4
     hold: threading.Event | None = None
     """Waited for after the first message."""
     fail_after: ShoalError | None = None
-    """Raised after the first message."""
+    """Raised after the first message of each choice."""
+    seed: int | None = None
+    """Told in the first message, by a server that can resume."""
     finish: bool = True
     """Without it the last message is left out, as a broken server might."""
     cached_tokens: int = 0
@@ -146,27 +148,40 @@ class FakeGateway(gateway_pb2_grpc.GatewayServiceServicer):
         usage = generation_pb2.Usage(
             prompt_tokens=len(request.tokens.ids) or len(request.text), cached_tokens=reply.cached_tokens
         )
-        for start in range(0, limit, reply.bytes_per_chunk):
+        begin = min((len(had.token_ids) for had in request.resume.completions), default=0)
+        for start in range(begin, limit, reply.bytes_per_chunk):
             part = tokens[start : start + reply.bytes_per_chunk]
             last = start + len(part) == limit
             if last and not reply.finish:
                 return
             for choice in range(num_choices):
                 message = _chunk(request, choice, start, part)
-                if start == 0 and choice == 0:
+                if start < _num_had(request, choice):
+                    continue
+                if start == begin and choice == 0:
                     message.request_id = request.request_id or "request-1"
                     message.worker, message.model = "worker-0", MODEL
-                    message.usage.CopyFrom(usage)
+                    if reply.seed is not None:
+                        message.seed = reply.seed
+                    if not request.HasField("resume"):
+                        message.usage.CopyFrom(usage)
                 if last:
                     message.finish_reason = generation_pb2.FINISH_REASON_LENGTH
                     usage.completion_tokens = limit * num_choices
                     message.usage.CopyFrom(usage)
                 yield message
-            if start == 0:
+            if start == begin:
                 if reply.hold is not None:
                     _wait(reply.hold, context)
                 if reply.fail_after is not None:
                     _abort(context, reply.fail_after)
+
+
+def _num_had(request: gateway_pb2.GenerateRequest, choice: int) -> int:
+    completions = request.resume.completions
+    if not completions:
+        return 0
+    return 1 << 32 if completions[choice].finished else len(completions[choice].token_ids)
 
 
 def _chunk(request: gateway_pb2.GenerateRequest, choice: int, start: int, part: bytes) -> gateway_pb2.GenerateResponse:

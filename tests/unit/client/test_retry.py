@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.client import InvalidArgument, ResourceExhausted, RetryPolicy, Unavailable
-from shoal.client.retry import Attempts, RetryBudget
+from shoal.client.retry import PROGRESS_TOKENS, Attempts, Resumes, RetryBudget
 
 
 def attempts(policy: RetryPolicy, budget: RetryBudget | None = None, deadline_s: float = 100.0) -> Attempts:
@@ -82,3 +82,30 @@ def test_the_bucket_stays_within_its_size_and_allows_only_above_half(outcomes: l
 def test_a_policy_that_makes_no_sense_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         RetryPolicy(**bad)  # type: ignore[arg-type]
+
+
+def resumes(policy: RetryPolicy, deadline_s: float = 100.0) -> Resumes:
+    return Resumes(policy, deadline_s, clock=lambda: 0.0, random=lambda: 0.5)
+
+
+def test_a_stream_is_resumed_a_limited_number_of_times_without_progress() -> None:
+    stream = resumes(RetryPolicy(max_resumes=3, initial_backoff_s=1))
+    assert [stream.wait_after(failure(), (num_tokens, 0)) for num_tokens in (5, 20, 35, 50)] == [1, 2, 4, None]
+
+
+@pytest.mark.parametrize("progress", [(5 + PROGRESS_TOKENS, 0), (5, 1)])
+def test_progress_makes_a_stream_as_good_as_fresh(progress: tuple[int, int]) -> None:
+    stream = resumes(RetryPolicy(max_resumes=2, initial_backoff_s=1))
+    waits = [stream.wait_after(failure(), (5, 0)) for _ in range(2)]
+    waits += [stream.wait_after(failure(), progress) for _ in range(3)]
+    assert waits == [1, 2, 1, 2, None]
+
+
+def test_a_resumed_stream_keeps_its_deadline_and_the_servers_wait() -> None:
+    stream = resumes(RetryPolicy(), deadline_s=5)
+    assert stream.wait_after(failure(3), (0, 0)) == pytest.approx(3.3)
+    assert stream.wait_after(failure(5), (0, 0)) is None
+
+
+def test_resuming_can_be_turned_off() -> None:
+    assert resumes(RetryPolicy(max_resumes=0)).wait_after(failure(), (9, 0)) is None

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.api.gateway.v1 import gateway_pb2
 from shoal.gateway.attempt import StallWatch
 from shoal.gateway.explain.records import RequestRecord
 from shoal.gateway.failover import FailoverConfig, MoveGate
@@ -100,6 +101,28 @@ async def test_what_a_stop_string_ended_is_not_taken_along() -> None:
         while (await generation.read()) is not None:
             pass
     assert workers.asked[1:] == [Asked("b", (1,), tuple(tokens_of(1, 2)))]
+
+
+async def test_a_client_goes_on_with_what_it_has() -> None:
+    workers = FakeWorkers([4, 9, 5], deque([Fault(1, Lost("gone"))]))
+    resume = gateway_pb2.Resume(cached_tokens=CACHED)
+    for choice, (length, finished) in enumerate([(4, True), (3, False), (0, False)]):
+        resume.completions.add(token_ids=tokens_of(choice, length), finished=finished)
+    errand = make_errand(workers.lengths, time.monotonic() + 30)
+    stream = Stream(errand, workers, MoveGate(QUICK), QUICK, RequestRecord("", "r"), resume)
+    generation = Generation(Admitted("r", MODEL, 0.0), stream, None)
+    messages = await read_all(generation)
+    asked = {(asked.choices, asked.resumed) for asked in workers.asked[:2]}
+    assert asked == {((1,), tuple(tokens_of(1, 3))), ((2,), ())}
+    for choice, start in ((1, 3), (2, 0)):
+        received = [i for m in messages if m.choice == choice for i in m.token_ids]
+        assert received == tokens_of(choice, workers.lengths[choice])[start:]
+        assert next(m.first_token_index for m in messages if m.choice == choice) == start
+    assert [m.HasField("usage") for m in messages] == [False] * (len(messages) - 1) + [True]
+    usage = messages[-1].usage
+    assert (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (len(PROMPT), CACHED, 18)
+    assert generation.num_tokens == 18 - 7, "what the client had was counted when it came"
+    assert generation.worker
 
 
 async def test_nothing_delivered_means_everything_again() -> None:
