@@ -178,7 +178,20 @@ def test_duplicate_keys_deep_down_are_all_found() -> None:
         ({"gateway": "{auth: {}}"}, "spec.gateway.auth.apiKeysFile: is required: the path of a file"),
         ({"routing": "{policy: best}"}, "spec.routing.policy: 'best' is not allowed; give one of least_load, orca"),
         ({"observability": "{otlpEndpoint: 'x:4317'}"}, "'x:4317' is not allowed; give an http:// or https:// addr"),
-        ({"prefill": "{}"}, "spec.prefill: unknown field; known: flowControl, gateway, kvCache, model, observability,"),
+        ({"prefill": "{}"}, "spec.prefill: unknown field; known: failover, flowControl, gateway, kvCache, model, obs"),
+        ({"failover": "{maxMoves: -1}"}, "spec.failover.maxMoves: -1 is not allowed; give"),
+        (
+            {"gateway": "{replicas: 2, endpointPicker: {port: 9002}}"},
+            "spec.gateway.endpointPicker: 2 gateways cannot share a port; give spec.gateway.replicas = 1",
+        ),
+        (
+            {"workers": "{simulated: {timeScale: 2}}"},
+            "spec.workers.simulated: has no meaning for spec.workers.device = cpu; leave it out, or give simulated",
+        ),
+        (
+            {"workers": "{device: simulated, simulated: {model: llama-3.1-8b-h100, stepMilliseconds: 2}}"},
+            "spec.workers.simulated.stepMilliseconds: has no meaning beside spec.workers.simulated.model",
+        ),
     ],
 )
 def test_impossible_values(sections: dict[str, str], problem: str) -> None:

@@ -17,7 +17,8 @@ class WorkerSizes:
     max_num_seqs: int
     max_num_batched_tokens: int
     kv_cache_memory: str | int | None
-    """As in the manifest; None on a GPU, where the cache gets what `gpu_memory_utilization` leaves."""
+    """As in the manifest; None on a GPU, where the cache gets what `gpu_memory_utilization` leaves, or what a simulated
+    one has."""
     gpu_memory_utilization: float | None
     """In (0, 1]; None where there is no GPU."""
 
@@ -33,11 +34,14 @@ DEFAULTS: Final[dict[DeviceName, WorkerSizes]] = {
     "cuda": WorkerSizes(64, 512, 8192, None, 0.9),
     "simulated": _ON_CPU,
 }
+_ON_SIMULATED_GPU: Final = WorkerSizes(64, 512, 8192, None, None)
 
 
 def worker_sizes(spec: InferenceServiceSpec) -> WorkerSizes:
     """The manifest's sizes, with the device's in the gaps."""
     workers, kv_cache, defaults = spec.workers, spec.kv_cache, DEFAULTS[spec.workers.device]
+    if workers.simulated is not None and workers.simulated.model is not None:
+        defaults = _ON_SIMULATED_GPU
     max_num_batched_tokens = workers.max_num_batched_tokens or defaults.max_num_batched_tokens
     return WorkerSizes(
         block_size=kv_cache.block_size or defaults.block_size,

@@ -45,7 +45,7 @@ def find_contradictions(
     """Every impossible combination. Rules that need a machine or a model are left out when it is not given."""
     spec = service.spec
     problems = _check_device(spec) + _check_batch(spec) + _check_model_source(spec)
-    problems += _check_flow_control(spec)
+    problems += _check_simulated(spec) + _check_gateway(spec) + _check_flow_control(spec)
     if machine is not None:
         problems += _check_machine(spec, machine)
     if model is not None:
@@ -75,6 +75,25 @@ def _check_device(spec: InferenceServiceSpec) -> list[Problem]:
         message = f"{kv_cache.block_size} is too small for a GPU; give {MIN_GPU_BLOCK_SIZE} or more (64 is the default)"
         problems.append(Problem("spec.kvCache.blockSize", message))
     return problems
+
+
+def _check_simulated(spec: InferenceServiceSpec) -> list[Problem]:
+    simulated, device, path = spec.workers.simulated, spec.workers.device, "spec.workers.simulated"
+    if simulated is None:
+        return []
+    if device != "simulated":
+        return [Problem(path, f"has no meaning for spec.workers.device = {device}; leave it out, or give simulated")]
+    times = {"stepMilliseconds": simulated.step_milliseconds, "tokenMicroseconds": simulated.token_microseconds}
+    message = f"has no meaning beside {path}.model = {simulated.model}, whose times were measured; use timeScale"
+    return [Problem(f"{path}.{name}", message) for name, time in times.items() if time and simulated.model is not None]
+
+
+def _check_gateway(spec: InferenceServiceSpec) -> list[Problem]:
+    gateway = spec.gateway
+    if gateway.endpoint_picker is None or gateway.replicas == 1:
+        return []
+    message = f"{gateway.replicas} gateways cannot share a port; give spec.gateway.replicas = 1, or leave it out"
+    return [Problem("spec.gateway.endpointPicker", message)]
 
 
 def _check_batch(spec: InferenceServiceSpec) -> list[Problem]:

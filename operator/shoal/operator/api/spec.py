@@ -114,6 +114,22 @@ class Model(Section, frozen=True, kw_only=True):
     ] = None
 
 
+class Simulated(Section, frozen=True, kw_only=True):
+    """How long the steps of a simulated device take."""
+
+    model: Annotated[
+        Literal["llama-3.1-8b-h100"] | None,
+        Meta(description="A model on a GPU whose steps were measured; brings that GPU's sizes. Default: none."),
+    ] = None
+    time_scale: Annotated[
+        float, Meta(gt=0, le=1000, description="Multiplies the time of every step; 0.1 is ten times as fast.")
+    ] = 1.0
+    step_milliseconds: Annotated[float, Meta(ge=0, le=60_000, description="Time of a step, without a model.")] = 0.0
+    token_microseconds: Annotated[
+        float, Meta(ge=0, le=1_000_000, description="Time added for each of its tokens, without a model.")
+    ] = 0.0
+
+
 class Workers(Section, frozen=True, kw_only=True):
     """The engines."""
 
@@ -125,6 +141,9 @@ class Workers(Section, frozen=True, kw_only=True):
             "everything around the engine."
         ),
     ] = "cpu"
+    simulated: Annotated[
+        Simulated | None, Meta(description="For device simulated only. Default: steps take no time.")
+    ] = None
     threads: Annotated[
         Annotated[int, Meta(ge=1, le=1024)] | None,
         Meta(description="Compute threads of each worker. Default: cores / replicas."),
@@ -167,12 +186,36 @@ class Auth(Section, frozen=True, kw_only=True):
     api_keys_file: Annotated[FilePath, Meta(description="File of accepted API keys.")]
 
 
+class EndpointPicker(Section, frozen=True, kw_only=True):
+    """Picks for other proxies, as the Gateway API Inference Extension asks for them."""
+
+    port: Annotated[int, Meta(ge=1, le=65535, description="Where proxies ask.")] = 9002
+
+
 class Gateway(Section, frozen=True, kw_only=True):
     """The public API."""
 
     replicas: Annotated[int, Meta(ge=1, le=16, description="Gateway processes.")] = 1
     port: Annotated[int, Meta(ge=0, le=65535, description="Where clients connect; 0 picks a free port.")] = 0
     auth: Auth | None = None
+    endpoint_picker: Annotated[EndpointPicker | None, Meta(description="Default: other proxies cannot ask.")] = None
+
+
+class Failover(Section, frozen=True, kw_only=True):
+    """When a stream goes on at another worker."""
+
+    max_moves: Annotated[
+        int, Meta(ge=0, le=1000, description="Moves in a row without progress; 0: a stream ends with its worker.")
+    ] = 5
+    stream_stall_seconds: Annotated[
+        float, Meta(ge=0, le=86400, description="Longest silence after the first token; 0: any.")
+    ] = 30.0
+    first_token_seconds: Annotated[
+        float, Meta(ge=0, le=86400, description="Longest silence before it, queue and prompt included; 0: any.")
+    ] = 300.0
+    move_wait_seconds: Annotated[
+        float, Meta(ge=0, le=86400, description="How long a stream waits for a worker when none is ready.")
+    ] = 60.0
 
 
 class Tokenizer(Section, frozen=True, kw_only=True):
@@ -249,6 +292,7 @@ class InferenceServiceSpec(Section, frozen=True, kw_only=True):
     tokenizer: Tokenizer = Tokenizer()
     routing: Routing = Routing()
     flow_control: FlowControl = FlowControl()
+    failover: Failover = Failover()
     observability: Observability = Observability()
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from shoal.operator.api import InferenceService, worker_sizes
+from shoal.operator.api.spec import EndpointPicker, Failover, Simulated
 from shoal.operator.envoy import Endpoint
 from shoal.operator.planner.plan import Observed
 
@@ -38,6 +39,7 @@ def worker(
         "max-num-seqs": sizes.max_num_seqs,
         "max-num-batched-tokens": sizes.max_num_batched_tokens,
         "max-queued-requests": spec.workers.max_queued_requests,
+        **_simulated(spec.workers.simulated),
         "drain-timeout-s": drain_timeout_s,
     }
     return _service(observed.python, "shoal.model_worker.main", flags | _listening(service, host, ports))
@@ -79,6 +81,8 @@ def gateway(
         "routing-policy": spec.routing.policy,
         "api-keys-file": spec.gateway.auth.api_keys_file if spec.gateway.auth is not None else None,
         **_flow_control(service),
+        **_failover(spec.failover),
+        **_endpoint_picker(spec.gateway.endpoint_picker),
         "drain-timeout-s": drain_timeout_s,
     }
     return _service(observed.python, "shoal.gateway.main", flags | _listening(service, host, ports))
@@ -107,6 +111,32 @@ def environment(*, num_threads: int, gpu: str | None = None) -> dict[str, str]:
     can be read."""
     shown = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     return {"OMP_NUM_THREADS": str(num_threads), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **shown}
+
+
+def _simulated(simulated: Simulated | None) -> Flags:
+    if simulated is None:
+        return {}
+    return {
+        "simulated-model": simulated.model,
+        "simulated-time-scale": simulated.time_scale,
+        "simulated-step-ms": simulated.step_milliseconds,
+        "simulated-token-us": simulated.token_microseconds,
+    }
+
+
+def _endpoint_picker(picker: EndpointPicker | None) -> Flags:
+    return (
+        {"endpoint-picker": "off"} if picker is None else {"endpoint-picker": "on", "endpoint-picker-port": picker.port}
+    )
+
+
+def _failover(failover: Failover) -> Flags:
+    return {
+        "max-moves": failover.max_moves,
+        "stream-stall-timeout-s": failover.stream_stall_seconds,
+        "first-token-timeout-s": failover.first_token_seconds,
+        "move-wait-s": failover.move_wait_seconds,
+    }
 
 
 def _flow_control(service: InferenceService) -> Flags:
