@@ -22,20 +22,25 @@ QUICK = SupervisorOptions(probe_interval_s=0.05, health_interval_s=0.2, first_ba
 @asynccontextmanager
 async def slow_mesh(log_dir: Path, *, num_workers: int, num_gateways: int, step_ms: float) -> AsyncIterator[LocalMesh]:
     """Serves. step_ms: from one token to the next."""
-    document = manifest(workers={"replicas": num_workers, "device": "simulated"}, gateway={"replicas": num_gateways})
+    document = manifest(
+        workers={"replicas": num_workers, "device": "simulated", "simulated": {"stepMilliseconds": step_ms}},
+        gateway={"replicas": num_gateways},
+    )
     service = parse_manifest(yaml.safe_dump(document), "slow")
 
-    flags = (f"--simulated-step-ms={step_ms}", "--simulated-vocab-size=49152")  # the tokenizer's
-
-    def plan_slow(service: InferenceService, observed: Observed) -> LocalPlan:
+    def plan_with_the_tokenizers_vocabulary(service: InferenceService, observed: Observed) -> LocalPlan:
         real = plan(service, observed)
-        slow = [
-            dataclasses.replace(process, argv=(*process.argv, *flags)) if process.component == "worker" else process
+        processes = [
+            dataclasses.replace(process, argv=(*process.argv, "--simulated-vocab-size=49152"))
+            if process.component == "worker"
+            else process
             for process in real.processes
         ]
-        return dataclasses.replace(real, processes=tuple(slow))
+        return dataclasses.replace(real, processes=tuple(processes))
 
-    async with LocalMesh(service, handle_signals=False, log_dir=log_dir, options=QUICK, planner=plan_slow) as mesh:
+    async with LocalMesh(
+        service, handle_signals=False, log_dir=log_dir, options=QUICK, planner=plan_with_the_tokenizers_vocabulary
+    ) as mesh:
         yield mesh
 
 

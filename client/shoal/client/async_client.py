@@ -75,6 +75,11 @@ class AsyncStream(AsyncIterator[Chunk]):
         """
         return self._course.resume_token()
 
+    @property
+    def num_resumes(self) -> int:
+        """How often the stream lost its gateway or connection so far, and went on."""
+        return self._course.num_resumes
+
     def close(self) -> None:
         """Cancels what is left of the request. Safe to repeat."""
         self._course.closed = True

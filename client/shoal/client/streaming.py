@@ -41,6 +41,8 @@ class StreamCourse:
         self.course = settings.start(timeout_s)
         self.request = request
         """What to send next."""
+        self.num_resumes = 0
+        """How often a lost call was followed by another one for the rest."""
         self.closed = False
         """Set once the caller gave the stream up; its end is then no error."""
         self.collector = Collector(max(1, request.sampling.n), self.course.start_s)
@@ -91,6 +93,7 @@ class StreamCourse:
             raise self.course.typed(error) from error
         self.request = self._delivered.rest()
         self._has_resumed = True
+        self.num_resumes += 1
         return wait_s
 
     def on_end(self) -> None:
