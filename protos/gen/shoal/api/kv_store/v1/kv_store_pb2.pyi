@@ -512,6 +512,7 @@ class AcquireResponse(_message.Message):
     GENERATIONS_FIELD_NUMBER: _builtins.int
     CHECKSUMS_FIELD_NUMBER: _builtins.int
     NUM_VISIBLE_FIELD_NUMBER: _builtins.int
+    RETIRED_CHUNKS_FIELD_NUMBER: _builtins.int
     num_visible: _builtins.int
     """Leading blocks that are visible in any tier; those after the leased ones are on disk."""
     @_builtins.property
@@ -530,6 +531,10 @@ class AcquireResponse(_message.Message):
     def checksums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """CRC32C of the payload."""
 
+    @_builtins.property
+    def retired_chunks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Chunks the session has mapped that are no more. Unmap them and say so in a Release, or the store ends the session."""
+
     def __init__(
         self,
         *,
@@ -538,10 +543,11 @@ class AcquireResponse(_message.Message):
         generations: _abc.Iterable[_builtins.int] | None = ...,
         checksums: _abc.Iterable[_builtins.int] | None = ...,
         num_visible: _builtins.int = ...,
+        retired_chunks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "chunks", b"chunks", "generations", b"generations", "num_visible", b"num_visible", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "chunks", b"chunks", "generations", b"generations", "num_visible", b"num_visible", "retired_chunks", b"retired_chunks", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -557,6 +563,7 @@ class ReleaseRequest(_message.Message):
     LEASED_KEYS_FIELD_NUMBER: _builtins.int
     RESERVED_KEYS_FIELD_NUMBER: _builtins.int
     SUSPECT_KEYS_FIELD_NUMBER: _builtins.int
+    UNMAPPED_CHUNKS_FIELD_NUMBER: _builtins.int
     leased_keys: _builtins.bytes
     """Packed keys of leased blocks, each once a lease."""
     reserved_keys: _builtins.bytes
@@ -567,6 +574,10 @@ class ReleaseRequest(_message.Message):
     def scope(self) -> Global___Scope:
         """Whose blocks."""
 
+    @_builtins.property
+    def unmapped_chunks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Retired chunks that are no longer mapped."""
+
     def __init__(
         self,
         *,
@@ -574,10 +585,11 @@ class ReleaseRequest(_message.Message):
         leased_keys: _builtins.bytes = ...,
         reserved_keys: _builtins.bytes = ...,
         suspect_keys: _builtins.bytes = ...,
+        unmapped_chunks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leased_keys", b"leased_keys", "reserved_keys", b"reserved_keys", "scope", b"scope", "suspect_keys", b"suspect_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leased_keys", b"leased_keys", "reserved_keys", b"reserved_keys", "scope", b"scope", "suspect_keys", b"suspect_keys", "unmapped_chunks", b"unmapped_chunks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,37 @@
+"""What writing blocks came to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from shoal.api.kv_store.v1 import kv_store_pb2 as pb
+from shoal.kv_client.link import Link
+
+Status = pb.BlockStatus.ValueType
+PRESENT: Final = pb.BLOCK_STATUS_PRESENT
+RESERVED: Final = pb.BLOCK_STATUS_RESERVED
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """What a put came to."""
+
+    num_stored: int
+    """Blocks that this put made visible."""
+    num_visible: int
+    """Leading blocks that are visible after it, as far as this client knows."""
+    problem: str = ""
+    """Why not all of them; empty when all are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Staging memory for blocks to be written, until `KvClient.commit` or `KvClient.abandon`."""
+
+    keys: Sequence[bytes]
+    statuses: Sequence[Status]
+    link: Link
+    addresses: dict[int, int] = field(default_factory=dict)
+    """Position of a key that is reserved: address of its staging block in this process."""

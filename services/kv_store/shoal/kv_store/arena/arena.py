@@ -1,0 +1,162 @@
+"""The arena: a fixed number of bytes, shared out in chunks among pools of one tenant and slot size each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from shoal.kv_store.arena.chunk import Chunk
+from shoal.kv_store.arena.memory import PAGE_BYTES, HugePages, round_up
+
+_SLOT_BITS = 24
+
+
+class SlotId(NamedTuple):
+    """A place for one block."""
+
+    chunk: int
+    slot: int
+
+    def packed(self) -> int:
+        """As one number of 64 bits."""
+        return self.chunk << _SLOT_BITS | self.slot
+
+    @staticmethod
+    def unpacked(number: int) -> SlotId:
+        """From `packed`."""
+        return SlotId(number >> _SLOT_BITS, number & (1 << _SLOT_BITS) - 1)
+
+
+class Pool:
+    """The slots of one tenant and size."""
+
+    def __init__(self, tenant: str, slot_bytes: int) -> None:
+        self.tenant = tenant
+        self.slot_bytes = slot_bytes
+        self.free: list[int] = []
+        """Packed slots."""
+        self.chunks: set[int] = set()
+        self.num_used = 0
+
+
+class Arena:
+    """Gives slots out and takes them back. Knows nothing of blocks. Belongs to one thread."""
+
+    def __init__(self, capacity_bytes: int, chunk_bytes: int, huge_pages: HugePages = "transparent") -> None:
+        self.capacity_bytes = capacity_bytes
+        self.chunk_bytes = chunk_bytes
+        self._huge_pages: HugePages = huge_pages
+        self._chunks: dict[int, Chunk] = {}
+        self._next_number = 1
+        self._retired: dict[int, int] = {}
+        self._pools: dict[tuple[str, int], Pool] = {}
+
+    @property
+    def num_taken_bytes(self) -> int:
+        """Of chunks, and of retired ones that clients may still map."""
+        return self.chunk_bytes * (len(self._chunks) + len(self._retired))
+
+    @property
+    def num_used_bytes(self) -> int:
+        """Of slots that are given out."""
+        return sum(pool.num_used * pool.slot_bytes for pool in self._pools.values())
+
+    @property
+    def pools(self) -> list[Pool]:
+        """Every pool."""
+        return list(self._pools.values())
+
+    def pool(self, tenant: str, block_bytes: int) -> Pool:
+        """The pool for a tenant's blocks of a size. Raises ValueError when a chunk cannot hold one."""
+        slot_bytes = round_up(block_bytes, PAGE_BYTES)
+        if not 0 < slot_bytes <= self.chunk_bytes:
+            raise ValueError(f"a block of {block_bytes} bytes; a chunk of the arena holds up to {self.chunk_bytes}")
+        return self._pools.setdefault((tenant, slot_bytes), Pool(tenant, slot_bytes))
+
+    def allocate(self, pool: Pool) -> int | None:
+        """A packed slot that is free, or of a fresh chunk; None when there is none and no room for a chunk."""
+        if not pool.free and not self._grow(pool):
+            return None
+        number = pool.free.pop()
+        pool.num_used += 1
+        self._chunks[number >> _SLOT_BITS].num_used += 1
+        return number
+
+    def free(self, pool: Pool, number: int) -> None:
+        """Takes a slot back; late readers of it fail from here on."""
+        chunk = self.chunk(number)
+        chunk.withdraw(number & (1 << _SLOT_BITS) - 1)
+        chunk.num_used -= 1
+        pool.num_used -= 1
+        pool.free.append(number)
+
+    def chunk(self, number: int) -> Chunk:
+        """Of a packed slot."""
+        return self._chunks[number >> _SLOT_BITS]
+
+    def chunk_numbered(self, number: int) -> Chunk | None:
+        """The chunk, unless it is retired."""
+        return self._chunks.get(number)
+
+    def publish(self, number: int) -> int:
+        """See Chunk.publish."""
+        return self.chunk(number).publish(number & (1 << _SLOT_BITS) - 1)
+
+    def generation(self, number: int) -> int:
+        """Of a packed slot."""
+        return self.chunk(number).generation(number & (1 << _SLOT_BITS) - 1)
+
+    def address(self, number: int) -> int:
+        """Of a packed slot, in this process."""
+        return self.chunk(number).address(number & (1 << _SLOT_BITS) - 1)
+
+    def idle_chunks(self, pool: Pool) -> list[int]:
+        """Chunks of the pool without a slot in use."""
+        return [number for number in pool.chunks if not self._chunks[number].num_used]
+
+    def emptiest_chunk(self, pool: Pool) -> Chunk | None:
+        """The chunk that costs least to clear."""
+        return min((self._chunks[number] for number in pool.chunks), key=lambda chunk: chunk.num_used, default=None)
+
+    def withhold(self, pool: Pool, number: int) -> list[int]:
+        """Takes a chunk's free slots out of the pool, so that it can be cleared; they come back by `free` never."""
+        kept = [slot for slot in pool.free if slot >> _SLOT_BITS != number]
+        withheld = [slot for slot in pool.free if slot >> _SLOT_BITS == number]
+        pool.free[:] = kept
+        return withheld
+
+    def retire(self, pool: Pool, number: int, num_mappers: int) -> None:
+        """Ends a chunk without a slot in use. Its bytes count until `num_mappers` clients have unmapped it."""
+        self.withhold(pool, number)
+        pool.chunks.remove(number)
+        self._chunks.pop(number).close()
+        if num_mappers:
+            self._retired[number] = num_mappers
+
+    def unmapped(self, number: int) -> None:
+        """A client no longer maps a retired chunk. Nothing happens for others."""
+        left = self._retired.get(number, 0) - 1
+        if left > 0:
+            self._retired[number] = left
+        else:
+            self._retired.pop(number, None)
+
+    def close(self) -> None:
+        """Gives all memory back."""
+        for chunk in self._chunks.values():
+            chunk.close()
+        self._chunks.clear()
+        self._pools.clear()
+
+    def _grow(self, pool: Pool) -> bool:
+        if self.num_taken_bytes + self.chunk_bytes > self.capacity_bytes:
+            return False
+        try:
+            chunk = Chunk(self._next_number, self.chunk_bytes, pool.slot_bytes, self._huge_pages)
+        except MemoryError:
+            return False
+        self._next_number += 1
+        self._chunks[chunk.number] = chunk
+        pool.chunks.add(chunk.number)
+        base = chunk.number << _SLOT_BITS
+        pool.free.extend(range(base + chunk.num_slots - 1, base - 1, -1))
+        return True

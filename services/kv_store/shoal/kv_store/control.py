@@ -1,0 +1,191 @@
+"""Requests of kv_store.proto, from gRPC and from the Unix socket alike: checked, done, answered."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from hashlib import sha256
+from typing import Final, Protocol
+
+from shoal.api.kv_store.v1 import kv_store_pb2 as pb
+from shoal.blocks import KEY_BYTES
+from shoal.kv_store.scopes import Scope
+from shoal.kv_store.sessions import Session
+from shoal.kv_store.store import Store
+from shoal.rpc.errors import InvalidArgument, PermissionDenied, ResourceExhausted
+
+MAX_STAGING_BLOCKS: Final = 4096
+RETRY_AFTER_S: Final = 0.5
+
+
+class _Scoped(Protocol):
+    @property
+    def scope(self) -> pb.Scope: ...
+
+
+class Control:
+    """Answers one request at a time, on the store's thread. `session` is that of the socket; None for a gRPC call."""
+
+    def __init__(
+        self, store: Store, copiers: Executor, max_batch_size: int, token_digests: Mapping[str, str] | None = None
+    ) -> None:
+        """token_digests: hex sha256 of each tenant's token; None lets anybody who reaches the socket be any tenant."""
+        self.store = store
+        self.max_batch_size = max_batch_size
+        self._copiers = copiers
+        self._token_digests = token_digests
+
+    def open(self, request: pb.OpenRequest) -> Session:
+        """A session. Raises InvalidArgument, PermissionDenied, ResourceExhausted."""
+        if request.num_staging_blocks > MAX_STAGING_BLOCKS:
+            raise InvalidArgument("num_staging_blocks", f"{request.num_staging_blocks}; at most {MAX_STAGING_BLOCKS}")
+        tenant = request.scope.tenant
+        if self._token_digests is not None:
+            given = sha256(request.token.encode()).hexdigest()
+            if not hmac.compare_digest(given, self._token_digests.get(tenant, "")):
+                raise PermissionDenied("token: not the one of scope.tenant")
+        return self.store.open_session(
+            tenant, request.scope.fingerprint, request.block_bytes, request.num_staging_blocks
+        )
+
+    def describe_session(self, session: Session) -> pb.OpenResponse:
+        """What the client needs to know of it."""
+        return pb.OpenResponse(
+            session=session.id,
+            epoch=self.store.epoch,
+            staging_stride=session.staging.stride if session.staging is not None else 0,
+            max_batch_size=self.max_batch_size,
+            lease_timeout_ms=int(1000 * self.store.limits.lease_timeout_s),
+        )
+
+    def map_chunk(self, request: pb.MapRequest, session: Session) -> tuple[pb.MapResponse, int]:
+        """A chunk and its descriptor."""
+        fd = self.store.map_chunk(session, request.chunk)
+        chunk = self.store.arena.chunk_numbered(request.chunk)
+        if chunk is None:
+            raise AssertionError("a chunk that was mapped is there")
+        response = pb.MapResponse(
+            num_bytes=chunk.memory.num_bytes,
+            generations_offset=chunk.generations_offset,
+            num_slots=chunk.num_slots,
+            slot_bytes=chunk.slot_bytes,
+        )
+        return response, fd
+
+    def lookup(self, request: pb.LookupRequest, session: Session | None = None) -> pb.LookupResponse:
+        """See the proto."""
+        keys = self._keys("keys", request.keys)
+        scope = self._scope(request, session)
+        if scope is None:
+            self.store.counters.add("misses", len(keys))
+            return pb.LookupResponse()
+        num_visible, num_in_memory = self.store.lookup(scope, keys)
+        return pb.LookupResponse(num_visible=num_visible, num_in_memory=num_in_memory)
+
+    def reserve(self, request: pb.ReserveRequest, session: Session | None = None) -> pb.ReserveResponse:
+        """See the proto."""
+        keys = self._keys("keys", request.keys)
+        self._key("parent_key", request.parent_key)
+        self._key("namespace_key", request.namespace_key)
+        if not 0 <= request.cost_s < 1e6:
+            raise InvalidArgument("cost_s", f"{request.cost_s}; give 0 to 1e6")
+        owner = self._session(request, session)
+        statuses, blocks = self.store.writing.reserve(
+            owner, keys, request.parent_key, request.namespace_key, request.cost_s
+        )
+        if keys and statuses[0] == pb.BLOCK_STATUS_NO_SPACE:
+            raise ResourceExhausted("no room for the first block, and nothing that may be evicted", RETRY_AFTER_S)
+        return pb.ReserveResponse(statuses=statuses, staging_blocks=blocks)
+
+    async def commit(self, request: pb.CommitRequest, session: Session | None = None) -> pb.CommitResponse:
+        """See the proto. The copy goes on, and is ended properly, when the caller leaves meanwhile."""
+        keys = self._keys("keys", request.keys)
+        if len(request.checksums) != len(keys):
+            raise InvalidArgument("checksums", f"{len(request.checksums)} given for {len(keys)} keys; give one each")
+        job = self.store.writing.start(self._session(request, session), keys, request.checksums)
+        if not job.moves:
+            return pb.CommitResponse(statuses=self.store.writing.finish(job))
+        copying = asyncio.get_running_loop().run_in_executor(self._copiers, job.run)
+        done = asyncio.get_running_loop().create_future()
+
+        def finish(_: object) -> None:
+            statuses = self.store.writing.finish(job)
+            if not done.done():
+                done.set_result(statuses)
+
+        copying.add_done_callback(finish)
+        return pb.CommitResponse(statuses=await done)
+
+    def acquire(self, request: pb.AcquireRequest, session: Session | None = None) -> pb.AcquireResponse:
+        """See the proto."""
+        keys = self._keys("keys", request.keys)
+        leased, num_visible = self.store.acquire(self._session(request, session), keys)
+        return pb.AcquireResponse(
+            chunks=[lease.place.chunk for lease in leased],
+            slots=[lease.place.slot for lease in leased],
+            generations=[lease.generation for lease in leased],
+            checksums=[lease.checksum for lease in leased],
+            num_visible=num_visible,
+        )
+
+    def release(self, request: pb.ReleaseRequest, session: Session | None = None) -> pb.ReleaseResponse:
+        """See the proto."""
+        owner = self._session(request, session)
+        suspects = self._keys("suspect_keys", request.suspect_keys)
+        num_removed = self.store.removal.check(owner, suspects)
+        self.store.release(owner, self._keys("leased_keys", request.leased_keys))
+        self.store.writing.give_up(owner, self._keys("reserved_keys", request.reserved_keys))
+        return pb.ReleaseResponse(num_removed=num_removed)
+
+    def prefetch(self, request: pb.PrefetchRequest, session: Session | None = None) -> pb.PrefetchResponse:
+        """See the proto."""
+        keys = self._keys("keys", request.keys)
+        scope = self._scope(request, session)
+        num_in_memory = 0 if scope is None else self.store.lookup(scope, keys)[1]
+        return pb.PrefetchResponse(num_in_memory=num_in_memory)
+
+    def evict(self, request: pb.EvictRequest, session: Session | None = None) -> pb.EvictResponse:
+        """See the proto."""
+        keys = self._keys("keys", request.keys)
+        scope = self._scope(request, session)
+        num_evicted, num_leased = (0, 0) if scope is None else self.store.removal.evict(scope, keys)
+        return pb.EvictResponse(num_evicted=num_evicted, num_leased=num_leased)
+
+    def _keys(self, field: str, packed: bytes) -> list[bytes]:
+        num, rest = divmod(len(packed), KEY_BYTES)
+        if rest:
+            raise InvalidArgument(field, f"{len(packed)} bytes, which are not keys of {KEY_BYTES} bytes")
+        if num > self.max_batch_size:
+            raise InvalidArgument(field, f"{num} keys; at most {self.max_batch_size} a call")
+        return [packed[start : start + KEY_BYTES] for start in range(0, len(packed), KEY_BYTES)]
+
+    def _key(self, field: str, key: bytes) -> None:
+        if len(key) != KEY_BYTES:
+            raise InvalidArgument(field, f"{len(key)} bytes; a key has {KEY_BYTES}")
+
+    def _session(self, request: _Scoped, session: Session | None) -> Session:
+        """The session that a call belongs to; what it says of the scope has to agree. Raises NotFound and others."""
+        owner = session if session is not None else self.store.find_session(request.scope.session)
+        named = request.scope
+        if named.tenant or named.fingerprint:
+            scope = owner.scope
+            if named.tenant != scope.tenant:
+                self.store.counters.add("foreign_tenant")
+                raise PermissionDenied("scope.tenant: not the one of the session")
+            if named.fingerprint != scope.fingerprint:
+                self.store.counters.add("foreign_fingerprint")
+                raise InvalidArgument("scope.fingerprint", "not the one of the session; open another")
+        elif session is None:
+            raise InvalidArgument("scope", "tenant and fingerprint are missing")
+        return owner
+
+    def _scope(self, request: _Scoped, session: Session | None) -> Scope | None:
+        """The scope a call is about; None when nothing was ever stored in it."""
+        named = request.scope
+        if session is not None or named.session:
+            return self._session(request, session).scope
+        if self._token_digests is not None:
+            raise PermissionDenied("scope.session: missing; this store asks for tokens, so open a session first")
+        return self.store.scopes.find(named.tenant, named.fingerprint)

@@ -1,0 +1,48 @@
+"""Counts of what happened since the start, for Stats and /metrics."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+NAMES: Final = (
+    "hits_memory",
+    "hits_disk",
+    "misses",
+    "foreign_tenant",
+    "foreign_fingerprint",
+    "stored",
+    "present",
+    "evicted",
+    "removed",
+    "moved",
+    "demoted",
+    "promoted",
+    "refused_no_space",
+    "refused_quota",
+    "refused_orphan",
+    "refused_foreign",
+    "refused_not_admitted",
+    "reservations_expired",
+    "reservations_abandoned",
+    "leases_granted",
+    "leases_expired",
+    "leases_abandoned",
+    "checksum_failures_commit",
+    "checksum_failures_memory",
+    "checksum_failures_disk",
+    "sessions_opened",
+    "sessions_refused",
+    "chunks_retired",
+)
+
+
+class Counters(Counter[str]):
+    """One number a name of NAMES. Written by the store's thread; reading from another one is safe."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(NAMES, 0))
+
+    def add(self, name: str, num: int = 1) -> None:
+        """Raises KeyError for a name that is not in NAMES."""
+        self.__setitem__(name, dict.__getitem__(self, name) + num)

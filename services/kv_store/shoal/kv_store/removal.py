@@ -1,0 +1,92 @@
+"""Blocks that go for another reason than room: asked for, or found to be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from shoal.kv_store.counters import Counters
+from shoal.kv_store.index import NO_SLOT, BlockIndex
+from shoal.kv_store.memory_tier import MemoryTier
+from shoal.kv_store.scopes import Scope, Scopes
+from shoal.kv_store.sessions import Session
+from shoal.kv_store.writing import Writing
+
+
+class Removal:
+    """Takes blocks with all that follow them out of every tier. Belongs to the store's thread."""
+
+    def __init__(
+        self,
+        memory: MemoryTier,
+        index: BlockIndex,
+        scopes: Scopes,
+        writing: Writing,
+        counters: Counters,
+        sessions: Mapping[bytes, Session],
+    ) -> None:
+        """sessions: the open ones, which hold leases."""
+        self._memory = memory
+        self._index = index
+        self._scopes = scopes
+        self._writing = writing
+        self._counters = counters
+        self._sessions = sessions
+
+    def evict(self, scope: Scope, keys: Sequence[bytes]) -> tuple[int, int]:
+        """(blocks gone, blocks that stay because of leases). Without keys everything of the scope goes."""
+        index = self._index
+        if keys:
+            found = (index.rows.get(key, 0) for key in keys)
+            rows = [row for row in found if row and index.scope[row] == scope.number]
+        else:
+            rows = [row for row in index.in_order() if index.scope[row] == scope.number and not index.parent[row]]
+        num_gone = num_kept = 0
+        for row in rows:
+            if not index.keys[row] or index.scope[row] != scope.number:  # went with another one
+                continue
+            tree = index.subtree(row)
+            gone = self._remove(reversed(tree))
+            num_gone += gone
+            num_kept += len(tree) - gone
+        return num_gone, num_kept
+
+    def check(self, session: Session, keys: Sequence[bytes]) -> int:
+        """Verifies blocks that a client could not; those that are wrong go, with all that follow; how many were wrong.
+
+        A lease does not keep a wrong block: its generation changes, so whoever reads it finds out.
+        """
+        index, num_wrong = self._index, 0
+        for key in keys:
+            row = index.rows.get(key, 0)
+            if not row or index.scope[row] != session.scope.number or index.slot[row] == NO_SLOT:
+                continue
+            if self._memory.verify(row, session.scope):
+                continue
+            num_wrong += 1
+            self._counters.add("checksum_failures_memory")
+            self.remove_tree(row)
+        return num_wrong
+
+    def remove_tree(self, row: int) -> int:
+        """Removes a block and all that follow it, leased or not; how many went."""
+        tree = self._index.subtree(row)
+        for each in tree:
+            if self._index.num_leases[each]:
+                self._index.num_leases[each] = 0
+                for session in self._sessions.values():
+                    session.leases.pop(self._index.keys[each], None)
+        return self._remove(reversed(tree))
+
+    def _remove(self, rows: Iterable[int]) -> int:
+        """Rows, children before parents; those with leases or with children that stay are left."""
+        index, num_gone = self._index, 0
+        for row in rows:
+            if index.num_leases[row] or index.has_children(row):
+                continue
+            self._writing.unpin({row})
+            if index.slot[row] != NO_SLOT:
+                self._memory.drop(row, self._scopes.numbered(index.scope[row]))
+            index.remove(row)
+            num_gone += 1
+        self._counters.add("removed", num_gone)
+        return num_gone

@@ -1,0 +1,241 @@
+"""The store: everything a client may ask, on plain data. One thread owns it; only copies of payloads run elsewhere."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from shoal.api.kv_store.v1 import kv_store_pb2 as pb
+from shoal.api.worker.v1 import worker_pb2
+from shoal.kv_store.arena import Arena, HugePages, SlotId, Staging
+from shoal.kv_store.counters import Counters
+from shoal.kv_store.events import MEMORY, EventHub
+from shoal.kv_store.eviction import PolicyFactory
+from shoal.kv_store.index import NO_SLOT, BlockIndex
+from shoal.kv_store.memory_tier import MemoryTier
+from shoal.kv_store.removal import Removal
+from shoal.kv_store.scopes import Scope, Scopes
+from shoal.kv_store.sessions import Lease, Session
+from shoal.kv_store.writing import Writing
+from shoal.rpc.errors import NotFound, ResourceExhausted
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLimits:
+    """Bounds of what one store gives out."""
+
+    tenant_quota_bytes: int
+    lease_timeout_s: float = 30.0
+    max_sessions: int = 1024
+    max_staging_bytes: int = 1 << 30
+    """Of all sessions together."""
+    event_buffer: int = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """Where one leased block is."""
+
+    place: SlotId
+    generation: int
+    checksum: int
+
+
+class Store:
+    """The core. Methods take keys in order of the chain, 16 bytes each, checked by the caller."""
+
+    def __init__(
+        self,
+        arena: Arena,
+        make_policy: PolicyFactory,
+        limits: StoreLimits,
+        *,
+        huge_pages: HugePages = "off",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.epoch = secrets.randbits(63) | 1
+        self.arena = arena
+        self.limits = limits
+        self.counters = Counters()
+        self.index = BlockIndex()
+        self.events = EventHub(epoch=self.epoch, buffer=limits.event_buffer, list_keys=self._list_keys)
+        self.scopes = Scopes(arena, make_policy)
+        self.memory = MemoryTier(arena, self.index, self.scopes, self.events, self.counters, limits.tenant_quota_bytes)
+        self.writing = Writing(self.memory, self.index, self.events, self.counters, limits.lease_timeout_s, clock)
+        self.sessions: dict[bytes, Session] = {}
+        self.removal = Removal(self.memory, self.index, self.scopes, self.writing, self.counters, self.sessions)
+        self._staging_bytes = 0
+        self._huge_pages: HugePages = huge_pages
+        self._clock = clock
+
+    # Sessions
+
+    def open_session(self, tenant: str, fingerprint: bytes, block_bytes: int, num_staging_blocks: int) -> Session:
+        """A session, to be ended by `close_session`. Raises InvalidArgument, ResourceExhausted."""
+        if len(self.sessions) >= self.limits.max_sessions:
+            self.counters.add("sessions_refused")
+            raise ResourceExhausted(f"{self.limits.max_sessions} sessions are open, which is the most")
+        scope = self.scopes.open(tenant, fingerprint, block_bytes)
+        staging = None
+        if num_staging_blocks:
+            wanted = num_staging_blocks * scope.pool.slot_bytes
+            if self._staging_bytes + wanted > self.limits.max_staging_bytes:
+                self.counters.add("sessions_refused")
+                left = self.limits.max_staging_bytes - self._staging_bytes
+                raise ResourceExhausted(f"{wanted} bytes of staging asked for, {left} are left")
+            try:
+                staging = Staging(block_bytes, num_staging_blocks, self._huge_pages)
+            except MemoryError as error:
+                raise ResourceExhausted(str(error)) from None
+            self._staging_bytes += staging.memory.num_bytes
+        session = Session(secrets.token_bytes(16), scope, staging)
+        self.sessions[session.id] = session
+        self.counters.add("sessions_opened")
+        return session
+
+    def close_session(self, session: Session) -> None:
+        """Ends what the session holds. Copies that run are ended by `writing.finish`."""
+        if session.closed:
+            return
+        session.closed = True
+        del self.sessions[session.id]
+        for key in list(session.leases):
+            self.counters.add("leases_abandoned", self._drop_lease(session, key))
+        for chunk in session.retired_chunks:
+            self.arena.unmapped(chunk)
+        self.writing.abandon_all(session)
+        if session.staging is not None:
+            self._staging_bytes -= session.staging.memory.num_bytes
+
+    def find_session(self, session_id: bytes) -> Session:
+        """Raises NotFound."""
+        session = self.sessions.get(session_id)
+        if session is None:
+            raise NotFound("scope.session: no such session; it ends with the client's socket")
+        return session
+
+    # Reading
+
+    def lookup(self, scope: Scope, keys: Sequence[bytes]) -> tuple[int, int]:
+        """(leading blocks visible in any tier, leading blocks in memory). Counts as use."""
+        rows = self._find(scope, keys)
+        num_in_memory = self._count_in_memory(rows)
+        self._count_hits(len(keys), len(rows), num_in_memory)
+        self.memory.touch(rows, scope)
+        return len(rows), num_in_memory
+
+    def acquire(self, session: Session, keys: Sequence[bytes]) -> tuple[list[Leased], int]:
+        """Leases on the leading blocks in memory, and how many leading blocks are visible in any tier."""
+        scope, index = session.scope, self.index
+        rows = self._find(scope, keys)
+        num_in_memory = self._count_in_memory(rows)
+        self._count_hits(len(keys), len(rows), num_in_memory)
+        deadline_s = self._clock() + self.limits.lease_timeout_s
+        leased = []
+        for row in rows[:num_in_memory]:
+            index.num_leases[row] += 1
+            lease = session.leases.get(index.keys[row])
+            if lease is None:
+                session.leases[index.keys[row]] = Lease(1, deadline_s)
+            else:
+                lease.count += 1
+                lease.deadline_s = deadline_s
+            slot = index.slot[row]
+            leased.append(Leased(SlotId.unpacked(slot), self.arena.generation(slot), index.checksum[row]))
+        self.memory.touch(rows, scope)
+        self.counters.add("leases_granted", num_in_memory)
+        return leased, len(rows)
+
+    def release(self, session: Session, keys: Sequence[bytes]) -> None:
+        """Gives back one lease a key. Those that are not held, or no longer, are left alone."""
+        for key in keys:
+            lease = session.leases.get(key)
+            if lease is None:
+                continue
+            if lease.count > 1:
+                lease.count -= 1
+                self.index.num_leases[self.index.rows[key]] -= 1
+            else:
+                self._drop_lease(session, key)
+
+    def map_chunk(self, session: Session, number: int) -> int:
+        """The descriptor of a chunk of the session's tenant. Raises NotFound for any other."""
+        chunk = self.arena.chunk_numbered(number)
+        if chunk is None or number not in session.scope.pool.chunks:
+            raise NotFound(f"chunk: {number} is not a chunk of this tenant's blocks")
+        session.mapped_chunks.add(number)
+        return chunk.memory.fd
+
+    # Housekeeping
+
+    def expire(self) -> None:
+        """Ends leases and reservations that are over their time. Called about once a second."""
+        now_s = self._clock()
+        for session in list(self.sessions.values()):
+            late = [key for key, lease in session.leases.items() if lease.deadline_s <= now_s]
+            for key in late:
+                self.counters.add("leases_expired", self._drop_lease(session, key))
+        self.writing.expire(now_s)
+
+    def stats(self, tenant: str) -> pb.StatsResponse:
+        """Sizes and counters; with a tenant, the sizes are of its blocks."""
+        index = self.index
+        rows = list(index.in_order())
+        if tenant:
+            rows = [row for row in rows if self.scopes.numbered(index.scope[row]).tenant == tenant]
+        return pb.StatsResponse(
+            num_blocks=len(rows),
+            num_memory_blocks=sum(index.slot[row] != NO_SLOT for row in rows),
+            num_disk_blocks=sum(index.disk[row] != NO_SLOT for row in rows),
+            used_memory_bytes=self.memory.used_bytes(tenant) if tenant else self.arena.num_used_bytes,
+            memory_bytes=self.limits.tenant_quota_bytes if tenant else self.arena.capacity_bytes,
+            num_leased=sum(index.num_leases[row] != 0 for row in rows),
+            num_sessions=sum(not tenant or s.scope.tenant == tenant for s in self.sessions.values()),
+            counters=dict(self.counters),
+        )
+
+    def close(self) -> None:
+        """Ends every session and gives all memory back. No copy may be running."""
+        for session in list(self.sessions.values()):
+            self.close_session(session)
+        self.events.close()
+        self.arena.close()
+
+    def _find(self, scope: Scope, keys: Sequence[bytes]) -> list[int]:
+        rows = self.index.prefix(keys, scope.number)
+        if len(rows) < len(keys):
+            self.note_foreign(scope, keys[len(rows)])
+        return rows
+
+    def note_foreign(self, scope: Scope, key: bytes) -> bool:
+        """Counts a key that another scope has; whether it is one."""
+        row = self.index.rows.get(key, 0)
+        if not row or self.index.scope[row] == scope.number:
+            return False
+        other = self.scopes.numbered(self.index.scope[row])
+        self.counters.add("foreign_tenant" if other.tenant != scope.tenant else "foreign_fingerprint")
+        return True
+
+    def _count_in_memory(self, rows: Sequence[int]) -> int:
+        slots = self.index.slot
+        for position, row in enumerate(rows):
+            if slots[row] == NO_SLOT:
+                return position
+        return len(rows)
+
+    def _count_hits(self, num_asked: int, num_visible: int, num_in_memory: int) -> None:
+        self.counters.add("hits_memory", num_in_memory)
+        self.counters.add("hits_disk", num_visible - num_in_memory)
+        self.counters.add("misses", num_asked - num_visible)
+
+    def _drop_lease(self, session: Session, key: bytes) -> int:
+        count = session.leases.pop(key).count
+        self.index.num_leases[self.index.rows[key]] -= count
+        return count
+
+    def _list_keys(self, tier: worker_pb2.Tier.ValueType) -> list[bytes]:
+        index = self.index
+        column = index.slot if tier == MEMORY else index.disk
+        return [index.keys[row] for row in index.in_order() if column[row] != NO_SLOT]
