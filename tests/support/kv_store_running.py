@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class RunningStore:
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(timeout=10)
 
     def client(self, **options: Any) -> KvClient:
-        defaults = {
+        defaults: dict[str, Any] = {
             "socket_path": str(self.path),
             "tenant": "a",
             "fingerprint": b"f",
@@ -66,14 +67,14 @@ def running_store(
     num_blocks: int = 64,
     blocks_per_chunk: int = 8,
     limits: StoreLimits | None = None,
-    clock: Callable[[], float] | None = None,
+    clock: Callable[[], float] = time.monotonic,
     token_digests: dict[str, str] | None = None,
 ) -> Iterator[RunningStore]:
     """An arena of `num_blocks` blocks of BLOCK_BYTES, ended with the context."""
     chunk_bytes = blocks_per_chunk * BLOCK_BYTES
     arena = Arena(num_blocks * BLOCK_BYTES, chunk_bytes, "off")
     limits = limits or StoreLimits(tenant_quota_bytes=1 << 40)
-    store = Store(arena, LruPolicy, limits, **({} if clock is None else {"clock": clock}))
+    store = Store(arena, LruPolicy, limits, clock=clock)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

@@ -94,10 +94,8 @@ class KvClient:
             ]
             if len(places) > len(asked) or any(slot >= chunk.num_slots for chunk, slot, _, _ in places):
                 raise LinkBroken("the store named blocks that cannot be")
-            size = link.block_bytes
-            return Lease(
-                asked[: len(places)], places, found.num_visible, size, lambda held: self._give_back(link, held)
-            )
+            leased = asked[: len(places)]
+            return Lease(leased, places, found.num_visible, link.block_bytes, lambda held: self._give_back(link, held))
 
         return self._try(ask, Lease((), (), 0, self.options.block_bytes, lambda _: None))
 

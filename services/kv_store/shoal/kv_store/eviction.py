@@ -22,5 +22,33 @@ class EvictionPolicy(Protocol):
         """The block to give up, which the policy forgets; None when it has no evictable one."""
 
 
+class LeastRecentlyUsed:
+    """The simplest policy."""
+
+    def __init__(self, capacity_bytes: int, block_bytes: int) -> None:
+        self._keys: dict[bytes, None] = {}
+
+    def insert(self, key: bytes, size: int, cost: float) -> None:
+        """See EvictionPolicy."""
+        self._keys[key] = None
+
+    def touch(self, key: bytes) -> None:
+        """See EvictionPolicy."""
+        del self._keys[key]
+        self._keys[key] = None
+
+    def remove(self, key: bytes) -> None:
+        """See EvictionPolicy."""
+        del self._keys[key]
+
+    def victim(self, is_evictable: Callable[[bytes], bool]) -> bytes | None:
+        """See EvictionPolicy."""
+        for key in self._keys:
+            if is_evictable(key):
+                del self._keys[key]
+                return key
+        return None
+
+
 PolicyFactory = Callable[[int, int], EvictionPolicy]
 """Makes the policy of a pool: (the arena's bytes, bytes of a block)."""

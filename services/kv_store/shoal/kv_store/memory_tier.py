@@ -15,8 +15,8 @@ from shoal.kv_store.scopes import Scope, Scopes
 class MemoryTier:
     """Slots of the arena under the rows of the index. Belongs to one thread.
 
-    What is evicted leaves suffix first: a block whose child is in memory, or about to be, stays. A block that is nowhere
-    else leaves the index with its slot.
+    What is evicted leaves suffix first: a block whose child is in memory, or about to be, stays. A block that is
+    nowhere else leaves the index with its slot.
     """
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.checksum import copy_crc32c_at
@@ -14,7 +15,7 @@ from shoal.kv_store.index.block_index import ROOT
 from shoal.kv_store.memory_tier import MemoryTier
 from shoal.kv_store.sessions import Reservation, Session
 
-Status = pb.BlockStatus.ValueType
+Status: TypeAlias = pb.BlockStatus.ValueType
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """Memory for blocks: chunks of shared memory, each of one tenant, cut into slots of one size.
 
-A chunk is a sealed memfd: it cannot shrink or grow, so no reader of it can fault, and nobody but this process can map it
-for writing. Readers get a chunk's descriptor; a chunk never holds blocks of two tenants, not even one after the other.
+A chunk is a sealed memfd: it cannot shrink or grow, so no reader of it can fault, and nobody but this process can map
+it for writing. Readers get a chunk's descriptor; no chunk holds blocks of two tenants, not even one after the other.
 """
 
 from shoal.kv_store.arena.arena import Arena as Arena

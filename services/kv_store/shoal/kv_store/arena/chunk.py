@@ -10,10 +10,10 @@ GENERATION_BYTES = 8
 class Chunk:
     """Slots one after the other from offset 0, then a 64-bit little-endian generation for each.
 
-    A generation is even while its slot holds a published block, odd otherwise, and never takes a value twice. Who reads a
-    slot compares it before and after with the one that came with the lease: what is equal both times was not touched in
-    between. Clearing a generation happens before the slot can be written; on x86-64 stores are seen in order, elsewhere
-    the copy's own release (a lock of the thread pool) orders them.
+    A generation is even while its slot holds a published block, odd otherwise, and never takes a value twice. Who reads
+    a slot compares it before and after with the one that came with the lease: what is equal both times was not touched
+    in between. A slot is withdrawn before it can be written: x86-64 shows stores in order, elsewhere the locks of the
+    thread pool, between the two, order them.
     """
 
     def __init__(self, number: int, chunk_bytes: int, slot_bytes: int, huge_pages: HugePages) -> None:

@@ -6,7 +6,7 @@ from shoal.kv_store.arena.memory import PAGE_BYTES, HugePages, SharedMemory, rou
 
 
 class Staging:
-    """Memory that one client writes and the store only reads: what lies there is copied and checked before it counts."""
+    """Memory that one client writes and the store only reads: what lies there counts once it is copied and checked."""
 
     def __init__(self, block_bytes: int, num_blocks: int, huge_pages: HugePages) -> None:
         """Raises MemoryError."""

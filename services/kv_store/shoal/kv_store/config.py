@@ -1,0 +1,41 @@
+"""Settings of the KV store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from shoal.config import option
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvStoreConfig:
+    """Keeps KV blocks in memory and on disk for the workers of one node."""
+
+    socket_path: str = option(help="Unix socket for same-host clients; its folder exists and is this node's alone.")
+    socket_mode: str = option("600", "Octal mode of the socket: who may connect.")
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: Port = option(50054, "Port to listen on; 0 picks a free one.")
+    metrics_port: Port = option(9054, "Port of Prometheus /metrics; 0 picks a free one.")
+    memory_bytes: Annotated[int, Meta(ge=1 << 16)] = option(4 << 30, "Memory for blocks.")
+    chunk_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 36)] = option(
+        64 << 20, "Memory that goes to one tenant at a time; at least a block, a multiple of 4096."
+    )
+    huge_pages: Literal["off", "transparent", "reserved"] = option(
+        "transparent", "Pages of 2 MiB: none, where the kernel grants them, or from its reserved pool."
+    )
+    tenant_quota_bytes: Annotated[int, Meta(ge=0)] = option(0, "Most memory of one tenant's blocks; 0: all of it.")
+    tenants_file: str = option("", "TOML file of tenants and sha256 of their tokens; empty: any tenant, no token.")
+    max_batch_size: Annotated[int, Meta(ge=1, le=1 << 16)] = option(1024, "Most keys of one call.")
+    max_sessions: Annotated[int, Meta(ge=1)] = option(256, "Most clients at a time.")
+    max_staging_bytes: Annotated[int, Meta(ge=0)] = option(1 << 30, "Memory that clients write through, of all.")
+    lease_timeout_s: Annotated[float, Meta(gt=0)] = option(30.0, "Longest time a lease or a reservation holds.")
+    event_buffer: Annotated[int, Meta(ge=1)] = option(65_536, "Events kept for watchers that fall behind.")
+    copy_threads: Annotated[int, Meta(ge=1, le=64)] = option(2, "Threads that copy and verify what is committed.")
+    drain_timeout_s: Annotated[float, Meta(ge=0)] = option(10.0, "Time for running calls after SIGTERM.")
+    otlp_endpoint: str = option("", "Where traces go (http://host:4317); empty: nowhere.")
+    log_level: Literal["debug", "info", "warning", "error"] = option("info", "Least severe log line to print.")

@@ -1,0 +1,81 @@
+"""Builds the store from its settings and keeps house while it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tomllib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from shoal.kv_store.arena import Arena
+from shoal.kv_store.config import KvStoreConfig
+from shoal.kv_store.control import Control
+from shoal.kv_store.eviction import PolicyFactory
+from shoal.kv_store.store import Store, StoreLimits
+from shoal.kv_store.unix_server import UnixServer
+
+EXPIRE_EVERY_S: Final = 1.0
+
+
+class SettingsProblem(Exception):
+    """Settings that do not fit each other, or a file of theirs that cannot be used."""
+
+
+def build_store(config: KvStoreConfig, make_policy: PolicyFactory) -> Store:
+    """Raises SettingsProblem."""
+    if config.chunk_bytes % 4096 or config.chunk_bytes > config.memory_bytes:
+        problem = f"chunk_bytes = {config.chunk_bytes}: give a multiple of 4096 up to memory_bytes"
+        raise SettingsProblem(f"{problem} ({config.memory_bytes})")
+    limits = StoreLimits(
+        tenant_quota_bytes=config.tenant_quota_bytes or config.memory_bytes,
+        lease_timeout_s=config.lease_timeout_s,
+        max_sessions=config.max_sessions,
+        max_staging_bytes=config.max_staging_bytes,
+        event_buffer=config.event_buffer,
+    )
+    arena = Arena(config.memory_bytes, config.chunk_bytes, config.huge_pages)
+    return Store(arena, make_policy, limits, huge_pages=config.huge_pages)
+
+
+def read_tokens(path: str) -> dict[str, str] | None:
+    """Hex sha256 of each tenant's token; None without a file. Raises SettingsProblem."""
+    if not path:
+        return None
+    try:
+        tenants = tomllib.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsProblem(f"tenants_file: {error}") from error
+    for tenant, digest in tenants.items():
+        if not isinstance(digest, str) or len(digest) != 64:
+            raise SettingsProblem(f"tenants_file: {tenant} needs the sha256 of its token, 64 hexadecimal digits")
+    return {tenant: digest.lower() for tenant, digest in tenants.items()}
+
+
+@asynccontextmanager
+async def open_control(config: KvStoreConfig, make_policy: PolicyFactory) -> AsyncIterator[Control]:
+    """A store with its Unix socket, ended with the context. Raises SettingsProblem, OSError."""
+    tokens = read_tokens(config.tenants_file)
+    store = build_store(config, make_policy)
+    with ThreadPoolExecutor(config.copy_threads, thread_name_prefix="copy") as copiers:
+        control = Control(store, copiers, config.max_batch_size, tokens)
+        server = UnixServer(Path(config.socket_path), control)
+        server.start(int(config.socket_mode, 8))
+        housekeeping = asyncio.create_task(_keep_house(store))
+        try:
+            yield control
+        finally:
+            housekeeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await housekeeping
+            await server.close()
+            store.close()
+
+
+async def _keep_house(store: Store) -> None:
+    while True:
+        await asyncio.sleep(EXPIRE_EVERY_S)
+        store.expire()
