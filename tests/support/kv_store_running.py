@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from shoal.kv_client import KvClient, KvClientOptions
 from shoal.kv_store.arena import Arena
 from shoal.kv_store.control import Control
+from shoal.kv_store.eviction import LeastRecentlyUsed
 from shoal.kv_store.store import Store, StoreLimits
 from shoal.kv_store.unix_server import UnixServer
-from support.lru_policy import LruPolicy
 
 BLOCK_BYTES = 8192
 ROOT = b"n" * 16
@@ -74,7 +74,7 @@ def running_store(
     chunk_bytes = blocks_per_chunk * BLOCK_BYTES
     arena = Arena(num_blocks * BLOCK_BYTES, chunk_bytes, "off")
     limits = limits or StoreLimits(tenant_quota_bytes=1 << 40)
-    store = Store(arena, LruPolicy, limits, clock=clock)
+    store = Store(arena, LeastRecentlyUsed, limits, clock=clock)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
