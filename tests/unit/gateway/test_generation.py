@@ -19,7 +19,7 @@ from shoal.gateway.failover import FailoverConfig, MoveGate
 from shoal.gateway.generation import Admitted, Generation
 from shoal.gateway.journal import Message
 from shoal.gateway.stream import Stream
-from shoal.gateway.upstream import Lost
+from shoal.gateway.upstream import Lost, Unreached
 from shoal.rpc.errors import (
     DeadlineExceeded,
     Draining,
@@ -27,6 +27,7 @@ from shoal.rpc.errors import (
     InvalidArgument,
     ResourceExhausted,
     ShoalError,
+    StreamLost,
     Unavailable,
     WorkerFailed,
 )
@@ -182,6 +183,23 @@ async def test_a_stream_without_progress_is_given_up_after_max_moves() -> None:
     with pytest.raises(Unavailable, match=r"lost 3 times in a row \(at last: d\)"):
         await read_all(open_generation(workers, replace(QUICK, max_moves=2)))
     assert len(workers.asked) == 3
+
+
+async def test_attempts_that_come_to_no_worker_do_not_count_and_accuse_nobody() -> None:
+    away = [Fault(0, Unreached("Envoy is away"), dies=True)] * 9
+    workers = FakeWorkers([20], deque([Fault(3, Lost("gone"), dies=True), *away]))
+    check(await read_all(open_generation(workers, replace(PATIENT, max_moves=2))), [20])
+    assert len(workers.asked) == 11
+
+
+async def test_nobody_waits_for_ever_for_a_mesh_that_is_away() -> None:
+    workers = FakeWorkers([20], deque([Fault(3, Lost("gone")), *[Fault(0, Unreached("Envoy is away"))] * 1000]))
+    with pytest.raises(Unavailable, match="none could be reached within") as caught:
+        await read_all(open_generation(workers, replace(QUICK, first_backoff_s=0.01)))
+    assert not isinstance(caught.value, StreamLost), "a client may go on elsewhere"
+    workers = FakeWorkers([20], deque([Fault(0, Unreached("Envoy is away"))] * 1000))
+    with pytest.raises(StreamLost, match="6 times in a row"):
+        await read_all(open_generation(workers, PATIENT))
 
 
 async def test_progress_is_not_held_against_a_stream() -> None:

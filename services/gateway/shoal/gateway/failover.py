@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from shoal.gateway.attempt import Stalled
-from shoal.gateway.upstream import Lost
+from shoal.gateway.upstream import Lost, Unreached
 from shoal.rpc.errors import Draining, ResourceExhausted, ShoalError, Unavailable, WorkerFailed
 
 PROGRESS_TOKENS: Final = 16
@@ -17,10 +17,10 @@ PROGRESS_TOKENS: Final = 16
 POISON_DEATHS: Final = 2
 MOST_BACKOFF_S: Final = 2.0
 
-LossReason = Literal["lost", "failed", "drain", "stall", "refused", "full", "client"]
-"""lost: the connection or the process went away. failed: the worker said that its engine died. drain: it shuts down.
-stall: it stood still. refused: it cannot serve now, such as while loading. full: its queue is.
-client: not a loss here; a client brought along what it has of an answer that another gateway, or this one, began."""
+LossReason = Literal["lost", "unreached", "failed", "drain", "stall", "refused", "full", "client"]
+"""lost: the connection or the process went away. unreached: before the request was there. failed: the worker said that
+its engine died. drain: it shuts down. stall: it stood still. refused: it cannot serve now, such as while loading. full:
+its queue is. client: not a loss here; a client brought along what it has of an answer that some gateway began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,11 @@ class Loss:
 
     reason: LossReason
 
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of the `max_moves`: somebody tried. Otherwise `wait_s` is the limit."""
+        return self.reason not in ("full", "unreached")
+
     def accuses(self, num_tokens: int) -> bool:
         """Whether the request may be what the worker died of; num_tokens: how many it had delivered of it.
 
@@ -59,6 +64,8 @@ def loss_of(error: ShoalError, *, begun: bool) -> Loss | None:
     match error:
         case Lost():
             return Loss("lost")
+        case Unreached():
+            return Loss("unreached")
         case WorkerFailed():
             return Loss("failed")
         case Draining():

@@ -25,8 +25,8 @@ class Leg:
     then `remains` are the legs that go on, one each, since workers resume one completion at a time."""
 
     __slots__ = (
-        "_attempt", "_avoided", "_error", "_holds_gate", "_lost_s", "_num_moves", "_reason", "_stream", "_was_split",
-        "choices", "pending", "raw",
+        "_attempt", "_avoided", "_error", "_holds_gate", "_lost_s", "_num_moves", "_num_unreached", "_reason",
+        "_stream", "_was_split", "choices", "pending", "raw",
     )  # fmt: skip
 
     def __init__(self, stream: Stream, choices: Sequence[int], attempt: Attempt | None) -> None:
@@ -46,6 +46,8 @@ class Leg:
         """When the completions were lost (`time.perf_counter()`), until the next message."""
         self._num_moves = 0
         """Without progress in between."""
+        self._num_unreached = 0
+        """Attempts that came to no worker, since the last message."""
         self._was_split = False
         if attempt is not None:
             self._adopt(attempt)
@@ -86,7 +88,7 @@ class Leg:
             for choice in self._unfinished():
                 leg = Leg(self._stream, [choice], None)
                 leg._avoided, leg._error, leg._reason = dict(self._avoided), self._error, self._reason
-                leg._lost_s, leg._num_moves = self._lost_s, self._num_moves
+                leg._lost_s, leg._num_moves, leg._num_unreached = self._lost_s, self._num_moves, self._num_unreached
                 legs.append(leg)
         return legs
 
@@ -145,6 +147,7 @@ class Leg:
         if attempt.pick.endpoints and attempt.worker != attempt.pick.endpoints[0]:
             metrics.REPICKED.labels(name).inc()
         self._leave_gate()
+        self._num_unreached = 0
         if self._lost_s:
             took_s = time.perf_counter() - self._lost_s
             self._lost_s = 0.0
@@ -171,12 +174,17 @@ class Leg:
             self._num_moves = 0
         if attempt.num_tokens:
             stream.suspects.clear()
-        if loss.reason != "full":
+        if loss.reason == "unreached":
+            self._num_unreached += 1
+        if loss.counts or not stream.journal.begun:  # with nothing delivered the client decides how long to wait
             self._num_moves += 1
+        if loss.counts:
             self._avoided[attempt.worker] = attempt.worker_epoch
         if loss.accuses(attempt.num_tokens):
             stream.suspect(attempt, is_dead=loss.reason == "failed")
         self._report(attempt, loss, error)
+        if self._num_unreached and time.perf_counter() - self._lost_s > stream.config.wait_s:
+            raise stream.give_up("no_worker", f"none could be reached within {stream.config.wait_s:g} s", error)
         if self._num_moves > stream.config.max_moves:
             raise stream.give_up("max_moves", f"it was lost {self._num_moves} times in a row", error)
         if stream.journal.begun:
@@ -200,7 +208,8 @@ class Leg:
         try:
             async with asyncio.timeout(stream.errand.remaining_s()):
                 await stream.check_poison()
-                await asyncio.sleep(backoff_s(self._num_moves, self._error, stream.config.first_backoff_s))
+                num_waits = self._num_moves + self._num_unreached
+                await asyncio.sleep(backoff_s(num_waits, self._error, stream.config.first_backoff_s))
                 await stream.gate.enter()
                 self._holds_gate = True
                 endpoints = await self._find_workers()

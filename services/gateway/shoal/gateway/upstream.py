@@ -19,13 +19,16 @@ GENERATE: Final = "/shoal.api.worker.v1.ModelWorkerService/Generate"
 PIN_HEADER: Final = "x-shoal-endpoint"
 PREFIX_HASH_HEADER: Final = "x-shoal-prefix-hash"
 SERVED_BY_HEADER: Final = "x-shoal-served-by"
+_NOT_CONNECTED: Final = "failed to connect to all addresses"
+"""How gRPC begins its words when a call found no connection."""
 _OPTIONS: Final = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.enable_retries", 0),  # Envoy retries; twice would multiply
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),  # else an Envoy that restarts is missed for a second after it is back
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.use_local_subchannel_pool", 1),  # else every channel to one address shares one connection
 ]
 
@@ -57,6 +60,10 @@ class Mesh:
 
 class Lost(Unavailable):
     """The connection to the worker broke, or its process ended: the transport or Envoy says so, not the worker."""
+
+
+class Unreached(Unavailable):
+    """No worker had the request: Envoy is away, or could connect to none."""
 
 
 class UpstreamCall:
@@ -110,7 +117,17 @@ def _translated(error: grpc.RpcError, num_messages: int) -> ShoalError:
         return result
     if num_messages:
         return Lost("the worker was lost in the middle of the answer; send the request again")
-    return Lost("no worker can be reached right now; try again in a moment")
+    kind = Lost if _may_have_been_sent(error) else Unreached
+    return kind("no worker can be reached right now; try again in a moment")
+
+
+def _may_have_been_sent(error: grpc.RpcError) -> bool:
+    """Envoy names the worker that it is connected to. Without a word of Envoy, our own connection tells."""
+    assert isinstance(error, grpc.aio.AioRpcError)
+    headers: Any = (*(error.initial_metadata() or ()), *(error.trailing_metadata() or ()))
+    if headers:
+        return any(key == SERVED_BY_HEADER for key, _ in headers)
+    return not (error.details() or "").startswith(_NOT_CONNECTED)
 
 
 def _worker_of(error: grpc.RpcError) -> str:
