@@ -33,7 +33,7 @@ from random import Random
 # PYTHONSAFEPATH keeps a script's folder off sys.path.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from chaos_parts.faults import DEADLY, EDGE_FAULTS, WORKER_FAULTS, Fault, refuse_worker
+from chaos_parts.faults import DEADLY, EDGE_FAULTS, WORKER_FAULTS, Fault, refuse_worker, stop_edge
 from chaos_parts.leaks import Held, compare, holdings, wait_idle
 from chaos_parts.load import Load
 from chaos_parts.mesh import ChaosMesh, Sizes, chaos_mesh, wait_until
@@ -100,8 +100,10 @@ class Chaos:
     async def _strike_workers(self, draw: Random) -> None:
         names = self.mesh.names("worker")
         while await self._pause(draw):
-            name = draw.choice([name for name in names if name not in self._hurt])
-            fault = draw.choice([f for f in WORKER_FAULTS if name not in SURVIVORS or f not in DEADLY])
+            well = [name for name in names if name not in self._hurt]
+            name, fault = draw.choice(
+                [(n, f) for n in well for f in WORKER_FAULTS if n not in SURVIVORS or f not in DEADLY]
+            )
             self._hurt.add(name)
             try:
                 if fault in DEADLY or fault is refuse_worker:
@@ -115,8 +117,9 @@ class Chaos:
     async def _strike_edge(self, draw: Random) -> None:
         names = [*self.mesh.names("gateway"), "envoy"]
         while await self._pause(draw):
-            name = draw.choice(names)
-            fault = draw.choice([f for f in EDGE_FAULTS if name not in SURVIVORS or "stop" in f.__name__])
+            name, fault = draw.choice(
+                [(n, f) for n in names for f in EDGE_FAULTS if n not in SURVIVORS or f is stop_edge]
+            )
             self._edge_hurts.append((time.monotonic(), float("inf")))
             try:
                 await self._strike(fault, name, draw)

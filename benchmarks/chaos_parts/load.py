@@ -43,16 +43,27 @@ class Active:
     """A stream under way."""
 
     began_s: float
-    last_s: float = 0.0
-    """Of its last chunk; 0 before the first."""
+    num_choices: int = 1
     longest_gap_s: float = 0.0
+    _last_s: float = 0.0
+    _running: dict[int, float] = field(init=False)
+    """When each choice that goes on had its last chunk; 0 before the first."""
 
-    def chunk(self) -> None:
-        """One came."""
+    def __post_init__(self) -> None:
+        self._running = dict.fromkeys(range(self.num_choices), 0.0)
+
+    def took(self, choice: int = 0, *, is_last: bool = False) -> None:
+        """A chunk came."""
         now_s = time.monotonic()
-        if self.last_s:
-            self.longest_gap_s = max(self.longest_gap_s, now_s - self.last_s)
-        self.last_s = now_s
+        if self._last_s:
+            self.longest_gap_s = max(self.longest_gap_s, now_s - self._last_s)
+        self._last_s = self._running[choice] = now_s
+        if is_last:
+            del self._running[choice]
+
+    def goes_on_since(self, since_s: float) -> bool:
+        """Whether each choice has had a chunk since then, or its end."""
+        return all(last_s > since_s for last_s in list(self._running.values()))
 
 
 @dataclass
@@ -114,18 +125,18 @@ class Load:
 
     def is_calm(self, since_s: float) -> bool:
         """Whether every stream has had a token since then: nobody is on the way from one worker to another."""
-        return all(active.last_s > since_s for active in self.active)
+        return all(active.goes_on_since(since_s) for active in self.active)
 
     def _client(self) -> AsyncClient:
         return AsyncClient(self._endpoint, timeout_s=TIMEOUT_S, retry=PATIENT)
 
     async def _repeat(self, client: AsyncClient, name: str) -> None:
         while not self.over:
-            active = self._begin()
+            active = self._begin(self._asks[name].get("n", 1))
             try:
                 async with client.stream(**self._asks[name]) as stream:
-                    async for _ in stream:
-                        active.chunk()
+                    async for chunk in stream:
+                        active.took(chunk.choice, is_last=chunk.finish_reason is not None)
                     self._judge(name, await stream.completion(), stream.num_resumes, active)
             except ShoalError as error:
                 self._fail(name, error, active)
@@ -138,12 +149,12 @@ class Load:
                 Client(self._endpoint, timeout_s=TIMEOUT_S, retry=PATIENT) as client,
                 client.stream(**self._asks[name]) as stream,
             ):
-                for _ in stream:
-                    active.chunk()
+                for chunk in stream:
+                    active.took(chunk.choice, is_last=chunk.finish_reason is not None)
                 return stream.completion(), stream.num_resumes
 
         while not self.over:
-            active = self._begin()
+            active = self._begin(self._asks[name].get("n", 1))
             try:
                 answer, num_resumes = await loop.run_in_executor(pool, read, active)
                 self._judge(f"{name} (thread)", answer, num_resumes, active, self._expected[name])
@@ -182,7 +193,7 @@ class Load:
                     if line.startswith(b"data: [DONE]"):
                         return "".join(texts)
                     if line.startswith(b"data: "):
-                        active.chunk()
+                        active.took()
                         event = json.loads(line[6:])
                         if "error" in event:
                             raise EOFError(str(event["error"]))
@@ -191,8 +202,8 @@ class Load:
                 writer.close()
         raise EOFError("the stream was cut off")
 
-    def _begin(self) -> Active:
-        active = Active(time.monotonic())
+    def _begin(self, num_choices: int = 1) -> Active:
+        active = Active(time.monotonic(), num_choices)
         self.active.add(active)
         return active
 
