@@ -79,8 +79,7 @@ class SegmentLog:
             verify_bytes = 2 * (options.checkpoint_bytes + segment_bytes)
             Recovery(self._volume, options.recovery_timeout_s, verify_bytes, max_checkpoint).run()
         except (DiskError, OSError) as error:
-            self._pool.close()
-            self._close_files()
+            self._pool.close(self._close_files)
             raise OutOfService(f"the disk tier in {folder} cannot be opened: {error}") from error
         reclaimer = Reclaimer(self._volume, self._transfer, self._retention)
         self._maintenance = Maintenance(
@@ -206,13 +205,15 @@ class SegmentLog:
         return snapshot(self._volume)
 
     def close(self) -> None:
-        """Ends what runs, writes a last checkpoint, and frees the folder. Bounded by the deadlines of its I/O."""
+        """Ends what runs, writes a last checkpoint, and frees the folder. Bounded by the deadlines of its I/O.
+
+        With calls that do not return, the folder stays locked, and its files open, until they do.
+        """
         if self._closed:
             return
         self._closed = True
         self._maintenance.close()
-        self._pool.close()
-        self._close_files()
+        self._pool.close(self._close_files)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -276,18 +277,20 @@ class SegmentLog:
     def _open_folder(self) -> None:
         folder = self._volume.segments.folder
 
-        def prepare() -> tuple[int, bool]:
+        def lock(context: IoContext) -> int:
             self._files.make_folder(folder)
             lock_fd = self._files.lock(folder / _LOCK_NAME)
-            return lock_fd, probe_direct(self._files, folder)
+            if context.is_abandoned:
+                self._files.close(lock_fd)
+            return lock_fd
 
-        self._lock_fd, self._volume.direct = self._pool.submit(lambda _: prepare(), "read").result()
+        self._lock_fd = self._pool.submit(lock, "read").result()
+        self._volume.direct = self._pool.submit(lambda _: probe_direct(self._files, folder), "read").result()
 
     def _close_files(self) -> None:
-        """Descriptors that a lost thread may still use stay open: their numbers must not come to mean other files."""
         for segment in self._volume.segments.by_slot.values():
-            if not segment.num_holds and segment.fd >= 0:
+            if segment.fd >= 0:
                 with contextlib.suppress(OSError):
                     self._files.close(segment.fd)
-        if self._lock_fd >= 0 and not self._pool.num_lost:
+        if self._lock_fd >= 0:
             self._files.close(self._lock_fd)

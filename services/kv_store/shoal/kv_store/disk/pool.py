@@ -117,6 +117,7 @@ class IoPool:
         self._running: set[_Task] = set()
         self._num_alive = 0
         self._closed = False
+        self._when_quiet: Callable[[], None] | None = None
         self._watchdog = threading.Thread(target=self._watch_deadlines, name="kv-disk-watchdog", daemon=True)
         self._watchdog.start()
         with self._lock:
@@ -165,8 +166,12 @@ class IoPool:
                 raise WrittenOff
             task.state = _State.CLAIMED
 
-    def close(self) -> None:
-        """Fails what waits, and returns when what runs is over or written off."""
+    def close(self, when_quiet: Callable[[], None]) -> None:
+        """Fails what waits, and returns when what runs is over or written off.
+
+        `when_quiet` is called when no thread is in a system call any more: before this returns, or by the last lost
+        thread that comes back.
+        """
         with self._lock:
             self._closed = True
             waiting = [task for queue in self._queues.values() for task in queue]
@@ -178,6 +183,10 @@ class IoPool:
             if task.future.set_running_or_notify_cancel():
                 task.future.set_exception(OutOfService("the disk tier is closed"))
         self._watchdog.join()
+        with self._lock:
+            self._when_quiet = when_quiet if self.num_lost else None
+        if self._when_quiet is None:
+            when_quiet()
 
     def _refusal(self, lane: Lane) -> Exception | None:
         if self._closed:
@@ -205,7 +214,7 @@ class IoPool:
                 context.task = None
                 self._running.discard(task)
                 if task.state is _State.OVER:  # written off meanwhile
-                    self.num_lost -= 1
+                    self._come_back()
                     if self._num_alive >= self._num_threads:
                         return
                     self._num_alive += 1
@@ -218,6 +227,11 @@ class IoPool:
             else:
                 task.future.set_exception(failure)
             del task, result, failure
+
+    def _come_back(self) -> None:
+        self.num_lost -= 1
+        if self._when_quiet is not None and not self.num_lost:
+            self._when_quiet()
 
     def _take(self, context: IoContext) -> _Task | None:
         with self._lock:

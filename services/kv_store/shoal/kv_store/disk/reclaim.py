@@ -73,8 +73,10 @@ class Reclaimer:
                 for segment in self._volume.segments.by_slot.values()
                 if segment.state is SegmentState.SEALED and not segment.in_flight
             ]
-            emptiest = sorted(sealed, key=lambda segment: (segment.live_bytes, segment.sequence))[:_NUM_CANDIDATES]
-            oldest = sorted(sealed, key=lambda segment: segment.sequence)[:_NUM_CANDIDATES]
+            sealed.sort(key=lambda segment: segment.sequence)
+            oldest = sealed[:_NUM_CANDIDATES]
+            older_half = sealed[: (len(sealed) + 1) // 2]  # young segments get emptier by themselves
+            emptiest = sorted(older_half, key=lambda segment: segment.live_bytes)[:_NUM_CANDIDATES]
             candidates = {segment.slot: segment for segment in (*oldest, *emptiest)}
             samples = {slot: self._sample(segment) for slot, segment in candidates.items()}
         costs = {slot: self._estimate(candidates[slot], entries) for slot, entries in samples.items()}

@@ -50,11 +50,13 @@ class Recovery:
             if slot is not None:
                 with contextlib.suppress(DiskError, OSError):  # what cannot be opened has no blocks
                     self._open_segment(slot, name)
-        starts = self._adopt(marks)
+        with self._volume.lock:
+            starts = self._adopt(marks)
         verified = self._choose_verified(starts)
         for segment in sorted(starts, key=lambda segment: segment.sequence):
             self._scan_segment(segment, starts[segment], segment in verified)
-        self._settle()
+        with self._volume.lock:
+            self._settle()
 
     # --- files ----------------------------------------------------------------------------------------------------
 
@@ -162,12 +164,13 @@ class Recovery:
                 entry = Entry(header.metadata, segment.slot, header.offset_bytes, header.stored_bytes, 0)
                 if self._volume.index.num_used_rows >= self._volume.max_rows:
                     break
-                with contextlib.suppress(OverflowError):
+                with self._volume.lock, contextlib.suppress(OverflowError):
                     self._volume.publish(entry, segment)
                 segment.end_bytes = header.offset_bytes + header.record_bytes
         except (DiskError, OSError):
-            self._volume.counters.num_io_errors += 1
-            self._volume.empty(segment)
+            with self._volume.lock:
+                self._volume.counters.num_io_errors += 1
+                self._volume.empty(segment)
 
     def _scan(self, segment: Segment, start: int, verify: bool) -> Iterator[RecordHeader]:
         """Whole records from `start` on, in order of their place.

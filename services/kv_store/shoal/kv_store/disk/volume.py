@@ -142,6 +142,7 @@ class Volume:
             if self.index.is_live(held.row) and self.index.entry(held.row)[:3] == held.entry[:3]:
                 self.kill(held.row)
         self.health.reads.fail("blocks read are not those written", weight=CORRUPTION_WEIGHT)
+        self.wake()
 
     def timed(self, lane: str, call: Callable[[], None], num_bytes: int) -> None:
         """Makes a system call that moves `num_bytes`; a failure is counted and raised as IoFailed."""
@@ -161,9 +162,10 @@ class Volume:
         with self.lock:
             self.counters.num_io_errors += 1
         self.health.failed(lane, error)
+        self.wake()  # a probe may be due
 
     def wake(self) -> None:
-        """Lets those look again who wait for a thread that was written off."""
+        """Lets those look again who wait: for a thread that was written off, or for something to do."""
         with self.lock:
             self.changed.notify_all()
             self.wanted.notify_all()
