@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from shoal.kv_client import KvClient, KvClientOptions
 from shoal.kv_store.arena import Arena
 from shoal.kv_store.control import Control
-from shoal.kv_store.eviction import LeastRecentlyUsed
+from shoal.kv_store.policy import make_policy
 from shoal.kv_store.store import Store, StoreLimits
 from shoal.kv_store.unix_server import UnixServer
 
@@ -69,12 +70,13 @@ def running_store(
     limits: StoreLimits | None = None,
     clock: Callable[[], float] = time.monotonic,
     token_digests: dict[str, str] | None = None,
+    policy: str = "lru",
 ) -> Iterator[RunningStore]:
     """An arena of `num_blocks` blocks of BLOCK_BYTES, ended with the context."""
     chunk_bytes = blocks_per_chunk * BLOCK_BYTES
     arena = Arena(num_blocks * BLOCK_BYTES, chunk_bytes, "off")
     limits = limits or StoreLimits(tenant_quota_bytes=1 << 40)
-    store = Store(arena, LeastRecentlyUsed, limits, clock=clock)
+    store = Store(arena, partial(make_policy, policy), limits, clock=clock)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

@@ -20,7 +20,12 @@ from support.kv_store_running import BLOCK_BYTES, ROOT, key, payload, running_st
 
 def make_client(path: Path, **options: Any) -> KvClient:
     defaults: dict[str, Any] = {"timeout_s": 0.2, "min_backoff_s": 0.0, "num_staging_blocks": 0}
-    settings = {"socket_path": str(path), "tenant": "a", "fingerprint": b"f", "block_bytes": BLOCK_BYTES}
+    settings: dict[str, Any] = {
+        "socket_path": str(path),
+        "tenant": "a",
+        "fingerprint": b"f",
+        "block_bytes": BLOCK_BYTES,
+    }
     return KvClient(KvClientOptions(**(settings | defaults | options)))
 
 
@@ -104,7 +109,7 @@ def test_a_store_that_hangs_once_open(tmp_path: Path) -> None:
         expect_misses(make_client(tmp_path / "kv.sock", timeout_s=0.05))
 
 
-ACQUIRED = {"chunks": [1], "slots": [0], "generations": [2], "checksums": [0]}
+ACQUIRED: dict[str, Any] = {"chunks": [1], "slots": [0], "generations": [2], "checksums": [0]}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from hypothesis import settings
@@ -13,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.checksum import crc32c
 from shoal.kv_store.arena import Arena
-from shoal.kv_store.eviction import LeastRecentlyUsed
 from shoal.kv_store.index import NO_SLOT
+from shoal.kv_store.policy import POLICIES, make_policy
 from shoal.kv_store.sessions import Session
 from shoal.kv_store.store import Leased, Store, StoreLimits
 
@@ -27,7 +28,7 @@ NODES = st.builds(lambda node, other: (node, other), st.integers(1, 15), st.samp
 """A node of a binary tree, and how far the scope whose keys are named is from the session's own."""
 
 
-def key(scope: int, node: tuple[int, int]) -> bytes:
+def key(scope: int, node: int) -> bytes:
     return bytes([scope]) + node.to_bytes(15, "big")
 
 
@@ -50,11 +51,13 @@ class StoreModel(RuleBasedStateMachine):
         super().__init__()
         self.now_s = 0.0
 
-    @initialize(num_chunks=st.integers(1, 5), quota=st.sampled_from([3, 100, 100]))
-    def start(self, num_chunks: int, quota: int) -> None:
+    @initialize(
+        num_chunks=st.integers(1, 5), quota=st.sampled_from([3, 100, 100]), policy=st.sampled_from(sorted(POLICIES))
+    )
+    def start(self, num_chunks: int, quota: int, policy: str) -> None:
         arena = Arena(4 * BLOCK_BYTES * num_chunks, 4 * BLOCK_BYTES, "off")
         limits = StoreLimits(quota * BLOCK_BYTES, lease_timeout_s=10.0, max_staging_bytes=1 << 20)
-        self.store = Store(arena, LeastRecentlyUsed, limits, clock=lambda: self.now_s)
+        self.store = Store(arena, partial(make_policy, policy), limits, clock=lambda: self.now_s)
         self.sessions: dict[int, Session] = {}
         self.reserved: dict[int, dict[bytes, int]] = {}
         self.leases: list[tuple[Session, bytes, Leased, float]] = []

@@ -28,6 +28,7 @@ class KvStoreConfig:
     huge_pages: Literal["off", "transparent", "reserved"] = option(
         "transparent", "Pages of 2 MiB: none, where the kernel grants them, or from its reserved pool."
     )
+    policy: Literal["adaptive", "arc", "lru", "s3_fifo"] = option("adaptive", "Which blocks stay in memory.")
     tenant_quota_bytes: Annotated[int, Meta(ge=0)] = option(0, "Most memory of one tenant's blocks; 0: all of it.")
     tenants_file: str = option("", "TOML file of tenants and sha256 of their tokens; empty: any tenant, no token.")
     max_batch_size: Annotated[int, Meta(ge=1, le=1 << 16)] = option(1024, "Most keys of one call.")

@@ -121,13 +121,15 @@ class Control:
     def acquire(self, request: pb.AcquireRequest, session: Session | None = None) -> pb.AcquireResponse:
         """See the proto."""
         keys = self._keys("keys", request.keys)
-        leased, num_visible = self.store.acquire(self._session(request, session), keys)
+        owner = self._session(request, session)
+        leased, num_visible = self.store.acquire(owner, keys)
         return pb.AcquireResponse(
             chunks=[lease.place.chunk for lease in leased],
             slots=[lease.place.slot for lease in leased],
             generations=[lease.generation for lease in leased],
             checksums=[lease.checksum for lease in leased],
             num_visible=num_visible,
+            retired_chunks=self.store.take_retired(owner),
         )
 
     def release(self, request: pb.ReleaseRequest, session: Session | None = None) -> pb.ReleaseResponse:
@@ -136,6 +138,7 @@ class Control:
         suspects = self._keys("suspect_keys", request.suspect_keys)
         num_removed = self.store.removal.check(owner, suspects)
         self.store.release(owner, self._keys("leased_keys", request.leased_keys))
+        self.store.note_unmapped(owner, request.unmapped_chunks)
         self.store.writing.give_up(owner, self._keys("reserved_keys", request.reserved_keys))
         return pb.ReleaseResponse(num_removed=num_removed)
 

@@ -12,7 +12,6 @@ from shoal.api.kv_store.v1 import kv_store_pb2, kv_store_pb2_grpc
 from shoal.config import describe, load_or_exit
 from shoal.kv_store.config import KvStoreConfig
 from shoal.kv_store.control import Control
-from shoal.kv_store.eviction import LeastRecentlyUsed
 from shoal.kv_store.metrics import StoreCollector
 from shoal.kv_store.process import SettingsProblem, open_control
 from shoal.kv_store.servicer import KvStoreServicer
@@ -48,7 +47,7 @@ async def _serve(config: KvStoreConfig) -> None:
     metrics_port, stop_metrics = serve_metrics(config.host, config.metrics_port)
     structlog.get_logger("shoal.kv_store").info("metrics", address=f"{config.host}:{metrics_port}")
     try:
-        async with open_control(config, LeastRecentlyUsed) as control:
+        async with open_control(config) as control:
             collector = StoreCollector(control.store)
             REGISTRY.register(collector)
             try:

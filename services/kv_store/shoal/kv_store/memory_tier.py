@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from shoal.checksum import crc32c_at
+from shoal.checksum import copy_crc32c_at, crc32c_at
 from shoal.kv_store.arena import Arena, Pool
 from shoal.kv_store.counters import Counters
 from shoal.kv_store.events import MEMORY, EventHub, Removed
 from shoal.kv_store.index import NO_SLOT, BlockIndex
+from shoal.kv_store.policy import Policy
 from shoal.kv_store.scopes import Scope, Scopes
 
 
@@ -23,6 +24,7 @@ class MemoryTier:
         self, arena: Arena, index: BlockIndex, scopes: Scopes, events: EventHub, counters: Counters, quota_bytes: int
     ) -> None:
         """quota_bytes: of slots of one tenant."""
+        self._claim_chunk: Callable[[Pool], bool] = lambda pool: False
         self.arena = arena
         self._index = index
         self._scopes = scopes
@@ -30,16 +32,22 @@ class MemoryTier:
         self._counters = counters
         self._quota_bytes = quota_bytes
 
+    def share_by(self, claim_chunk: Callable[[Pool], bool]) -> None:
+        """Sets who may free a chunk of another pool for one that has none."""
+        self._claim_chunk = claim_chunk
+
     def allocate(self, scope: Scope) -> int | None:
         """A slot for a block of the scope, if need be in place of a block of the same tenant; None without room."""
         pool = scope.pool
-        if self._tenant_bytes(pool.tenant) + pool.slot_bytes > self._quota_bytes:
-            if not self._evict_one(scope):
+        if self.arena.used_bytes(pool.tenant) + pool.slot_bytes > self._quota_bytes:
+            if not self.evict_one(pool, scope.policy):
                 self._counters.add("refused_quota")
                 return None
             return self.arena.allocate(pool)
         slot = self.arena.allocate(pool)
-        if slot is None and self._evict_one(scope):
+        if slot is None and self._claim_chunk(pool):
+            slot = self.arena.allocate(pool)
+        if slot is None and self.evict_one(pool, scope.policy):
             slot = self.arena.allocate(pool)
         if slot is None:
             self._counters.add("refused_no_space")
@@ -48,39 +56,53 @@ class MemoryTier:
     def add(self, row: int, scope: Scope, slot: int, cost_s: float) -> None:
         """The block of a row is in a slot from here on."""
         self.arena.publish(slot)
+        self.arena.set_row(slot, row)
         self._index.set_slot(row, slot)
-        scope.policy.insert(self._index.keys[row], scope.pool.slot_bytes, cost_s)
+        parent = self._index.parent[row]
+        parent_key = self._index.keys[parent] if parent else None
+        scope.policy.insert(self._index.keys[row], scope.pool.slot_bytes, cost_s, parent_key)
 
     def touch(self, rows: Sequence[int], scope: Scope) -> None:
-        """Blocks were used; their order is that of the chain. The last is touched first, so that it goes first."""
-        keys, slots, touch = self._index.keys, self._index.slot, scope.policy.touch
-        for row in reversed(rows):
-            if slots[row] != NO_SLOT:
-                touch(keys[row])
+        """Blocks were used; the policy ignores those that it does not hold."""
+        keys = self._index.keys
+        scope.policy.touch_all([keys[row] for row in rows])
 
     def drop(self, row: int, scope: Scope) -> None:
-        """Takes a block without leases out of memory; it may stay in another tier. The policy has to know it."""
+        """Takes a block without leases out of memory; it may stay in another tier."""
         scope.policy.remove(self._index.keys[row])
         self._free(row, scope.pool)
+
+    def move(self, row: int, pool: Pool, block_bytes: int) -> bool:
+        """Moves a block without leases to another free slot of its pool; False when its bytes were found to be wrong.
+
+        There is a free slot. A wrong block stays where it was.
+        """
+        slot = self.arena.allocate(pool)
+        if slot is None:
+            raise AssertionError("a move needs a free slot")
+        old = self._index.slot[row]
+        arrived = copy_crc32c_at(self.arena.address(slot), self.arena.address(old), block_bytes)
+        if arrived != self._index.checksum[row]:
+            self.arena.free(pool, slot)
+            return False
+        self.arena.publish(slot)
+        self.arena.set_row(slot, row)
+        self._index.slot[row] = slot
+        self.arena.free(pool, old)
+        return True
 
     def verify(self, row: int, scope: Scope) -> bool:
         """Whether the block's bytes in memory still have their checksum."""
         address = self.arena.address(self._index.slot[row])
         return crc32c_at(address, scope.block_bytes) == self._index.checksum[row]
 
-    def used_bytes(self, tenant: str) -> int:
-        """Bytes of slots given out to a tenant."""
-        return self._tenant_bytes(tenant)
-
-    def _tenant_bytes(self, tenant: str) -> int:
-        return sum(pool.num_used * pool.slot_bytes for pool in self.arena.pools if pool.tenant == tenant)
-
-    def _evict_one(self, scope: Scope) -> bool:
-        key = scope.policy.victim(self._is_evictable)
+    def evict_one(self, pool: Pool, policy: Policy) -> bool:
+        """Gives up the block that is worth least of those that may go; False when none may."""
+        key = policy.victim(self._is_evictable)
         if key is None:
             return False
         row = self._index.rows[key]
-        self._free(row, scope.pool)
+        self._free(row, pool)
         self._counters.add("evicted")
         if self._index.disk[row] == NO_SLOT:
             self._index.remove(row)

@@ -8,13 +8,14 @@ import tomllib
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from shoal.kv_store.arena import Arena
 from shoal.kv_store.config import KvStoreConfig
 from shoal.kv_store.control import Control
-from shoal.kv_store.eviction import PolicyFactory
+from shoal.kv_store.policy import make_policy
 from shoal.kv_store.store import Store, StoreLimits
 from shoal.kv_store.unix_server import UnixServer
 
@@ -25,7 +26,7 @@ class SettingsProblem(Exception):
     """Settings that do not fit each other, or a file of theirs that cannot be used."""
 
 
-def build_store(config: KvStoreConfig, make_policy: PolicyFactory) -> Store:
+def build_store(config: KvStoreConfig) -> Store:
     """Raises SettingsProblem."""
     if config.chunk_bytes % 4096 or config.chunk_bytes > config.memory_bytes:
         problem = f"chunk_bytes = {config.chunk_bytes}: give a multiple of 4096 up to memory_bytes"
@@ -38,7 +39,7 @@ def build_store(config: KvStoreConfig, make_policy: PolicyFactory) -> Store:
         event_buffer=config.event_buffer,
     )
     arena = Arena(config.memory_bytes, config.chunk_bytes, config.huge_pages)
-    return Store(arena, make_policy, limits, huge_pages=config.huge_pages)
+    return Store(arena, partial(make_policy, config.policy), limits, huge_pages=config.huge_pages)
 
 
 def read_tokens(path: str) -> dict[str, str] | None:
@@ -56,15 +57,15 @@ def read_tokens(path: str) -> dict[str, str] | None:
 
 
 @asynccontextmanager
-async def open_control(config: KvStoreConfig, make_policy: PolicyFactory) -> AsyncIterator[Control]:
+async def open_control(config: KvStoreConfig) -> AsyncIterator[Control]:
     """A store with its Unix socket, ended with the context. Raises SettingsProblem, OSError."""
     tokens = read_tokens(config.tenants_file)
-    store = build_store(config, make_policy)
+    store = build_store(config)
     with ThreadPoolExecutor(config.copy_threads, thread_name_prefix="copy") as copiers:
         control = Control(store, copiers, config.max_batch_size, tokens)
         server = UnixServer(Path(config.socket_path), control)
         server.start(int(config.socket_mode, 8))
-        housekeeping = asyncio.create_task(_keep_house(store))
+        housekeeping = asyncio.create_task(_keep_house(store, server))
         try:
             yield control
         finally:
@@ -75,7 +76,8 @@ async def open_control(config: KvStoreConfig, make_policy: PolicyFactory) -> Asy
             store.close()
 
 
-async def _keep_house(store: Store) -> None:
+async def _keep_house(store: Store, server: UnixServer) -> None:
     while True:
         await asyncio.sleep(EXPIRE_EVERY_S)
-        store.expire()
+        for session in store.expire():
+            server.end_session(session)

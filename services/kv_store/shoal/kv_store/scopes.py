@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from shoal.kv_store.arena import Arena, Pool
-from shoal.kv_store.eviction import EvictionPolicy, PolicyFactory
+from shoal.kv_store.policy import Policy
 from shoal.rpc.errors import InvalidArgument, ResourceExhausted
 
+PolicyFactory = Callable[[int, int], Policy]
+"""Makes the policy of a pool: (bytes that there is room for, bytes of a block)."""
 MAX_SCOPES: Final = 65_000
 """A scope is a number of 16 bits in the index."""
 MAX_TENANT_BYTES: Final = 128
@@ -24,7 +27,7 @@ class Scope:
     fingerprint: bytes
     block_bytes: int
     pool: Pool
-    policy: EvictionPolicy
+    policy: Policy
 
 
 class Scopes:
@@ -35,11 +38,15 @@ class Scopes:
         self._make_policy = make_policy
         self._by_name: dict[tuple[str, bytes], Scope] = {}
         self._by_number: list[Scope | None] = [None]
-        self._policies: dict[int, EvictionPolicy] = {}
+        self._policies: dict[Pool, Policy] = {}
 
     def find(self, tenant: str, fingerprint: bytes) -> Scope | None:
         """The scope, if any session was ever opened for it."""
         return self._by_name.get((tenant, fingerprint))
+
+    def policy(self, pool: Pool) -> Policy:
+        """Of a pool that some scope has."""
+        return self._policies[pool]
 
     def numbered(self, number: int) -> Scope:
         """Of a row of the index."""
@@ -66,9 +73,9 @@ class Scopes:
             pool = self._arena.pool(tenant, block_bytes)
         except ValueError as error:
             raise InvalidArgument("block_bytes", str(error)) from None
-        policy = self._policies.get(id(pool))
+        policy = self._policies.get(pool)
         if policy is None:
-            policy = self._policies[id(pool)] = self._make_policy(self._arena.capacity_bytes, pool.slot_bytes)
+            policy = self._policies[pool] = self._make_policy(self._arena.capacity_bytes, pool.slot_bytes)
         scope = Scope(len(self._by_number), tenant, fingerprint, block_bytes, pool, policy)
         self._by_name[tenant, fingerprint] = scope
         self._by_number.append(scope)

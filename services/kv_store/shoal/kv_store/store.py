@@ -12,12 +12,12 @@ from shoal.api.worker.v1 import worker_pb2
 from shoal.kv_store.arena import Arena, HugePages, SlotId, Staging
 from shoal.kv_store.counters import Counters
 from shoal.kv_store.events import MEMORY, EventHub
-from shoal.kv_store.eviction import PolicyFactory
 from shoal.kv_store.index import NO_SLOT, BlockIndex
 from shoal.kv_store.memory_tier import MemoryTier
 from shoal.kv_store.removal import Removal
-from shoal.kv_store.scopes import Scope, Scopes
+from shoal.kv_store.scopes import PolicyFactory, Scope, Scopes
 from shoal.kv_store.sessions import Lease, Session
+from shoal.kv_store.sharing import Sharing
 from shoal.kv_store.writing import Writing
 from shoal.rpc.errors import NotFound, ResourceExhausted
 
@@ -66,6 +66,9 @@ class Store:
         self.writing = Writing(self.memory, self.index, self.events, self.counters, limits.lease_timeout_s, clock)
         self.sessions: dict[bytes, Session] = {}
         self.removal = Removal(self.memory, self.index, self.scopes, self.writing, self.counters, self.sessions)
+        parts = (self.memory, self.index, self.scopes, self.removal, self.counters, self.sessions)
+        sharing = Sharing(*parts, limits.lease_timeout_s, clock)
+        self.memory.share_by(sharing.claim_chunk)
         self._staging_bytes = 0
         self._huge_pages: HugePages = huge_pages
         self._clock = clock
@@ -168,16 +171,30 @@ class Store:
         session.mapped_chunks.add(number)
         return chunk.memory.fd
 
+    def take_retired(self, session: Session) -> list[int]:
+        """Chunks that the session has to unmap."""
+        return list(session.retired_chunks)
+
+    def note_unmapped(self, session: Session, chunks: Sequence[int]) -> None:
+        """The client no longer maps chunks."""
+        for number in chunks:
+            if session.retired_chunks.pop(number, None) is not None:
+                self.arena.unmapped(number)
+
     # Housekeeping
 
-    def expire(self) -> None:
-        """Ends leases and reservations that are over their time. Called about once a second."""
+    def expire(self) -> list[Session]:
+        """Ends leases and reservations that are over their time. Called about once a second.
+
+        Returns the sessions that still map chunks they should not; the caller ends their connections.
+        """
         now_s = self._clock()
         for session in list(self.sessions.values()):
             late = [key for key, lease in session.leases.items() if lease.deadline_s <= now_s]
             for key in late:
                 self.counters.add("leases_expired", self._drop_lease(session, key))
         self.writing.expire(now_s)
+        return [s for s in self.sessions.values() if any(at <= now_s for at in s.retired_chunks.values())]
 
     def stats(self, tenant: str) -> pb.StatsResponse:
         """Sizes and counters; with a tenant, the sizes are of its blocks."""
@@ -189,7 +206,7 @@ class Store:
             num_blocks=len(rows),
             num_memory_blocks=sum(index.slot[row] != NO_SLOT for row in rows),
             num_disk_blocks=sum(index.disk[row] != NO_SLOT for row in rows),
-            used_memory_bytes=self.memory.used_bytes(tenant) if tenant else self.arena.num_used_bytes,
+            used_memory_bytes=self.arena.used_bytes(tenant) if tenant else self.arena.num_used_bytes,
             memory_bytes=self.limits.tenant_quota_bytes if tenant else self.arena.capacity_bytes,
             num_leased=sum(index.num_leases[row] != 0 for row in rows),
             num_sessions=sum(not tenant or s.scope.tenant == tenant for s in self.sessions.values()),

@@ -67,18 +67,25 @@ class Writing:
         """What became of each key, and the staging blocks of those that are RESERVED."""
         statuses: list[Status] = []
         staging_blocks: list[int] = []
+        admit = session.scope.policy.admit
         before, is_root = parent_key, parent_key == namespace_key
         reachable = is_root or self._is_reachable(session, parent_key)
+        admitted = True
         for key in keys:
             status = pb.BLOCK_STATUS_ORPHAN
             if reachable:
                 status = self._status(session, key)
-                if status == pb.BLOCK_STATUS_RESERVED:
+                admitted = status != pb.BLOCK_STATUS_RESERVED or admit(key, session.scope.pool.slot_bytes, cost_s)
+                if not admitted:
+                    status = pb.BLOCK_STATUS_NOT_ADMITTED
+                elif status == pb.BLOCK_STATUS_RESERVED:
                     block = self._reserve_one(session, key, before, is_root, cost_s)
                     if block is None:
                         status = pb.BLOCK_STATUS_NO_SPACE
                     else:
                         staging_blocks.append(block)
+            elif admitted is False:  # what follows a refused block cannot be stored, but the policy learns from it
+                admit(key, session.scope.pool.slot_bytes, cost_s)
             reachable = reachable and status in _LEADS_ON
             before, is_root = key, False
             statuses.append(status)
@@ -239,5 +246,6 @@ _LEADS_ON = (pb.BLOCK_STATUS_RESERVED, pb.BLOCK_STATUS_PRESENT, pb.BLOCK_STATUS_
 _COUNTER = {
     pb.BLOCK_STATUS_ORPHAN: "refused_orphan",
     pb.BLOCK_STATUS_FOREIGN: "refused_foreign",
+    pb.BLOCK_STATUS_NOT_ADMITTED: "refused_not_admitted",
     pb.BLOCK_STATUS_CORRUPT: "checksum_failures_commit",
 }

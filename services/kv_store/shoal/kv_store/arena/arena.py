@@ -49,6 +49,7 @@ class Arena:
         self._next_number = 1
         self._retired: dict[int, int] = {}
         self._pools: dict[tuple[str, int], Pool] = {}
+        self._pools_of: dict[str, list[Pool]] = {}
 
     @property
     def num_taken_bytes(self) -> int:
@@ -70,7 +71,15 @@ class Arena:
         slot_bytes = round_up(block_bytes, PAGE_BYTES)
         if not 0 < slot_bytes <= self.chunk_bytes:
             raise ValueError(f"a block of {block_bytes} bytes; a chunk of the arena holds up to {self.chunk_bytes}")
-        return self._pools.setdefault((tenant, slot_bytes), Pool(tenant, slot_bytes))
+        pool = self._pools.get((tenant, slot_bytes))
+        if pool is None:
+            pool = self._pools[tenant, slot_bytes] = Pool(tenant, slot_bytes)
+            self._pools_of.setdefault(tenant, []).append(pool)
+        return pool
+
+    def used_bytes(self, tenant: str) -> int:
+        """Bytes of slots given out to a tenant."""
+        return sum(pool.num_used * pool.slot_bytes for pool in self._pools_of.get(tenant, ()))
 
     def allocate(self, pool: Pool) -> int | None:
         """A packed slot that is free, or of a fresh chunk; None when there is none and no room for a chunk."""
@@ -84,7 +93,9 @@ class Arena:
     def free(self, pool: Pool, number: int) -> None:
         """Takes a slot back; late readers of it fail from here on."""
         chunk = self.chunk(number)
-        chunk.withdraw(number & (1 << _SLOT_BITS) - 1)
+        slot = number & (1 << _SLOT_BITS) - 1
+        chunk.withdraw(slot)
+        chunk.rows[slot] = 0
         chunk.num_used -= 1
         pool.num_used -= 1
         pool.free.append(number)
@@ -109,28 +120,32 @@ class Arena:
         """Of a packed slot, in this process."""
         return self.chunk(number).address(number & (1 << _SLOT_BITS) - 1)
 
-    def idle_chunks(self, pool: Pool) -> list[int]:
-        """Chunks of the pool without a slot in use."""
-        return [number for number in pool.chunks if not self._chunks[number].num_used]
+    def set_row(self, number: int, row: int) -> None:
+        """Says which row of the index a packed slot belongs to."""
+        self.chunk(number).rows[number & (1 << _SLOT_BITS) - 1] = row
 
-    def emptiest_chunk(self, pool: Pool) -> Chunk | None:
-        """The chunk that costs least to clear."""
-        return min((self._chunks[number] for number in pool.chunks), key=lambda chunk: chunk.num_used, default=None)
+    def chunks_by_use(self, pool: Pool) -> list[Chunk]:
+        """The pool's chunks, the emptiest first."""
+        return sorted((self._chunks[number] for number in pool.chunks), key=lambda chunk: chunk.num_used)
 
-    def withhold(self, pool: Pool, number: int) -> list[int]:
-        """Takes a chunk's free slots out of the pool, so that it can be cleared; they come back by `free` never."""
-        kept = [slot for slot in pool.free if slot >> _SLOT_BITS != number]
-        withheld = [slot for slot in pool.free if slot >> _SLOT_BITS == number]
-        pool.free[:] = kept
-        return withheld
+    def withhold(self, pool: Pool, chunk: Chunk) -> None:
+        """Takes a chunk's free slots out of the pool, so that it can be cleared; `offer` brings them back."""
+        pool.free[:] = [slot for slot in pool.free if slot >> _SLOT_BITS != chunk.number]
 
-    def retire(self, pool: Pool, number: int, num_mappers: int) -> None:
+    def offer(self, pool: Pool, chunk: Chunk, used: set[int]) -> None:
+        """Ends `withhold`: every slot of the chunk that is not in `used` is free."""
+        self.withhold(pool, chunk)
+        base = chunk.number << _SLOT_BITS
+        pool.free.extend(base + slot for slot in range(chunk.num_slots) if slot not in used)
+
+    def retire(self, pool: Pool, chunk: Chunk, num_mappers: int) -> None:
         """Ends a chunk without a slot in use. Its bytes count until `num_mappers` clients have unmapped it."""
-        self.withhold(pool, number)
-        pool.chunks.remove(number)
-        self._chunks.pop(number).close()
+        self.withhold(pool, chunk)
+        pool.chunks.remove(chunk.number)
+        del self._chunks[chunk.number]
+        chunk.close()
         if num_mappers:
-            self._retired[number] = num_mappers
+            self._retired[chunk.number] = num_mappers
 
     def unmapped(self, number: int) -> None:
         """A client no longer maps a retired chunk. Nothing happens for others."""

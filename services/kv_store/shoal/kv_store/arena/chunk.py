@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 from shoal.kv_store.arena.memory import HUGE_PAGE_BYTES, PAGE_BYTES, HugePages, SharedMemory, round_up
 
 GENERATION_BYTES = 8
@@ -31,6 +33,8 @@ class Chunk:
         for slot in range(self.num_slots):
             self._generations[slot] = 1
         self.num_used = 0
+        self.rows = array("I", bytes(4 * self.num_slots))
+        """Row of the index in each slot; 0 for none. Kept by the memory tier."""
 
     def address(self, slot: int) -> int:
         """Of the slot, in this process."""
