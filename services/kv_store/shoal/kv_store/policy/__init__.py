@@ -1,4 +1,4 @@
-"""Which blocks a tier keeps: eviction, admission, and whether loading a block is worth it at all.
+"""Which blocks a tier takes, and which it gives up.
 
 Pure: no I/O, no clock, no threads. `make_policy` gives one of `POLICIES`; `adaptive` is the default.
 """

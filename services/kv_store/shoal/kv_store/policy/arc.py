@@ -11,7 +11,7 @@ class Arc(QueuePolicy):
     """Two LRU lists, of blocks used once and of those used again, whose shares follow hits of their ghosts.
 
     The paper's cache size is the number of blocks held when room was last needed. Room is asked for before it is known
-    for which block, so the paper's special case in REPLACE, for a block among the ghosts of the second list, is left out.
+    for which block, so REPLACE's special case of a block among the ghosts of the second list is left out.
     """
 
     def __init__(self) -> None:

@@ -115,7 +115,8 @@ class NativeAdaptive:
     def victim(self, is_evictable: IsEvictable) -> bytes | None:
         """See Policy."""
         policy = self._policy
-        self._look_again(is_evictable)
+        if address := self._oldest_held(policy):
+            self._look_again(ctypes.string_at(address, KEY_BYTES), is_evictable)
         while address := self._worst(policy):
             key = ctypes.string_at(address, KEY_BYTES)
             if is_evictable(key):
@@ -138,27 +139,24 @@ class NativeAdaptive:
         """See PythonAdaptive."""
         return float(self._call["rank"](self._policy, num_uses - 1, bucket))
 
-    def _look_again(self, is_evictable: IsEvictable) -> tuple[bytes | None, bool]:
-        """At the block held longest: (its key, whether it went back to its list)."""
-        address = self._oldest_held(self._policy)
-        if not address:
-            return None, False
-        key = ctypes.string_at(address, KEY_BYTES)
-        evictable = is_evictable(key)
+    def _look_again(self, held: bytes, is_evictable: IsEvictable) -> bool:
+        """At the block held longest, which is the current one; whether it went back to its list."""
+        evictable = is_evictable(held)
         self._call["release" if evictable else "hold"](self._policy)
-        return key, evictable
+        return evictable
 
     def _victim_of_held(self, is_evictable: IsEvictable) -> bytes | None:
-        first: bytes | None = None
-        while True:
-            key, released = self._look_again(is_evictable)
-            if key is None or key == first:
-                return None
-            if not released:
-                first = first or key
-            elif (address := self._worst(self._policy)) and is_evictable(found := ctypes.string_at(address, KEY_BYTES)):
-                self._give_up(self._policy, 1)
-                return found
+        policy, first = self._policy, b""
+        while address := self._oldest_held(policy):
+            held = ctypes.string_at(address, KEY_BYTES)
+            if held == first:
+                break
+            if not self._look_again(held, is_evictable):
+                first = first or held
+            elif (address := self._worst(policy)) and is_evictable(key := ctypes.string_at(address, KEY_BYTES)):
+                self._give_up(policy, 1)
+                return key
+        return None
 
 
 def _checked(key: bytes) -> bytes:

@@ -31,8 +31,8 @@ class _Use:
 class PythonAdaptive(QueuePolicy):
     """A Policy that keeps what promises most reuses per byte and time, as it learned from every access.
 
-    A block's class is how often it was used, remembered by ghosts when it is not held. For each class and age the rate of
-    reuse is measured; a block's rank is the most reuses per time that keeping it up to some later age can bring (the
+    A block's class is how often it was used, remembered by ghosts when it is not held. For each class and age the rate
+    of reuse is measured; a block's rank is the most reuses per time that keeping it up to some later age can bring (the
     Gittins index), times its cost per byte. The victim is the lowest of each list's oldest leaf. A block whose rank
     would be lower than that is not admitted: how many uses it takes to come in follows from the pressure.
     """

@@ -6,6 +6,7 @@ What reuse_rates.h does in C, to the bit; the names are the same.
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from typing import Final
 
@@ -22,7 +23,7 @@ PRIOR: Final = 256
 """Blocks that a class is assumed to have been seen with, at the rates of all classes."""
 ALL_PRIOR: Final = 128
 """... and all classes together, at a rate that falls with age as LRU assumes."""
-_WIDTHS: Final = [float(end - start) for start, end in zip(STARTS, STARTS[1:], strict=False)]
+_WIDTHS: Final = [float(end - start) for start, end in itertools.pairwise(STARTS)]
 _BUCKETS: Final = [bisect.bisect_right(STARTS, age, hi=BUCKETS) - 1 for age in range(COHORTS + 1)]
 
 

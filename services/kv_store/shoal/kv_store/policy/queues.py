@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from shoal.kv_store.policy.policy import IsEvictable
 
@@ -47,17 +48,25 @@ class Queue:
         return next(iter(self._order), None)
 
 
+@dataclass(slots=True)
+class _Link:
+    """A block in its chain. Outlives the block while others follow it, so that the key may come back in between."""
+
+    key: bytes
+    parent: _Link | None
+    num_children: int = 0
+
+
 class QueuePolicy(ABC):
     """A Policy whose blocks each are in one queue. Keeps chains closed and pinned blocks out of the way.
 
     A block whose turn comes while others follow it is away until they are gone; one that the caller does not allow is
-    held until it is looked at again, one of them in each call, so that pins never cost more than the calls they lengthen.
+    held until it is looked at again, one of them in each call, so that each pin lengthens few calls.
     """
 
     def __init__(self) -> None:
         self._queue_of: dict[bytes, Queue] = {}
-        self._parent: dict[bytes, bytes] = {}
-        self._num_children: dict[bytes, int] = {}
+        self._links: dict[bytes, _Link] = {}
         self._covered: set[bytes] = set()
         self._held: OrderedDict[bytes, None] = OrderedDict()
 
@@ -101,9 +110,10 @@ class QueuePolicy(ABC):
         """See Policy."""
         if key in self._queue_of:
             return
-        if parent is not None and parent in self._queue_of:
-            self._parent[key] = parent
-            self._num_children[parent] = self._num_children.get(parent, 0) + 1
+        up = None if parent is None else self._links.get(parent)
+        if up is not None:
+            up.num_children += 1
+        self._links[key] = _Link(key, up)
         self._join(key, self._came(key, size, cost))
 
     def remove(self, key: bytes) -> None:
@@ -139,7 +149,7 @@ class QueuePolicy(ABC):
         self._join(key, queue)
 
     def _oldest_leaf(self, queue: Queue) -> bytes | None:
-        while (key := queue.oldest()) is not None and key in self._num_children:
+        while (key := queue.oldest()) is not None and self._links[key].num_children:
             queue.send_away(key)
             self._covered.add(key)
         return key
@@ -161,14 +171,10 @@ class QueuePolicy(ABC):
         self._covered.discard(key)
         self._held.pop(key, None)
         self._went(key, for_room)
-        if (parent := self._parent.pop(key, None)) is not None:
-            self._lose_child(parent)
-
-    def _lose_child(self, parent: bytes) -> None:
-        self._num_children[parent] -= 1
-        if self._num_children[parent]:
+        parent = self._links.pop(key).parent
+        if parent is None:
             return
-        del self._num_children[parent]
-        if parent in self._covered:
-            self._covered.remove(parent)
-            self._queue_of[parent].bring_back(parent)
+        parent.num_children -= 1
+        if not parent.num_children and self._links.get(parent.key) is parent and parent.key in self._covered:
+            self._covered.remove(parent.key)
+            self._queue_of[parent.key].bring_back(parent.key)
