@@ -73,14 +73,15 @@ def test_prompts_ahead_pay_for_the_step_that_they_share() -> None:
         return price(candidate(**outlook))["sharing"]
 
     room = POLICY.step_tokens - 1000
-    assert sharing(num_ahead=1, tokens_ahead=1000) == pytest.approx(room * 2e-5)
+    weight = POLICY.sharing_weight
+    assert sharing(num_ahead=1, tokens_ahead=1000) == pytest.approx(room * 2e-5 * weight)
     assert (
         sharing(num_ahead=2, tokens_ahead=1000)
         == sharing(num_ahead=9, tokens_ahead=1000)
-        == pytest.approx(2 * room * 2e-5)
+        == pytest.approx(2 * room * 2e-5 * weight)
     )
-    assert sharing(num_ahead=1, tokens_ahead=POLICY.step_tokens + 1000) == pytest.approx(room * 2e-5)
-    assert sharing(num_ahead=1, tokens_ahead=1000, computed_tokens=64) == pytest.approx(64 * 2e-5)
+    assert sharing(num_ahead=1, tokens_ahead=POLICY.step_tokens + 1000) == pytest.approx(room * 2e-5 * weight)
+    assert sharing(num_ahead=1, tokens_ahead=1000, computed_tokens=64) == pytest.approx(64 * 2e-5 * weight)
 
 
 def test_a_request_waits_for_its_prefix_no_longer_than_the_prefix_is_worth() -> None:

@@ -39,11 +39,11 @@ class LeastCost:
     Prices that are equal to within 1% are equal: then more of the prompt, then fewer requests, then each in turn.
     """
 
-    work_weight: float = 3.0
-    eviction_weight: float = 3.0
-    sharing_weight: float = 1.0
-    decode_weight: float = 0.03
-    patience_s: float = 4.0
+    work_weight: float = 1.5
+    eviction_weight: float = 1.5
+    sharing_weight: float = 0.5
+    decode_weight: float = 0.01
+    patience_s: float = 20.0
     """A wait of this long counts double."""
     slo_weight: float = 10.0
     step_tokens: int = 8192
