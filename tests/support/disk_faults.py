@@ -139,7 +139,7 @@ class FaultyFiles(Files):
 
 
 class KillingFiles(FaultyFiles):
-    """Kills the process with SIGKILL at the `kill_at`-th call that changes something: before, in the midst of it, after."""
+    """Kills the process with SIGKILL at the `kill_at`-th call that changes something: before, in its midst, after."""
 
     def __init__(self, kill_at: int, moment: str) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from shoal.checksum import crc32c
 from shoal.kv_store.disk import (
     Corrupt,
     DiskError,
@@ -18,9 +19,11 @@ from shoal.kv_store.disk import (
     IoFailed,
     NotAdmitted,
     OutOfService,
+    Record,
     SegmentLog,
     Stalled,
 )
+from shoal.kv_store.disk.layout import RecordHeader, pack_record
 from support.disk_faults import (
     CAPACITY_BYTES,
     OPTIONS,
@@ -111,14 +114,10 @@ def test_a_full_disk_means_fewer_segments(open_log: Opener, files: FaultyFiles, 
         write(log, number)
     num_segments = log.stats().num_segments
     files.fail("allocate", errno.ENOSPC)
-    refused = 0
-    for number in range(12, 60):
-        try:
-            write(log, number)
-        except NotAdmitted as error:
-            assert error.reason in ("disk_full", "no_space")
-            refused += 1
-    assert refused < 5
+    outcomes = [log.write(record(number)).exception(timeout=10) for number in range(12, 60)]
+    refused = [error for error in outcomes if error is not None]
+    assert len(refused) < 5
+    assert all(isinstance(error, NotAdmitted) and error.reason in ("disk_full", "no_space") for error in refused)
     assert log.healthy
     assert log.stats().num_segments == num_segments
     assert read(log, 59) == payload(59)
@@ -236,6 +235,34 @@ def test_a_record_of_another_block_in_its_place_is_not_served(open_log: Opener, 
     log.close()
 
 
+def test_a_payload_cannot_pass_for_a_record(open_log: Opener, tmp_path: Path) -> None:
+    """A scan looks for headers inside a record whose own header is broken; a forged one lacks the segment's nonce."""
+    log = open_log()
+    forged = RecordHeader(record(2, 4096).metadata, bytes(16), 8192, 0, 4096, crc32c(payload(3, 4096)), 0)
+    data = pack_record(forged).ljust(4096, b"\0") + payload(3, 4096)
+    location = log.write(Record(record(1, 8192).metadata, data)).result()
+    assert location.offset_bytes == 4096, "the payload, and so the forged header, is at 8192"
+    log.close()
+    _flip(_segment_of(tmp_path, location.sequence), location.offset_bytes)
+    (tmp_path / "checkpoint").unlink()
+    log = open_log()
+    assert list(log.replay()) == []
+    log.close()
+
+
+def test_what_an_earlier_use_of_a_segment_left_is_not_found(open_log: Opener, tmp_path: Path) -> None:
+    log = open_log()
+    for number in range(400):
+        write(log, number)
+    gone = {key(number) for number in range(400) if log.find(key(number)) is None}
+    assert len(gone) > 100
+    log.close()
+    (tmp_path / "checkpoint").unlink()
+    log = open_log()
+    assert not gone & {metadata.key for metadata, _ in log.replay()}
+    log.close()
+
+
 def test_many_corrupt_blocks_take_reads_out_of_service(open_log: Opener, tmp_path: Path) -> None:
     log = open_log()
     for number in range(20):
@@ -338,6 +365,39 @@ def test_a_stalled_write_is_not_published_and_its_segment_not_used_again(open_lo
     assert log.find(key(2)) is None
     write(log, 2)
     assert read(log, 2) == payload(2)
+    log.close()
+
+
+def test_a_segment_is_not_used_again_under_a_slow_read(tmp_path: Path, files: FaultyFiles) -> None:
+    log = SegmentLog(tmp_path, CAPACITY_BYTES // 4, SEGMENT_BYTES, 20.0, options=OPTIONS, files=files)
+    location = log.write(record(0)).result()
+    released = files.block("preadv", times=1)
+    into = bytearray(len(payload(0)))
+    slow = log.read(location, memoryview(into))
+    for number in range(1, 200):
+        write(log, number)
+    assert log.find(key(0)) is None
+    released.set()
+    slow.result(timeout=10)
+    assert into == payload(0)
+    assert log.stats().num_corrupt == 0
+    log.close()
+
+
+def test_a_late_write_hits_no_other_block(tmp_path: Path, files: FaultyFiles) -> None:
+    log = SegmentLog(tmp_path, CAPACITY_BYTES // 4, SEGMENT_BYTES, 0.3, options=OPTIONS, files=files)
+    write(log, 0)
+    released = files.block("pwritev", times=1)
+    with pytest.raises(Stalled):
+        write(log, 1)
+    for number in range(2, 200):
+        write(log, number)
+    released.set()
+    wait_until(lambda: log.stats().num_lost_threads == 0, "the late write is done")
+    for metadata, _ in list(log.replay()):
+        number = next(number for number in range(200) if key(number) == metadata.key)
+        assert read(log, number) == payload(number)
+    assert log.stats().num_corrupt == 0
     log.close()
 
 
