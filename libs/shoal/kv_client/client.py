@@ -200,8 +200,11 @@ class KvClient:
         """Leading blocks that are in memory once the store has brought there what it can within the time."""
 
         def ask(link: Link) -> int:
-            request = pb.PrefetchRequest(keys=join_keys(keys[: link.session.max_batch_size]))
-            return link.call(Method.PREFETCH, request, pb.PrefetchResponse, timeout_s).num_in_memory
+            wait_s = link.timeout_s if timeout_s is None else timeout_s
+            asked = join_keys(keys[: link.session.max_batch_size])
+            request = pb.PrefetchRequest(keys=asked, timeout_ms=max(1, int(1000 * wait_s)))
+            # The store answers in `wait_s`; one that takes longer by a whole timeout is in trouble.
+            return link.call(Method.PREFETCH, request, pb.PrefetchResponse, wait_s + link.timeout_s).num_in_memory
 
         return self._try(ask, 0)
 

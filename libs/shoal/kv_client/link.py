@@ -65,7 +65,7 @@ class Link:
 
     def __init__(self, options: KvClientOptions) -> None:
         """Connects and opens the session. Raises LinkBroken, Refused."""
-        self._timeout_s = options.timeout_s
+        self.timeout_s = options.timeout_s
         self._deadline_s = time.monotonic() + options.timeout_s
         self._received = bytearray()
         self._descriptors: list[int] = []
@@ -85,7 +85,7 @@ class Link:
 
     def call(self, method: Method, request: Message, kind: type[_M], timeout_s: float | None = None) -> _M:
         """One request and its answer. Raises LinkBroken, Refused."""
-        self._deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        self._deadline_s = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         self._send(method, request)
         while self._num_unanswered:
             self._receive()
@@ -102,7 +102,7 @@ class Link:
 
     def post(self, method: Method, request: Message) -> None:
         """A request whose answer nobody needs; it is read before the next one. Raises LinkBroken."""
-        self._deadline_s = time.monotonic() + self._timeout_s
+        self._deadline_s = time.monotonic() + self.timeout_s
         self._send(method, request)
         self._num_unanswered += 1
 
@@ -192,7 +192,7 @@ class Link:
     def _left_s(self) -> float:
         left_s = self._deadline_s - time.monotonic()
         if left_s <= 0:
-            raise LinkBroken(f"no answer within {self._timeout_s} s")
+            raise LinkBroken(f"no answer within {self.timeout_s} s")
         return left_s
 
 

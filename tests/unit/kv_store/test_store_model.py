@@ -60,7 +60,8 @@ class StoreModel(RuleBasedStateMachine):
         self.store = Store(arena, partial(make_policy, policy), limits, clock=lambda: self.now_s)
         self.sessions: dict[int, Session] = {}
         self.reserved: dict[int, dict[bytes, int]] = {}
-        self.leases: list[tuple[Session, bytes, Leased, float]] = []
+        self.leases: list[tuple[Session, bytes, Leased]] = []
+        self.until_s: dict[tuple[bytes, bytes], float] = {}
         self.written: dict[bytes, int] = {}
 
     def session(self, number: int) -> Session:
@@ -132,12 +133,13 @@ class StoreModel(RuleBasedStateMachine):
         leased, _ = self.store.acquire(session, keys)
         for each, lease in zip(keys, leased, strict=False):
             assert self.read(lease) == payload(SCOPE_OF_SESSION[number], each)
-            self.leases.append((session, each, lease, self.now_s + 10.0))
+            self.leases.append((session, each, lease))
+            self.until_s[session.id, each] = self.now_s + 10.0
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         if self.leases:
-            session, each, *_ = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
+            session, each, _ = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
             self.store.release(session, [each])
 
     @rule(number=SESSIONS, node=NODES)
@@ -156,7 +158,7 @@ class StoreModel(RuleBasedStateMachine):
         gone = {index.keys[each] for each in index.subtree(row)}
         assert self.store.removal.check(session, [chain(number, node)[-1]]) == 1
         assert not gone & set(index.rows)
-        for session, each, lease, _ in self.leases:
+        for session, each, lease in self.leases:
             if each in gone and not session.closed:
                 assert not self.is_valid(lease)
         self.leases = [lease for lease in self.leases if lease[1] not in gone]
@@ -174,10 +176,7 @@ class StoreModel(RuleBasedStateMachine):
         self.now_s += seconds
         self.store.expire()
         # A later lease of the same client on the same block keeps earlier ones.
-        latest: dict[tuple[bytes, bytes], float] = {}
-        for session, each, _, until_s in self.leases:
-            latest[session.id, each] = max(until_s, latest.get((session.id, each), 0.0))
-        self.leases = [lease for lease in self.leases if latest[lease[0].id, lease[1]] > self.now_s]
+        self.leases = [lease for lease in self.leases if self.until_s[lease[0].id, lease[1]] > self.now_s]
         for number, session in self.sessions.items():
             self.reserved[number] = {
                 each: block for each, block in self.reserved[number].items() if each in session.reservations
@@ -185,7 +184,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @invariant()
     def leased_blocks_stay(self) -> None:
-        for session, each, lease, _ in getattr(self, "leases", []):
+        for session, each, lease in getattr(self, "leases", []):
             assert self.is_valid(lease)
             assert self.read(lease) == payload(SCOPES.index((session.scope.tenant, session.scope.fingerprint)), each)
 

@@ -28,6 +28,11 @@ class KvStoreConfig:
     huge_pages: Literal["off", "transparent", "reserved"] = option(
         "transparent", "Pages of 2 MiB: none, where the kernel grants them, or from its reserved pool."
     )
+    disk_folder: str = option("", "Folder of the SSD tier, of this store alone; empty: no SSD tier.")
+    disk_bytes: Annotated[int, Meta(ge=1 << 20)] = option(64 << 30, "Most bytes that the SSD tier takes.")
+    disk_segment_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 32)] = option(256 << 20, "Of a file of the SSD tier.")
+    disk_io_timeout_s: Annotated[float, Meta(gt=0, le=60)] = option(5.0, "Time after which an I/O counts as stalled.")
+    recompute_s: Annotated[float, Meta(ge=0)] = option(0.01, "What computing a block again takes, about.")
     policy: Literal["adaptive", "arc", "lru", "s3_fifo"] = option("adaptive", "Which blocks stay in memory.")
     tenant_quota_bytes: Annotated[int, Meta(ge=0)] = option(0, "Most memory of one tenant's blocks; 0: all of it.")
     tenants_file: str = option("", "TOML file of tenants and sha256 of their tokens; empty: any tenant, no token.")

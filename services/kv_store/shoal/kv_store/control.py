@@ -18,6 +18,7 @@ from shoal.rpc.errors import InvalidArgument, PermissionDenied, ResourceExhauste
 
 MAX_STAGING_BLOCKS: Final = 4096
 RETRY_AFTER_S: Final = 0.5
+MAX_PREFETCH_S: Final = 10.0
 
 
 class _Scoped(Protocol):
@@ -142,12 +143,17 @@ class Control:
         self.store.writing.give_up(owner, self._keys("reserved_keys", request.reserved_keys))
         return pb.ReleaseResponse(num_removed=num_removed)
 
-    def prefetch(self, request: pb.PrefetchRequest, session: Session | None = None) -> pb.PrefetchResponse:
-        """See the proto."""
+    async def prefetch(self, request: pb.PrefetchRequest, session: Session | None = None) -> pb.PrefetchResponse:
+        """See the proto. Reads go on, and their blocks stay, when the caller leaves or its time is over."""
         keys = self._keys("keys", request.keys)
         scope = self._scope(request, session)
-        num_in_memory = 0 if scope is None else self.store.lookup(scope, keys)[1]
-        return pb.PrefetchResponse(num_in_memory=num_in_memory)
+        if scope is None:
+            return pb.PrefetchResponse()
+        reads = [asyncio.wrap_future(read) for read in self.store.start_prefetch(scope, keys)]
+        if reads:
+            timeout_s = min(request.timeout_ms / 1000 or MAX_PREFETCH_S, MAX_PREFETCH_S)
+            await asyncio.wait(reads, timeout=timeout_s)
+        return pb.PrefetchResponse(num_in_memory=self.store.lookup(scope, keys)[1])
 
     def evict(self, request: pb.EvictRequest, session: Session | None = None) -> pb.EvictResponse:
         """See the proto."""

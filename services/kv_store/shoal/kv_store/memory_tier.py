@@ -8,7 +8,7 @@ from shoal.checksum import copy_crc32c_at, crc32c_at
 from shoal.kv_store.arena import Arena, Pool
 from shoal.kv_store.counters import Counters
 from shoal.kv_store.events import MEMORY, EventHub, Removed
-from shoal.kv_store.index import NO_SLOT, BlockIndex
+from shoal.kv_store.index import BlockIndex
 from shoal.kv_store.policy import Policy
 from shoal.kv_store.scopes import Scope, Scopes
 
@@ -104,7 +104,7 @@ class MemoryTier:
         row = self._index.rows[key]
         self._free(row, pool)
         self._counters.add("evicted")
-        if self._index.disk[row] == NO_SLOT:
+        if not self._index.on_disk[row]:
             self._index.remove(row)
         return True
 
@@ -113,7 +113,7 @@ class MemoryTier:
         row = index.rows[key]
         if index.num_leases[row] or index.num_memory_children[row]:
             return False
-        return index.disk[row] != NO_SLOT or not index.has_children(row)
+        return index.on_disk[row] != 0 or not index.has_children(row)
 
     def _free(self, row: int, pool: Pool) -> None:
         self.arena.free(pool, self._index.clear_slot(row))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tomllib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,6 +15,8 @@ from typing import Final
 from shoal.kv_store.arena import Arena
 from shoal.kv_store.config import KvStoreConfig
 from shoal.kv_store.control import Control
+from shoal.kv_store.disk import OutOfService, SegmentLog
+from shoal.kv_store.disk_tier import DiskTier, Worth
 from shoal.kv_store.policy import make_policy
 from shoal.kv_store.store import Store, StoreLimits
 from shoal.kv_store.unix_server import UnixServer
@@ -56,6 +58,27 @@ def read_tokens(path: str) -> dict[str, str] | None:
     return {tenant: digest.lower() for tenant, digest in tenants.items()}
 
 
+def open_disk(config: KvStoreConfig, store: Store) -> DiskTier:
+    """The SSD tier of a store, for the running loop. Raises SettingsProblem, OSError."""
+    loop = asyncio.get_running_loop()
+
+    def post(call: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and the store with it
+            loop.call_soon_threadsafe(call)
+
+    worth = Worth(store.index, post, config.recompute_s)
+    sizes = (config.disk_bytes, config.disk_segment_bytes, config.disk_io_timeout_s)
+    try:
+        log = SegmentLog(config.disk_folder, *sizes, retention=worth)
+    except ValueError as error:
+        raise SettingsProblem(f"disk_bytes, disk_segment_bytes: {error}") from error
+    except OutOfService as error:
+        raise OSError(str(error)) from error
+    tier = DiskTier(log, store.memory, store.index, store.scopes, store.events, store.counters, post)
+    worth.belong_to(tier)
+    return tier
+
+
 @asynccontextmanager
 async def open_control(config: KvStoreConfig) -> AsyncIterator[Control]:
     """A store with its Unix socket, ended with the context. Raises SettingsProblem, OSError."""
@@ -63,6 +86,8 @@ async def open_control(config: KvStoreConfig) -> AsyncIterator[Control]:
     store = build_store(config)
     with ThreadPoolExecutor(config.copy_threads, thread_name_prefix="copy") as copiers:
         control = Control(store, copiers, config.max_batch_size, tokens)
+        if config.disk_folder:
+            store.attach_disk(open_disk(config, store))
         server = UnixServer(Path(config.socket_path), control)
         server.start(int(config.socket_mode, 8))
         housekeeping = asyncio.create_task(_keep_house(store, server))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from shoal.kv_store.counters import Counters
+from shoal.kv_store.disk_tier import DiskTier
 from shoal.kv_store.index import NO_SLOT, BlockIndex
 from shoal.kv_store.memory_tier import MemoryTier
 from shoal.kv_store.scopes import Scope, Scopes
@@ -31,6 +32,11 @@ class Removal:
         self._writing = writing
         self._counters = counters
         self._sessions = sessions
+        self._disk: DiskTier | None = None
+
+    def attach_disk(self, disk: DiskTier) -> None:
+        """What goes leaves the disk as well from here on."""
+        self._disk = disk
 
     def evict(self, scope: Scope, keys: Sequence[bytes]) -> tuple[int, int]:
         """(blocks gone, blocks that stay because of leases). Without keys everything of the scope goes."""
@@ -75,6 +81,8 @@ class Removal:
                 self._index.num_leases[each] = 0
                 for session in self._sessions.values():
                     session.leases.pop(self._index.keys[each], None)
+                if self._disk is not None:
+                    self._disk.forget_pin(self._index.keys[each])
         return self._remove(reversed(tree))
 
     def _remove(self, rows: Iterable[int]) -> int:
@@ -86,6 +94,8 @@ class Removal:
             self._writing.unpin({row})
             if index.slot[row] != NO_SLOT:
                 self._memory.drop(row, self._scopes.numbered(index.scope[row]))
+            if self._disk is not None:
+                self._disk.leave(row)
             index.remove(row)
             num_gone += 1
         self._counters.add("removed", num_gone)

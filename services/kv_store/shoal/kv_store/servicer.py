@@ -50,7 +50,7 @@ class KvStoreServicer(kv_store_pb2_grpc.KvStoreServiceServicer):
 
     async def Prefetch(self, request: pb.PrefetchRequest, context: Any) -> pb.PrefetchResponse:  # noqa: N802
         """See the proto."""
-        return self._control.prefetch(request)
+        return await self._control.prefetch(request)
 
     async def Evict(self, request: pb.EvictRequest, context: Any) -> pb.EvictResponse:  # noqa: N802
         """See the proto."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.api.worker.v1 import worker_pb2
 from shoal.kv_store.arena import Arena, HugePages, SlotId, Staging
 from shoal.kv_store.counters import Counters
+from shoal.kv_store.disk_tier import DiskTier
 from shoal.kv_store.events import MEMORY, EventHub
 from shoal.kv_store.index import NO_SLOT, BlockIndex
 from shoal.kv_store.memory_tier import MemoryTier
@@ -66,12 +68,20 @@ class Store:
         self.writing = Writing(self.memory, self.index, self.events, self.counters, limits.lease_timeout_s, clock)
         self.sessions: dict[bytes, Session] = {}
         self.removal = Removal(self.memory, self.index, self.scopes, self.writing, self.counters, self.sessions)
+        self.disk: DiskTier | None = None
         parts = (self.memory, self.index, self.scopes, self.removal, self.counters, self.sessions)
         sharing = Sharing(*parts, limits.lease_timeout_s, clock)
         self.memory.share_by(sharing.claim_chunk)
         self._staging_bytes = 0
         self._huge_pages: HugePages = huge_pages
         self._clock = clock
+
+    def attach_disk(self, disk: DiskTier) -> None:
+        """Gives the store a second tier, and shows what is on it. Called before anything is stored."""
+        self.disk = disk
+        self.removal.attach_disk(disk)
+        self.writing.attach_disk(disk)
+        disk.restore(self.removal.remove_tree)
 
     # Sessions
 
@@ -125,16 +135,34 @@ class Store:
         """(leading blocks visible in any tier, leading blocks in memory). Counts as use."""
         rows = self._find(scope, keys)
         num_in_memory = self._count_in_memory(rows)
-        self._count_hits(len(keys), len(rows), num_in_memory)
+        num_visible = self._count_visible(rows, num_in_memory)
+        self._count_hits(len(keys), num_visible, num_in_memory)
         self.memory.touch(rows, scope)
-        return len(rows), num_in_memory
+        return num_visible, num_in_memory
+
+    def start_prefetch(self, scope: Scope, keys: Sequence[bytes]) -> list[Future[bool]]:
+        """Reads of the leading blocks that are on disk only, as many as there is room for."""
+        reads: list[Future[bool]] = []
+        if self.disk is None or self.disk.problem:
+            return reads
+        for key in keys:
+            row = self.index.rows.get(key, 0)
+            if not row or self.index.scope[row] != scope.number:
+                break
+            if self.index.slot[row] == NO_SLOT:
+                read = self.disk.read(row, scope)
+                if read is None:
+                    break
+                reads.append(read)
+        return reads
 
     def acquire(self, session: Session, keys: Sequence[bytes]) -> tuple[list[Leased], int]:
         """Leases on the leading blocks in memory, and how many leading blocks are visible in any tier."""
         scope, index = session.scope, self.index
         rows = self._find(scope, keys)
         num_in_memory = self._count_in_memory(rows)
-        self._count_hits(len(keys), len(rows), num_in_memory)
+        num_visible = self._count_visible(rows, num_in_memory)
+        self._count_hits(len(keys), num_visible, num_in_memory)
         deadline_s = self._clock() + self.limits.lease_timeout_s
         leased = []
         for row in rows[:num_in_memory]:
@@ -149,7 +177,7 @@ class Store:
             leased.append(Leased(SlotId.unpacked(slot), self.arena.generation(slot), index.checksum[row]))
         self.memory.touch(rows, scope)
         self.counters.add("leases_granted", num_in_memory)
-        return leased, len(rows)
+        return leased, num_visible
 
     def release(self, session: Session, keys: Sequence[bytes]) -> None:
         """Gives back one lease a key. Those that are not held, or no longer, are left alone."""
@@ -205,12 +233,15 @@ class Store:
         return pb.StatsResponse(
             num_blocks=len(rows),
             num_memory_blocks=sum(index.slot[row] != NO_SLOT for row in rows),
-            num_disk_blocks=sum(index.disk[row] != NO_SLOT for row in rows),
+            num_disk_blocks=sum(index.on_disk[row] != 0 for row in rows),
             used_memory_bytes=self.arena.used_bytes(tenant) if tenant else self.arena.num_used_bytes,
             memory_bytes=self.limits.tenant_quota_bytes if tenant else self.arena.capacity_bytes,
             num_leased=sum(index.num_leases[row] != 0 for row in rows),
             num_sessions=sum(not tenant or s.scope.tenant == tenant for s in self.sessions.values()),
             counters=dict(self.counters),
+            disk_problem=self.disk.problem if self.disk is not None else "",
+            disk_bytes=self.disk.capacity_bytes if self.disk is not None else 0,
+            used_disk_bytes=self.disk.used_bytes if self.disk is not None else 0,
         )
 
     def close(self) -> None:
@@ -218,6 +249,8 @@ class Store:
         for session in list(self.sessions.values()):
             self.close_session(session)
         self.events.close()
+        if self.disk is not None:
+            self.disk.close()
         self.arena.close()
 
     def _find(self, scope: Scope, keys: Sequence[bytes]) -> list[int]:
@@ -242,6 +275,10 @@ class Store:
                 return position
         return len(rows)
 
+    def _count_visible(self, rows: Sequence[int], num_in_memory: int) -> int:
+        """What is on a disk that is out of service is not visible."""
+        return num_in_memory if self.disk is not None and self.disk.problem else len(rows)
+
     def _count_hits(self, num_asked: int, num_visible: int, num_in_memory: int) -> None:
         self.counters.add("hits_memory", num_in_memory)
         self.counters.add("hits_disk", num_visible - num_in_memory)
@@ -254,5 +291,6 @@ class Store:
 
     def _list_keys(self, tier: worker_pb2.Tier.ValueType) -> list[bytes]:
         index = self.index
-        column = index.slot if tier == MEMORY else index.disk
-        return [index.keys[row] for row in index.in_order() if column[row] != NO_SLOT]
+        if tier == MEMORY:
+            return [index.keys[row] for row in index.in_order() if index.slot[row] != NO_SLOT]
+        return [index.keys[row] for row in index.in_order() if index.on_disk[row]]

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,10 +27,8 @@ _log = structlog.get_logger("shoal.kv_store")
 _REQUESTS: Final[dict[int, type[Message]]] = {
     Method.LOOKUP: pb.LookupRequest,
     Method.RESERVE: pb.ReserveRequest,
-    Method.COMMIT: pb.CommitRequest,
     Method.ACQUIRE: pb.AcquireRequest,
     Method.RELEASE: pb.ReleaseRequest,
-    Method.PREFETCH: pb.PrefetchRequest,
     Method.EVICT: pb.EvictRequest,
 }
 
@@ -108,7 +106,6 @@ class _Connection:
             Method.RESERVE: control.reserve,
             Method.ACQUIRE: control.acquire,
             Method.RELEASE: control.release,
-            Method.PREFETCH: control.prefetch,
             Method.EVICT: control.evict,
         }
         self._loop.add_reader(client.fileno(), self._read)
@@ -161,6 +158,7 @@ class _Connection:
 
     def _answer_one(self, method: int, body: bytes) -> None:
         try:
+            call: Awaitable[Message]
             if method == Method.OPEN:
                 self._open(body)
             elif self.session is None:
@@ -169,8 +167,11 @@ class _Connection:
                 response, fd = self._control.map_chunk(pb.MapRequest.FromString(body), self.session)
                 self._send(pack(method, response.SerializeToString()), [fd])
             elif method == Method.COMMIT:
-                request = pb.CommitRequest.FromString(body)
-                self._running = self._loop.create_task(self._commit(request, self.session))
+                call = self._control.commit(pb.CommitRequest.FromString(body), self.session)
+                self._running = self._loop.create_task(self._run(method, call))
+            elif method == Method.PREFETCH:
+                call = self._control.prefetch(pb.PrefetchRequest.FromString(body), self.session)
+                self._running = self._loop.create_task(self._run(method, call))
             elif method in self._handlers:
                 message = _REQUESTS[method].FromString(body)
                 answer = self._handlers[method](message, self.session)
@@ -189,12 +190,12 @@ class _Connection:
         fds = [staging.memory.fd] if staging is not None else []
         self._send(pack(Method.OPEN, response.SerializeToString()), fds)
 
-    async def _commit(self, request: pb.CommitRequest, session: Session) -> None:
+    async def _run(self, method: int, call: Awaitable[Message]) -> None:
+        """Answers a request that takes time; no other one is read before it is answered."""
         try:
-            response = await self._control.commit(request, session)
-            frame = pack(Method.COMMIT, response.SerializeToString())
+            frame = pack(method, (await call).SerializeToString())
         except Exception as error:
-            frame = _failure(Method.COMMIT, error)
+            frame = _failure(method, error)
         self._running = None
         if self._closed:
             self._end()

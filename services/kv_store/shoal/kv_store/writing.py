@@ -9,6 +9,7 @@ from typing import TypeAlias
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.checksum import copy_crc32c_at
 from shoal.kv_store.counters import Counters
+from shoal.kv_store.disk_tier import DiskTier
 from shoal.kv_store.events import MEMORY, EventHub, Stored
 from shoal.kv_store.index import BlockIndex
 from shoal.kv_store.index.block_index import ROOT
@@ -58,8 +59,14 @@ class Writing:
         self._clock = clock
         self._pending: dict[bytes, Reservation] = {}
 
+        self._disk: DiskTier | None = None
+
     def __len__(self) -> int:
         return len(self._pending)
+
+    def attach_disk(self, disk: DiskTier) -> None:
+        """What is published is offered to the disk from here on."""
+        self._disk = disk
 
     def reserve(
         self, session: Session, keys: Sequence[bytes], parent_key: bytes, namespace_key: bytes, cost_s: float
@@ -213,6 +220,8 @@ class Writing:
             row = index.add(reservation.key, parent, session.scope.number, checksum)
             self._memory.add(row, session.scope, reservation.slot, reservation.cost_s)
             self._counters.add("stored")
+            if self._disk is not None:
+                self._disk.write(row, session.scope)
             self._end(reservation, free_slot=False)
         else:
             self._end(reservation)

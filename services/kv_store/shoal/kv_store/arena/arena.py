@@ -124,6 +124,12 @@ class Arena:
         """Says which row of the index a packed slot belongs to."""
         self.chunk(number).rows[number & (1 << _SLOT_BITS) - 1] = row
 
+    def view(self, number: int, num_bytes: int) -> memoryview:
+        """The first bytes of a packed slot, writable; keeps the chunk's memory as long as it lives."""
+        chunk = self.chunk(number)
+        start = (number & (1 << _SLOT_BITS) - 1) * chunk.slot_bytes
+        return memoryview(chunk.memory.mapping)[start : start + num_bytes]
+
     def chunks_by_use(self, pool: Pool) -> list[Chunk]:
         """The pool's chunks, the emptiest first."""
         return sorted((self._chunks[number] for number in pool.chunks), key=lambda chunk: chunk.num_used)

@@ -33,8 +33,8 @@ class BlockIndex:
         self.num_leases = array("I", [0])
         self.slot = array("Q", [NO_SLOT])
         """Packed slot in the arena; NO_SLOT when the block is not in memory."""
-        self.disk = array("Q", [NO_SLOT])
-        """What the disk tier calls its place; NO_SLOT when the block is not on disk."""
+        self.on_disk = array("B", [0])
+        """1 when the block is on disk too, or only; the disk tier finds it by its key."""
         self._child = array("I", [0])
         self._next = array("I", [0])
         self._previous = array("I", [0])
@@ -123,5 +123,5 @@ class BlockIndex:
         for column in (self._child, self._next, self._previous):
             column.append(0)
         self.slot.append(NO_SLOT)
-        self.disk.append(NO_SLOT)
+        self.on_disk.append(0)
         return len(self.keys) - 1

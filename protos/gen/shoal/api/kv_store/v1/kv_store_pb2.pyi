@@ -625,8 +625,11 @@ class PrefetchRequest(_message.Message):
 
     SCOPE_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     keys: _builtins.bytes
     """Packed keys, in order."""
+    timeout_ms: _builtins.int
+    """Longest time to wait for them; 0, or more than 10 seconds: 10 seconds."""
     @_builtins.property
     def scope(self) -> Global___Scope:
         """Whose blocks."""
@@ -636,10 +639,11 @@ class PrefetchRequest(_message.Message):
         *,
         scope: Global___Scope | None = ...,
         keys: _builtins.bytes = ...,
+        timeout_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "scope", b"scope", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,265 @@
+"""The disk tier under the index: blocks go there as they are stored, and come back when they are asked for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Final
+
+from shoal.blocks import KEY_BYTES
+from shoal.kv_store.counters import Counters
+from shoal.kv_store.disk import Corrupt, Gone, Location, Record, RecordMetadata, SegmentLog
+from shoal.kv_store.events import DISK, MEMORY, EventHub, Removed, Stored
+from shoal.kv_store.index import NO_SLOT, BlockIndex
+from shoal.kv_store.index.block_index import ROOT
+from shoal.kv_store.memory_tier import MemoryTier
+from shoal.kv_store.scopes import Scope, Scopes
+from shoal.rpc.errors import ShoalError
+
+ROOT_PARENT: Final = bytes(KEY_BYTES)
+"""What a record says of a chain's first block: namespaces are not needed to find it again."""
+MAX_WRITES: Final = 8
+"""Blocks being written, which stay in memory meanwhile."""
+MAX_BACKLOG: Final = 4096
+"""Blocks that wait for that, and may leave memory unwritten; further ones are not written."""
+Post = Callable[[Callable[[], None]], None]
+"""Runs something on the store's thread, soon. Called from any thread."""
+
+
+class DiskTier:
+    """Joins a SegmentLog to the index. Belongs to the store's thread; the log's threads reach it through `post`."""
+
+    def __init__(
+        self,
+        log: SegmentLog,
+        memory: MemoryTier,
+        index: BlockIndex,
+        scopes: Scopes,
+        events: EventHub,
+        counters: Counters,
+        post: Post,
+    ) -> None:
+        self._log = log
+        self._memory = memory
+        self._index = index
+        self._scopes = scopes
+        self._events = events
+        self._counters = counters
+        self._post = post
+        self._pinned: dict[bytes, int] = {}
+        self._reading: dict[bytes, int] = {}
+        """Key that is on its way to memory: row of its parent, which stays there meanwhile."""
+        self._backlog: deque[bytes] = deque()
+        self._closed = False
+        self._remove_tree: Callable[[int], int] = lambda row: 0
+
+    @property
+    def problem(self) -> str:
+        """Why the disk is out of service; empty while it is not."""
+        return self._log.reason
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes of disk for blocks."""
+        return self._log.stats().capacity_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of blocks that are there."""
+        return self._log.stats().live_bytes
+
+    @property
+    def num_writing(self) -> int:
+        """Blocks on their way to disk."""
+        return len(self._pinned)
+
+    def restore(self, remove_tree: Callable[[int], int]) -> int:
+        """Shows the blocks on disk whose parents are there too, and drops the others; how many are shown.
+
+        remove_tree: how to remove a block with all that follow it, from here on.
+        """
+        self._remove_tree = remove_tree
+        waiting: dict[bytes, list[RecordMetadata]] = {}
+        for metadata, _ in self._log.replay():
+            if metadata.parent == ROOT_PARENT or metadata.parent in self._index.rows:
+                self._show(metadata, waiting)
+            else:
+                waiting.setdefault(metadata.parent, []).append(metadata)
+        for orphans in waiting.values():
+            for metadata in orphans:
+                self._log.remove(metadata.key)
+        return len(self._index)
+
+    def write(self, row: int, scope: Scope) -> None:
+        """Offers a block in memory to the disk: at once, later, or never when too many wait."""
+        if not self._log.healthy:
+            self._backlog.clear()
+        elif len(self._pinned) < MAX_WRITES:
+            self._start_write(row, scope)
+        elif len(self._backlog) < MAX_BACKLOG:
+            self._backlog.append(self._index.keys[row])
+
+    def _start_write(self, row: int, scope: Scope) -> None:
+        index = self._index
+        key, parent = index.keys[row], index.parent[row]
+        if key in self._pinned or (parent and not index.on_disk[parent] and index.keys[parent] not in self._pinned):
+            return  # a block whose parent is not on disk cannot be found there
+        parent_key = index.keys[parent] if parent else ROOT_PARENT
+        metadata = RecordMetadata(key, parent_key, scope.fingerprint, scope.tenant, scope.block_bytes)
+        payload = self._memory.arena.view(index.slot[row], scope.block_bytes)
+        index.num_leases[row] += 1
+        self._pinned[key] = row
+        future = self._log.write(Record(metadata, payload, index.checksum[row]))
+        future.add_done_callback(lambda done: self._post(partial(self._written, key, done)))
+
+    def read(self, row: int, scope: Scope) -> Future[bool] | None:
+        """Starts to bring a block back, into a slot that `arrived` shows or frees; None without room."""
+        index, key = self._index, self._index.keys[row]
+        location = self._log.find(key)
+        if location is None or key in self._reading:
+            if location is None:
+                self.dropped([key])
+            return None
+        self._reading[key] = index.parent[row]
+        index.num_memory_children[index.parent[row]] += 1
+        slot = self._memory.allocate(scope)
+        if slot is None:
+            self._unpin_parent(key)
+            return None
+        view = self._memory.arena.view(slot, scope.block_bytes)
+        outcome: Future[bool] = Future()
+        reading = self._log.read(location, view)
+        reading.add_done_callback(lambda done: self._post(partial(self._arrived, key, slot, scope, done, outcome)))
+        return outcome
+
+    def leave(self, row: int) -> None:
+        """A block is leaving the index, and with it the disk."""
+        self._unpin_parent(self._index.keys[row])
+        if self._index.on_disk[row]:
+            self._remove(row)
+
+    def forget_pin(self, key: bytes) -> None:
+        """The block is removed although it is being written; its memory is not used again before the write ends."""
+        self._pinned.pop(key, None)
+
+    def dropped(self, keys: Sequence[bytes]) -> None:
+        """Blocks that the log no longer has."""
+        for key in keys:
+            row = self._index.rows.get(key, 0)
+            if not row or not self._index.on_disk[row]:
+                continue
+            self._index.on_disk[row] = 0
+            self._events.publish(Removed((key,), DISK))
+            if self._index.slot[row] == NO_SLOT:
+                self._remove_tree(row)
+
+    def close(self) -> None:
+        """Ends the log; blocks that were not written yet are not."""
+        self._closed = True
+        self._log.close()
+
+    def _show(self, metadata: RecordMetadata, waiting: dict[bytes, list[RecordMetadata]]) -> None:
+        found = [metadata]
+        for each in found:
+            parent = self._index.rows.get(each.parent, ROOT)
+            try:
+                scope = self._scopes.open(each.tenant, each.fingerprint, each.payload_bytes)
+            except ShoalError:
+                self._log.remove(each.key)
+                continue
+            if (parent and self._index.scope[parent] != scope.number) or each.key in self._index.rows:
+                continue
+            row = self._index.add(each.key, parent, scope.number, 0)
+            self._index.on_disk[row] = 1
+            found += waiting.pop(each.key, [])
+
+    def _written(self, key: bytes, done: Future[Location]) -> None:
+        self._note_written(key, done)
+        while self._backlog and len(self._pinned) < MAX_WRITES and not self._closed:
+            row = self._index.rows.get(self._backlog.popleft(), 0)
+            if row and self._index.slot[row] != NO_SLOT and not self._index.on_disk[row]:
+                self._start_write(row, self._scopes.numbered(self._index.scope[row]))
+
+    def _note_written(self, key: bytes, done: Future[Location]) -> None:
+        index, row = self._index, self._pinned.pop(key, 0)
+        written = not done.cancelled() and done.exception() is None
+        if not row:  # removed meanwhile
+            if written and key not in index.rows:
+                self._log.remove(key)
+            return
+        index.num_leases[row] -= 1
+        parent = index.parent[row]
+        if written and parent and not index.on_disk[parent] and index.keys[parent] not in self._pinned:
+            self._log.remove(key)
+        elif written:
+            index.on_disk[row] = 1
+            self._counters.add("demoted")
+            self._events.publish(Stored((key,), index.keys[parent] if parent else ROOT_PARENT, DISK))
+        else:  # what follows a block that is not on disk is of no use there
+            for each in index.subtree(row)[1:]:
+                if index.on_disk[each] and index.slot[each] != NO_SLOT:
+                    self._remove(each)
+
+    def _arrived(self, key: bytes, slot: int, scope: Scope, done: Future[int], outcome: Future[bool]) -> None:
+        index, arena = self._index, self._memory.arena
+        if self._closed:
+            outcome.set_result(False)
+            return
+        row = index.rows.get(key, 0) if self._unpin_parent(key) else 0
+        error = None if done.cancelled() else done.exception()
+        shown = False
+        if isinstance(error, Corrupt | Gone):
+            self._counters.add("checksum_failures_disk", isinstance(error, Corrupt))
+            self.dropped([key])
+        elif error is None and not done.cancelled() and row and index.slot[row] == NO_SLOT and index.on_disk[row]:
+            index.checksum[row] = done.result()
+            self._memory.add(row, scope, slot, 0.0)
+            self._counters.add("promoted")
+            parent = index.parent[row]
+            self._events.publish(Stored((key,), index.keys[parent] if parent else ROOT_PARENT, MEMORY))
+            shown = True
+        if not shown:
+            arena.free(scope.pool, slot)
+        outcome.set_result(shown)
+
+    def _unpin_parent(self, key: bytes) -> bool:
+        """Whether the block was being read."""
+        parent = self._reading.pop(key, None)
+        if parent is not None:
+            self._index.num_memory_children[parent] -= 1
+        return parent is not None
+
+    def _remove(self, row: int) -> None:
+        self._index.on_disk[row] = 0
+        self._log.remove(self._index.keys[row])
+        self._events.publish(Removed((self._index.keys[row],), DISK))
+
+
+class Worth:
+    """What the log asks when it has to choose what to drop: see shoal.kv_store.disk.Retention. Called in its thread."""
+
+    def __init__(self, index: BlockIndex, post: Post, recompute_s: float) -> None:
+        """recompute_s: what computing a block again takes, about."""
+        self._index = index
+        self._post = post
+        self._recompute_s = recompute_s
+        self._tier: DiskTier | None = None
+
+    def belong_to(self, tier: DiskTier) -> None:
+        """Whom to tell."""
+        self._tier = tier
+
+    def cost_of_losing_s(self, key: bytes) -> float:
+        """Nothing for a block that is in memory, or that nothing follows."""
+        row = self._index.rows.get(key, 0)
+        if not row or self._index.slot[row] != NO_SLOT or not self._index.has_children(row):
+            return 0.0
+        return self._recompute_s
+
+    def dropped(self, keys: Sequence[bytes]) -> None:
+        """Tells the tier."""
+        tier = self._tier
+        if tier is not None:
+            self._post(partial(tier.dropped, list(keys)))
