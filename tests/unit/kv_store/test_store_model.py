@@ -201,6 +201,8 @@ class StoreModel(RuleBasedStateMachine):
         assert arena.num_taken_bytes <= arena.capacity_bytes
         children: Counter[int] = Counter(index.parent[row] for row in index.in_order() if index.slot[row] != NO_SLOT)
         children.update(reservation.pinned_parent for reservation in pending)
+        stats = self.store.stats("")
+        assert (stats.num_blocks, stats.num_memory_blocks) == (len(index), len(slots) - len(pending))
         leases: Counter[bytes] = Counter()
         for session in self.sessions.values():
             leases.update({each: lease.count for each, lease in session.leases.items()})

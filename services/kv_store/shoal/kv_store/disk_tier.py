@@ -150,7 +150,7 @@ class DiskTier:
             row = self._index.rows.get(key, 0)
             if not row or not self._index.on_disk[row]:
                 continue
-            self._index.on_disk[row] = 0
+            self._index.set_on_disk(row, False)
             self._events.publish(Removed((key,), DISK))
             if self._index.slot[row] == NO_SLOT:
                 self._remove_tree(row)
@@ -172,7 +172,7 @@ class DiskTier:
             if (parent and self._index.scope[parent] != scope.number) or each.key in self._index.rows:
                 continue
             row = self._index.add(each.key, parent, scope.number, 0)
-            self._index.on_disk[row] = 1
+            self._index.set_on_disk(row, True)
             found += waiting.pop(each.key, [])
 
     def _written(self, key: bytes, done: Future[Location]) -> None:
@@ -194,7 +194,7 @@ class DiskTier:
         if written and parent and not index.on_disk[parent] and index.keys[parent] not in self._pinned:
             self._log.remove(key)
         elif written:
-            index.on_disk[row] = 1
+            index.set_on_disk(row, True)
             self._counters.add("demoted")
             self._events.publish(Stored((key,), index.keys[parent] if parent else ROOT_PARENT, DISK))
         else:  # what follows a block that is not on disk is of no use there
@@ -232,7 +232,7 @@ class DiskTier:
         return parent is not None
 
     def _remove(self, row: int) -> None:
-        self._index.on_disk[row] = 0
+        self._index.set_on_disk(row, False)
         self._log.remove(self._index.keys[row])
         self._events.publish(Removed((self._index.keys[row],), DISK))
 

@@ -226,18 +226,20 @@ class Store:
 
     def stats(self, tenant: str) -> pb.StatsResponse:
         """Sizes and counters; with a tenant, the sizes are of its blocks."""
-        index = self.index
-        rows = list(index.in_order())
-        if tenant:
-            rows = [row for row in rows if self.scopes.numbered(index.scope[row]).tenant == tenant]
+        sizes = [
+            sizes
+            for number, sizes in self.index.sizes.items()
+            if not tenant or self.scopes.numbered(number).tenant == tenant
+        ]
+        sessions = [session for session in self.sessions.values() if not tenant or session.scope.tenant == tenant]
         return pb.StatsResponse(
-            num_blocks=len(rows),
-            num_memory_blocks=sum(index.slot[row] != NO_SLOT for row in rows),
-            num_disk_blocks=sum(index.on_disk[row] != 0 for row in rows),
+            num_blocks=sum(each.num_blocks for each in sizes),
+            num_memory_blocks=sum(each.num_in_memory for each in sizes),
+            num_disk_blocks=sum(each.num_on_disk for each in sizes),
             used_memory_bytes=self.arena.used_bytes(tenant) if tenant else self.arena.num_used_bytes,
             memory_bytes=self.limits.tenant_quota_bytes if tenant else self.arena.capacity_bytes,
-            num_leased=sum(index.num_leases[row] != 0 for row in rows),
-            num_sessions=sum(not tenant or s.scope.tenant == tenant for s in self.sessions.values()),
+            num_leased=sum(len(session.leases) for session in sessions),
+            num_sessions=len(sessions),
             counters=dict(self.counters),
             disk_problem=self.disk.problem if self.disk is not None else "",
             disk_bytes=self.disk.capacity_bytes if self.disk is not None else 0,

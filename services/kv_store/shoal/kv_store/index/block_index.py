@@ -7,12 +7,23 @@ key and its number as Python objects and 50 the dictionary that joins them (benc
 from __future__ import annotations
 
 from array import array
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 NO_SLOT: Final = (1 << 64) - 1
 ROOT: Final = 0
 """The row of no block: parent of every chain's first block."""
+
+
+@dataclass(slots=True)
+class ScopeSizes:
+    """Blocks of one scope."""
+
+    num_blocks: int = 0
+    num_in_memory: int = 0
+    num_on_disk: int = 0
 
 
 class BlockIndex:
@@ -35,6 +46,8 @@ class BlockIndex:
         """Packed slot in the arena; NO_SLOT when the block is not in memory."""
         self.on_disk = array("B", [0])
         """1 when the block is on disk too, or only; the disk tier finds it by its key."""
+        self.sizes: defaultdict[int, ScopeSizes] = defaultdict(ScopeSizes)
+        """Of each scope."""
         self._child = array("I", [0])
         self._next = array("I", [0])
         self._previous = array("I", [0])
@@ -51,6 +64,7 @@ class BlockIndex:
         self.parent[row] = parent
         self.checksum[row] = checksum
         self.scope[row] = scope
+        self.sizes[scope].num_blocks += 1
         if parent:
             sibling = self._child[parent]
             self._next[row] = sibling
@@ -72,6 +86,7 @@ class BlockIndex:
             self._previous[after] = before
         self._next[row] = self._previous[row] = self.parent[row] = 0
         self.num_memory_children[row] = 0
+        self.sizes[self.scope[row]].num_blocks -= 1
         del self.rows[self.keys[row]]
         self.keys[row] = b""
         self._free.append(row)
@@ -103,14 +118,21 @@ class BlockIndex:
     def set_slot(self, row: int, slot: int) -> None:
         """Says that the block is in memory."""
         self.slot[row] = slot
+        self.sizes[self.scope[row]].num_in_memory += 1
         self.num_memory_children[self.parent[row]] += 1
 
     def clear_slot(self, row: int) -> int:
         """Says that the block is no longer in memory; where it was."""
         slot = self.slot[row]
         self.slot[row] = NO_SLOT
+        self.sizes[self.scope[row]].num_in_memory -= 1
         self.num_memory_children[self.parent[row]] -= 1
         return slot
+
+    def set_on_disk(self, row: int, on_disk: bool) -> None:
+        """Says whether the block is on disk."""
+        self.sizes[self.scope[row]].num_on_disk += on_disk - self.on_disk[row]
+        self.on_disk[row] = on_disk
 
     def in_order(self) -> Iterator[int]:
         """Rows in use, in no particular order; the index may not change meanwhile."""

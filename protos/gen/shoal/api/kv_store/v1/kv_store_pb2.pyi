@@ -799,7 +799,7 @@ class StatsResponse(_message.Message):
     disk_bytes: _builtins.int
     """Bytes of disk for blocks."""
     num_leased: _builtins.int
-    """Blocks under lease."""
+    """Blocks under lease, once for each session that has one."""
     num_sessions: _builtins.int
     """Open sessions."""
     disk_problem: _builtins.str
