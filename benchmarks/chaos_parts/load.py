@@ -38,6 +38,10 @@ STOPPED: dict[str, Any] = {"prompt": "The sea is", **SEEDED, "n": 2}
 BODY: dict[str, Any] = {"prompt": "The sea is", "max_tokens": 150, "ignore_eos": True, "seed": 5, "stream": True}
 
 
+class RefusedError(Exception):
+    """An HTTP request was told to come back later."""
+
+
 @dataclass(slots=True, eq=False)
 class Active:
     """A stream under way."""
@@ -74,6 +78,8 @@ class Tally:
     """Right ones, by kind."""
     num_resumes: int = 0
     num_resumed: int = 0
+    num_refused: int = 0
+    """HTTP requests that were answered 503 or 429 before they began, which the SDK would repeat by itself."""
     num_cut_off: int = 0
     """HTTP streams that ended with their gateway or Envoy, for which nobody can go on."""
     failures: list[str] = field(default_factory=list)
@@ -168,6 +174,9 @@ class Load:
             active = self._begin()
             try:
                 text = await self._read_http(active)
+            except RefusedError:
+                self.tally.num_refused += 1
+                await asyncio.sleep(0.2)
             except (OSError, EOFError, TimeoutError) as error:
                 if self._was_edge_hurt(active.began_s, time.monotonic()):
                     self.tally.num_cut_off += 1
@@ -180,7 +189,7 @@ class Load:
                 self.active.discard(active)
 
     async def _read_http(self, active: Active) -> str:
-        """The text of one stream over the OpenAI API. Raises EOFError when it is cut off, or refused."""
+        """The text of one stream over the OpenAI API. Raises EOFError when it is cut off, RefusedError before that."""
         host, _, port = self._endpoint.rpartition(":")
         body = json.dumps(BODY).encode()
         lines = ["POST /v1/completions HTTP/1.1", "host: x", "content-type: application/json", "connection: close"]
@@ -189,6 +198,9 @@ class Load:
             reader, writer = await asyncio.open_connection(host, int(port))
             try:
                 writer.write("\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode() + body)
+                status = await reader.readline()
+                if status.split()[1:2] in ([b"429"], [b"503"]):
+                    raise RefusedError
                 while line := await reader.readline():
                     if line.startswith(b"data: [DONE]"):
                         return "".join(texts)
@@ -200,7 +212,7 @@ class Load:
                         texts += [choice["text"] for choice in event["choices"]]
             finally:
                 writer.close()
-        raise EOFError("the stream was cut off")
+        raise EOFError(f"cut off after {len(texts)} events: {status!r}")
 
     def _begin(self, num_choices: int = 1) -> Active:
         active = Active(time.monotonic(), num_choices)

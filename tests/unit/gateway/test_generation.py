@@ -361,6 +361,24 @@ async def test_a_worker_that_skips_or_repeats_is_not_relayed() -> None:
             await read_all(generation)
 
 
+async def test_a_turn_that_comes_as_its_stream_ends_goes_to_the_next() -> None:
+    gate = MoveGate(replace(QUICK, min_budget=1, budget_ratio=0))
+    await gate.enter()
+    waiting = [asyncio.create_task(gate.enter()) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    gate.leave()  # before the cancelled one runs again
+    with pytest.raises(asyncio.CancelledError):
+        await waiting[0]
+    await waiting[1]
+    waiting[2].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting[2]
+    gate.leave()
+    assert gate.num_moving == 0
+    await asyncio.wait_for(gate.enter(), 1)
+
+
 async def test_so_many_streams_move_at_once_and_the_others_wait_their_turn() -> None:
     gate = MoveGate(FailoverConfig(budget_ratio=0.2, min_budget=2))
     await gate.enter()

@@ -120,7 +120,7 @@ class MoveGate:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.leave()
-            else:
+            elif turn in self._waiting:  # otherwise `leave` has passed over it
                 self._waiting.remove(turn)
             raise
 
