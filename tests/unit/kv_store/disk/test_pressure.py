@@ -69,7 +69,8 @@ def test_latency_and_moved_bytes_are_pressure() -> None:
             admission.reads.observe(0.001, 1 << 20)
         for tick in range(20):
             clock.now_s += TICK_S
-            admission.reads.observe(0.02 if slow else 0.001, 1 << 20)
+            for _ in range(8):
+                admission.reads.observe(0.02 if slow else 0.001, 1 << 20, beside_writes=True)
             admission.admit(key(tick), bytes(16), False, 0.0, 1.0 if slow else 3.5)
         assert admission.fraction < 0.5
 

@@ -21,6 +21,8 @@ _QUEUE_SOFT: Final = 0.5
 _QUEUE_HARD: Final = 0.9
 _LATENCY_EXCESS: Final = 4.0
 """Latency over its best that means a queue in the device; below it, noise."""
+_MIN_READS: Final = 8
+"""Reads in a tick, beside writes, without which nobody suffers from these."""
 _AMPLIFICATION: Final = 3.0
 _EWMA: Final = 0.1
 _BEST_DRIFT: Final = 1.0005
@@ -33,9 +35,12 @@ class Latency:
     def __init__(self) -> None:
         self.mean_s_per_byte = 0.0
         self.best_s_per_byte = 0.0
+        self.num_beside_writes = 0
+        """How many ran while something was being written, since whoever counts set it to 0."""
 
-    def observe(self, duration_s: float, num_bytes: int) -> None:
+    def observe(self, duration_s: float, num_bytes: int, beside_writes: bool = False) -> None:
         """One I/O."""
+        self.num_beside_writes += beside_writes
         value = duration_s / num_bytes
         mean = self.mean_s_per_byte
         mean = value if mean == 0.0 else mean + _EWMA * (value - mean)
@@ -88,9 +93,9 @@ class WriteAdmission:
         behind = (
             queue_fill >= _QUEUE_SOFT
             or amplification > _AMPLIFICATION
-            or self.reads.excess > _LATENCY_EXCESS
-            or self.writes.excess > _LATENCY_EXCESS
+            or (self.reads.num_beside_writes >= _MIN_READS and self.reads.excess > _LATENCY_EXCESS)
         )
+        self.reads.num_beside_writes = 0
         if behind and idle_ticks < 1:
             self.num_ticks_under_pressure += 1
             self.fraction = max(_MIN_FRACTION, self.fraction * _DECREASE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from shoal.kv_store.disk.index import NO_ROW, Entry
 from shoal.kv_store.disk.layout import ALIGNMENT, RecordMetadata, check_metadata
 from shoal.kv_store.disk.maintenance import Maintenance
 from shoal.kv_store.disk.pool import IoContext, IoPool
-from shoal.kv_store.disk.probing import probe_direct
+from shoal.kv_store.disk.probing import lock_folder, probe_direct
 from shoal.kv_store.disk.reclaim import OldestFirst, Reclaimer, Retention
 from shoal.kv_store.disk.recovery import Recovery
 from shoal.kv_store.disk.segments import SegmentTable
@@ -28,7 +28,7 @@ from shoal.kv_store.disk.stats import DiskStats, snapshot
 from shoal.kv_store.disk.transfer import Record, Transfer
 from shoal.kv_store.disk.volume import Volume
 
-_LOCK_NAME: Final = "lock"
+_REPLAY_ROWS: Final = 512  # objects that die young cost the collector nothing, and the lock is held for 1 ms
 
 
 class Location(NamedTuple):
@@ -75,7 +75,10 @@ class SegmentLog:
         self._closed = False
         self._lock_fd = -1
         try:
-            self._open_folder()
+            self._lock_fd = lock_folder(self._files, self._pool, segments.folder)
+            self._volume.direct = self._pool.submit(
+                lambda _: probe_direct(self._files, segments.folder), "read"
+            ).result()
             verify_bytes = 2 * (options.checkpoint_bytes + segment_bytes)
             Recovery(self._volume, options.recovery_timeout_s, verify_bytes, max_checkpoint).run()
         except (DiskError, OSError) as error:
@@ -142,6 +145,11 @@ class SegmentLog:
             entry = self._find(key)
             return None if entry is None else self._location(entry)
 
+    def num_leading(self, keys: Sequence[bytes]) -> int:
+        """How many of `keys`, from the first on, are on disk; less than a microsecond each."""
+        with self._volume.lock:
+            return self._volume.index.num_leading(keys)
+
     def metadata(self, key: bytes) -> RecordMetadata | None:
         """What is known of the block without reading it."""
         with self._volume.lock:
@@ -168,11 +176,15 @@ class SegmentLog:
             segments = sorted(volume.segments.by_slot.values(), key=lambda segment: segment.sequence)
         for segment in segments:
             with volume.lock:
-                rows = [row for row in volume.index.chain(segment.head_row) if volume.index.is_live(row)]
-                entries = [volume.index.entry(row) for row in reversed(rows)]
-                sequence = segment.sequence
-            for entry in entries:
-                yield entry.metadata, Location(entry.metadata.key, sequence, entry.offset_bytes)
+                sequence, head_row = segment.sequence, segment.head_row
+                rows = volume.index.rows_in(head_row)
+            for start in range(0, len(rows), _REPLAY_ROWS):
+                with volume.lock:
+                    if segment.sequence != sequence or segment.head_row == NO_ROW:
+                        break  # reclaimed meanwhile: its rows may be others by now
+                    blocks = volume.index.blocks_of(rows[start : start + _REPLAY_ROWS])
+                for metadata, offset_bytes in blocks:
+                    yield metadata, tuple.__new__(Location, (metadata.key, sequence, offset_bytes))
 
     def __len__(self) -> int:
         return self._volume.index.num_live
@@ -273,19 +285,6 @@ class SegmentLog:
             self._volume.counters.num_stalls += 1
         self._health.stalled(lane)
         self._volume.wake()
-
-    def _open_folder(self) -> None:
-        folder = self._volume.segments.folder
-
-        def lock(context: IoContext) -> int:
-            self._files.make_folder(folder)
-            lock_fd = self._files.lock(folder / _LOCK_NAME)
-            if context.is_abandoned:
-                self._files.close(lock_fd)
-            return lock_fd
-
-        self._lock_fd = self._pool.submit(lock, "read").result()
-        self._volume.direct = self._pool.submit(lambda _: probe_direct(self._files, folder), "read").result()
 
     def _close_files(self) -> None:
         for segment in self._volume.segments.by_slot.values():

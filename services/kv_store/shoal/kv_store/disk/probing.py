@@ -1,4 +1,4 @@
-"""Small I/O that tells whether the disk works, and how."""
+"""The first calls to a disk, and small I/O that tells whether it works."""
 
 from __future__ import annotations
 
@@ -10,10 +10,27 @@ from typing import Final
 from shoal.kv_store.disk.errors import DiskError
 from shoal.kv_store.disk.files import Files, read_all, write_all
 from shoal.kv_store.disk.layout import ALIGNMENT
-from shoal.kv_store.disk.pool import Buffer, IoContext
+from shoal.kv_store.disk.pool import Buffer, IoContext, IoPool
 from shoal.kv_store.disk.volume import Volume
 
 PROBE_NAME: Final = "probe"
+_LOCK_NAME: Final = "lock"
+
+
+def lock_folder(files: Files, pool: IoPool, folder: Path) -> int:
+    """Makes `folder` and locks it for this process; the descriptor that holds the lock.
+
+    Raises OSError, BlockingIOError where another log has it, or DiskError when the disk does not answer.
+    """
+
+    def lock(context: IoContext) -> int:
+        files.make_folder(folder)
+        lock_fd = files.lock(folder / _LOCK_NAME)
+        if context.is_abandoned:
+            files.close(lock_fd)
+        return lock_fd
+
+    return pool.submit(lock, "read").result()
 
 
 def probe_direct(files: Files, folder: Path) -> bool:

@@ -155,7 +155,8 @@ class Volume:
         duration_s = time.perf_counter() - start_s
         with self.lock:
             latency = self.admission.reads if lane == "read" else self.admission.writes
-            latency.observe(duration_s, num_bytes)
+            opened = self.segments.open
+            latency.observe(duration_s, num_bytes, beside_writes=opened is not None and bool(opened.in_flight))
 
     def note_error(self, lane: str, error: OSError) -> None:
         """Counts a failed system call."""
