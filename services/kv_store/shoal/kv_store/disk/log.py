@@ -230,7 +230,12 @@ class SegmentLog:
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _write(self, record: Record, context: IoContext) -> Location:
-        return self._location(self._transfer.write(context, record))
+        try:
+            return self._location(self._transfer.write(context, record))
+        except NotAdmitted as error:
+            with self._volume.lock:
+                self._volume.counters.num_refused[error.reason] += 1
+            raise
 
     def _read(self, key: bytes, into: memoryview, context: IoContext) -> int:
         try:

@@ -33,6 +33,11 @@ class LogOptions:
     recovery_timeout_s: float = 60.0
     codec: Codec | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("num_threads", "max_lost_threads", "max_queued", "checkpoint_bytes", "min_payload_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
 
 def plan_sizes(capacity_bytes: int, segment_bytes: int, options: LogOptions) -> tuple[int, int, int, int]:
     """(most rows, most names, most segments, bytes of the largest checkpoint), so that all fit the capacity.
