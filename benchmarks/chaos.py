@@ -13,11 +13,11 @@ HTTP) ask the same again and again; what each answer must be was found out in pe
 Two deaths of workers without a token in between are how a request looks that workers die of, which gateways refuse to
 spread (ADR 0009). So a worker is killed or cut off only once every stream has had a token since the last time.
 
-It fails if any stream of the SDK fails or gives another answer; if an HTTP stream ends early while its edge is well (503
-and 429 before it began are counted apart, since clients repeat these); if, once nobody asks, a request is still under way
-anywhere or a KV block is held; or if worker-0 or gateway-0, which get everything but death, hold more memory or open
-files than before (bounds in `chaos_parts/leaks.py`). The same `--seed` draws the same strikes at the same intervals; where
-the streams are then is up to the machine.
+It fails if any stream of the SDK fails or gives another answer; if an HTTP stream ends early while its edge is well;
+if, once nobody asks, a request is still under way anywhere or a KV block is held; or if worker-0 or gateway-0, which
+get everything but death, hold more memory or open files than before (bounds in `chaos_parts/leaks.py`). HTTP requests
+that are told to come back later (503, 429) are counted: the SDK repeats such by itself. The same `--seed` draws the
+same strikes at the same intervals; where the streams are then is up to the machine.
 """
 
 from __future__ import annotations
