@@ -130,7 +130,7 @@ async def test_a_ring_hash_sends_equal_beginnings_to_one_worker_and_others_elsew
             metadata = [(PREFIX_HASH, prefix), *([(PIN, pin)] if pin else [])]
             call = envoy.mesh.unary_stream(GENERATE)(b"", metadata=metadata, timeout=10)
             messages = [message async for message in call]
-            return messages[0].decode()
+            return str(messages[0].decode())
 
         homes = {prefix: await ask_by(prefix) for prefix in prefixes}
         assert set(homes.values()) == {"w0", "w1", "w2"}

@@ -69,7 +69,7 @@ def test_a_late_first_token_costs_more_than_its_seconds() -> None:
 
 
 def test_prompts_ahead_pay_for_the_step_that_they_share() -> None:
-    def sharing(**outlook: float) -> float:
+    def sharing(**outlook: Any) -> float:
         return price(candidate(**outlook))["sharing"]
 
     room = POLICY.step_tokens - 1000
