@@ -38,7 +38,7 @@ def use(policy: NativeAdaptive | PythonAdaptive, number: int, capacity: int) -> 
     if policy.admit(key(number), 1, 1.0):
         if len(policy) >= capacity:
             assert policy.victim(lambda _: True) is not None
-        policy.insert(key(number), 1, 1.0)
+        policy.insert(key(number), 1, 1.0, None)
     return False
 
 
@@ -50,14 +50,14 @@ def hit_ratio(policy: NativeAdaptive | PythonAdaptive, numbers: Iterator[int], c
 def test_it_is_lru_while_nothing_was_learned(make: Make) -> None:
     policy = make(4)
     for number in range(4):
-        policy.insert(key(number), 1, 1.0)
+        policy.insert(key(number), 1, 1.0, None)
     assert [policy.victim(lambda _: True) for _ in range(5)] == [*(key(number) for number in range(4)), None]
 
 
 def test_a_block_used_more_often_stays_longer(make: Make) -> None:
     policy = make(64)
     for number in range(8):
-        policy.insert(key(number), 1, 1.0)
+        policy.insert(key(number), 1, 1.0, None)
     policy.touch_all([key(0), key(1)] * 3)
     for _ in range(40):  # reuse of what was used twice or more is seen, that of others is not
         policy.touch_all([key(0), key(1)])
@@ -93,12 +93,12 @@ def test_new_blocks_are_admitted_again_when_there_is_room(make: Make) -> None:
 def test_ghosts_count_as_uses(make: Make) -> None:
     policy = make(100)
     for number in range(100):
-        policy.insert(key(number), 1, 1.0)
+        policy.insert(key(number), 1, 1.0, None)
     for _ in range(30):
         policy.touch_all([key(number) for number in range(50, 100)])
     assert policy.victim(lambda _: True) == key(0)
     assert not policy.admit(key(500), 1, 1.0) or policy.victim(lambda _: True) == key(1)
-    policy.insert(key(0), 1, 1.0)  # its second use, so it outlives those used once
+    policy.insert(key(0), 1, 1.0, None)  # its second use, so it outlives those used once
     for number in range(1, 50):
         if key(number) in policy:
             assert policy.victim(lambda _: True) == key(number)
@@ -108,7 +108,7 @@ def test_ghosts_count_as_uses(make: Make) -> None:
 def test_cheap_blocks_go_before_dear_ones(make: Make) -> None:
     policy = make(3200)  # so many that all have the same age
     for number in range(9):
-        policy.insert(key(number), 100, [1.0, 8.0, 0.1][number % 3])
+        policy.insert(key(number), 100, [1.0, 8.0, 0.1][number % 3], None)
     order = [policy.victim(lambda _: True) for _ in range(9)]
     assert {each for each in order[:3] if each} == {key(2), key(5), key(8)}
     assert {each for each in order[-3:] if each} == {key(1), key(4), key(7)}
@@ -117,9 +117,9 @@ def test_cheap_blocks_go_before_dear_ones(make: Make) -> None:
 def test_idle_blocks_expire_from_the_end_of_their_chain(make: Make) -> None:
     policy = make(64)
     policy.advance(100)
-    policy.insert(key(0), 1, 1.0)
+    policy.insert(key(0), 1, 1.0, None)
     policy.insert(key(1), 1, 1.0, key(0))
-    policy.insert(key(2), 1, 1.0)
+    policy.insert(key(2), 1, 1.0, None)
     policy.advance(200)
     policy.touch(key(2))
     assert policy.expire(100, lambda _: True) is None
@@ -138,7 +138,7 @@ def test_ranks_follow_the_rates_that_were_seen(make: Make) -> None:
     assert before == sorted(before, reverse=True)  # as in LRU
     assert all(policy.rank(uses, 5) == before[5] for uses in range(1, 6))
     for number in range(6400):
-        policy.insert(key(number), 1, 1.0)
+        policy.insert(key(number), 1, 1.0, None)
         if number >= 1600:
             policy.touch(key(number - 1600))  # always half a capacity later: 32 units of 100 accesses, or 16
     assert policy.rank(1, 10) > 10 * policy.rank(1, 16)
@@ -192,7 +192,7 @@ def test_memory_per_block_with_a_million_blocks() -> None:
     except NativeBuildError as error:
         pytest.skip(str(error))
     for number in range((1 << 20) - 1):
-        policy.insert(number.to_bytes(16, "little"), 1, 1.0)
+        policy.insert(number.to_bytes(16, "little"), 1, 1.0, None)
     assert policy.num_bytes / len(policy) < 100
 
 
@@ -201,7 +201,7 @@ def test_bad_keys_are_refused(make: Make) -> None:
         pytest.skip("keys of any length work in Python")
     policy = make(8)
     with pytest.raises(ValueError, match="16 bytes"):
-        policy.insert(b"short", 1, 1.0)
+        policy.insert(b"short", 1, 1.0, None)
     with pytest.raises(ValueError, match="16 bytes"):
         policy.touch_all([b"short"])
     assert b"short" not in policy

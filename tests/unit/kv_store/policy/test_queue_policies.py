@@ -20,7 +20,7 @@ def name_of(found: bytes | None) -> str | None:
 
 def insert(policy: Policy, names: str) -> None:
     for name in names:
-        policy.insert(key(name), 1, 1.0)
+        policy.insert(key(name), 1, 1.0, None)
 
 
 def touch(policy: Policy, names: str) -> None:
@@ -111,7 +111,7 @@ def test_arc_learns_back_from_ghosts_of_blocks_used_again() -> None:
 @pytest.mark.parametrize("name", sorted(POLICIES))
 def test_children_go_before_their_parents(name: str) -> None:
     policy = POLICIES[name](8)
-    policy.insert(key("a"), 1, 1.0)
+    policy.insert(key("a"), 1, 1.0, None)
     policy.insert(key("b"), 1, 1.0, key("a"))
     policy.insert(key("c"), 1, 1.0, key("b"))
     policy.insert(key("d"), 1, 1.0, key("a"))
@@ -140,9 +140,9 @@ def test_pins_do_not_slow_down_later_victims(name: str) -> None:
     policy = POLICIES[name](4096)
     pinned = {i.to_bytes(16, "little") for i in range(1000)}
     for each in sorted(pinned):
-        policy.insert(each, 1, 1.0)
+        policy.insert(each, 1, 1.0, None)
     for i in range(2000, 2100):
-        policy.insert(i.to_bytes(16, "little"), 1, 1.0)
+        policy.insert(i.to_bytes(16, "little"), 1, 1.0, None)
     asked = 0
 
     def is_evictable(each: bytes) -> bool:
@@ -158,7 +158,7 @@ def test_pins_do_not_slow_down_later_victims(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(POLICIES))
 def test_a_removed_parent_leaves_its_children(name: str) -> None:
     policy = POLICIES[name](8)
-    policy.insert(key("a"), 1, 1.0)
+    policy.insert(key("a"), 1, 1.0, None)
     policy.insert(key("b"), 1, 1.0, key("a"))
     policy.remove(key("a"))
     assert key("a") not in policy

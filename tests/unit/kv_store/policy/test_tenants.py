@@ -15,9 +15,9 @@ def always(_: bytes) -> bool:
 def filled(quotas: dict[str, int]) -> Tenants:
     tenants = Tenants(Lru, quotas)
     for number in range(6):
-        tenants.insert("a", key(f"a{number}"), 10, 1.0)
+        tenants.insert("a", key(f"a{number}"), 10, 1.0, None)
     for number in range(3):
-        tenants.insert("b", key(f"b{number}"), 10, 1.0)
+        tenants.insert("b", key(f"b{number}"), 10, 1.0, None)
     return tenants
 
 
@@ -50,7 +50,7 @@ def test_pinned_tenants_are_passed_over() -> None:
 
 def test_bytes_follow_inserts_and_removes() -> None:
     tenants = filled({})
-    tenants.insert("a", key("a0"), 10, 1.0)  # held already
+    tenants.insert("a", key("a0"), 10, 1.0, None)  # held already
     assert tenants.used_bytes("a") == 60
     tenants.remove("a", key("a0"))
     tenants.remove("a", key("a0"))

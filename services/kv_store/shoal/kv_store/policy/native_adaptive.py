@@ -103,7 +103,7 @@ class NativeAdaptive:
         """See Policy."""
         return bool(self._admit(self._policy, _checked(key), cost / size))
 
-    def insert(self, key: bytes, size: int, cost: float, parent: bytes | None = None) -> None:
+    def insert(self, key: bytes, size: int, cost: float, parent: bytes | None) -> None:
         """See Policy. Raises MemoryError."""
         if self._insert(self._policy, _checked(key), None if parent is None else _checked(parent), cost / size) < 0:
             raise MemoryError(f"no memory for the policy's {len(self) + 1} blocks")

@@ -35,10 +35,11 @@ class Policy(Protocol):
         size: bytes. cost: seconds to compute it again with its prefix there; 0 if unknown.
         """
 
-    def insert(self, key: bytes, size: int, cost: float, parent: bytes | None = None) -> None:
+    def insert(self, key: bytes, size: int, cost: float, parent: bytes | None) -> None:
         """A block came in, which counts as a use; nothing happens when it is held. Asking `admit` first is not needed.
 
-        parent: the block that it follows; one that is not held counts as none.
+        parent: the block that it follows; one that is not held counts as none. Leaving chains to `is_evictable` alone
+        works, but badly: every block on the way to a leaf is asked for and held back (hits fell by half in a replay).
         """
 
     def remove(self, key: bytes) -> None:

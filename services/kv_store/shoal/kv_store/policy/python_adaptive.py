@@ -69,7 +69,7 @@ class PythonAdaptive(QueuePolicy):
         self._count_access()
         return False
 
-    def insert(self, key: bytes, size: int, cost: float, parent: bytes | None = None) -> None:
+    def insert(self, key: bytes, size: int, cost: float, parent: bytes | None) -> None:
         """See Policy."""
         if key not in self:
             super().insert(key, size, cost, parent)

@@ -106,7 +106,7 @@ class QueuePolicy(ABC):
         """See Policy; this one takes every block."""
         return True
 
-    def insert(self, key: bytes, size: int, cost: float, parent: bytes | None = None) -> None:
+    def insert(self, key: bytes, size: int, cost: float, parent: bytes | None) -> None:
         """See Policy."""
         if key in self._queue_of:
             return

@@ -47,7 +47,7 @@ class Tenants:
         """See Policy."""
         return self._tenant(tenant).policy.admit(key, size, cost)
 
-    def insert(self, tenant: str, key: bytes, size: int, cost: float, parent: bytes | None = None) -> None:
+    def insert(self, tenant: str, key: bytes, size: int, cost: float, parent: bytes | None) -> None:
         """See Policy."""
         known = self._tenant(tenant)
         if key not in known.sizes:
