@@ -41,6 +41,8 @@ from chaos_parts.mesh import ChaosMesh, Sizes, chaos_mesh, wait_until
 from rows import Row, write_results
 
 CALM_TIMEOUT_S = 60.0
+DEATH_S = 0.5
+"""From the decision to kill until everybody has noticed: tokens before that may still be those of the dead."""
 SURVIVORS = ("worker-0", "gateway-0")
 """Never killed, so that what they hold can be compared."""
 
@@ -110,7 +112,7 @@ class Chaos:
                 if fault in DEADLY or fault is refuse_worker:
                     async with self._death:
                         await self._wait_calm()
-                        self._last_death_s = time.monotonic()
+                        self._last_death_s = time.monotonic() + DEATH_S
                 await self._strike(fault, name, draw)
             finally:
                 self._hurt.discard(name)
