@@ -97,6 +97,16 @@ def test_a_request_waits_for_its_prefix_no_longer_than_the_prefix_is_worth() -> 
     assert chosen == [("holder", "prefix"), ("holder", "prefix"), ("idle", "balance")]
 
 
+def test_another_copy_of_what_many_hold_is_cheaper_than_a_second_one() -> None:
+    """A conversation waits for its only holder where a prefix that everybody wants spreads."""
+    wait_s = 0.3
+    busy = [candidate(f"holder-{i}", cached=8_000, queue_s=wait_s) for i in range(6)]
+    idle = candidate("idle")
+    assert POLICY.rank([idle, busy[0]], 0).candidates[0] is busy[0]
+    assert POLICY.rank([idle, *busy[:2]], 0).candidates[0] is not idle
+    assert POLICY.rank([idle, *busy], 0).candidates[0] is idle
+
+
 def test_the_first_token_is_predicted_and_every_term_is_told() -> None:
     ranking = POLICY.rank([candidate(queue_s=0.3, load_s=0.1, adapter_s=0.2)], 0)
     assert ranking.predicted_ttft_s == pytest.approx(0.3 + 0.2 + 0.1 + 0.2)

@@ -12,6 +12,8 @@ TERM_NAMES: Final = (
     "queue", "room", "prefill", "load", "adapter", "sharing", "decode", "work", "eviction", "patience", "slo",
 )  # fmt: skip
 _NUM_TTFT_TERMS: Final = 5
+_HOLDER_RATIO: Final = 0.9
+"""Of the longest cached prefix: who has this much counts as a holder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class LeastCost:
     - work: what a worker computes twice is time that nobody else gets.
     - eviction: what it computes takes the place of blocks that others may come back for; free while the
       cache is not full. These two make a request wait at the worker that has its prefix, but no longer than
-      (1 + work_weight + eviction_weight) times what that saves: the bound of imbalance.
+      (1 + work_weight + eviction_weight) times what that saves: the bound of imbalance. A prefix that
+      several hold is wanted by many, and another copy soon pays: both are divided by the number of other holders.
     - patience: the square of the wait: long waits are worse than many short ones, and a forecast of one less certain.
     - slo: by how much the first token would come too late.
 
@@ -58,7 +61,8 @@ class LeastCost:
     def rank(self, candidates: Sequence[Candidate], turn: int, ttft_slo_s: float | None = None) -> Ranking:
         """See the class."""
         order = rotated(candidates, turn)
-        rows = [self.price(candidate, ttft_slo_s) for candidate in order]
+        num_others = _num_other_holders(order)
+        rows = [self.price(candidate, ttft_slo_s, num_others) for candidate in order]
         totals = list(map(sum, rows))
         ranks = sorted(range(len(order)), key=totals.__getitem__)
         limit = totals[ranks[0]] * (1 + self.tie_ratio) + self.tie_s
@@ -80,8 +84,8 @@ class LeastCost:
             sum(rows[ranks[0]][:_NUM_TTFT_TERMS]),
         )
 
-    def price(self, candidate: Candidate, ttft_slo_s: float | None = None) -> tuple[float, ...]:
-        """Seconds for each of `TERM_NAMES`."""
+    def price(self, candidate: Candidate, ttft_slo_s: float | None = None, num_others: int = 1) -> tuple[float, ...]:
+        """Seconds for each of `TERM_NAMES`. num_others: holders of the longest cached prefix but for one; at least 1."""
         queue_s, prefill_s, load_s, num_ahead, tokens_ahead, token_s, tokens, room_s, decode_s = candidate.outlook
         wait_s = queue_s + room_s
         ttft_s = wait_s + prefill_s + load_s + candidate.adapter_load_s
@@ -98,8 +102,13 @@ class LeastCost:
             candidate.adapter_load_s,
             sharing_s,
             decode_s * self.decode_weight,
-            prefill_s * self.work_weight,
-            prefill_s * self.eviction_weight * candidate.cache_fill,
+            prefill_s * self.work_weight / num_others,
+            prefill_s * self.eviction_weight * candidate.cache_fill / num_others,
             wait_s * wait_s / self.patience_s,
             late_s * self.slo_weight,
         )
+
+
+def _num_other_holders(candidates: Sequence[Candidate]) -> int:
+    most = max(candidate.cached_tokens for candidate in candidates)
+    return max(1, sum(candidate.cached_tokens >= _HOLDER_RATIO * most for candidate in candidates) - 1) if most else 1
