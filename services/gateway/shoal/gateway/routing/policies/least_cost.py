@@ -85,7 +85,7 @@ class LeastCost:
         )
 
     def price(self, candidate: Candidate, ttft_slo_s: float | None = None, num_others: int = 1) -> tuple[float, ...]:
-        """Seconds for each of `TERM_NAMES`. num_others: holders of the longest cached prefix but for one; at least 1."""
+        """Seconds for each of `TERM_NAMES`. num_others: holders of the longest prefix less one; at least 1."""
         queue_s, prefill_s, load_s, num_ahead, tokens_ahead, token_s, tokens, room_s, decode_s = candidate.outlook
         wait_s = queue_s + room_s
         ttft_s = wait_s + prefill_s + load_s + candidate.adapter_load_s
