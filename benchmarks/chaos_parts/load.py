@@ -14,9 +14,9 @@ from typing import Any
 from shoal.client import AsyncClient, Client, Completion, RetryPolicy, ShoalError
 
 TIMEOUT_S = 120.0
-# Requests that have no answer yet are repeated for as long as an Envoy takes to come back: what is tried here is what
-# happens to streams, and an edge that is away refuses everybody.
-PATIENT = RetryPolicy(max_attempts=40, max_backoff_s=1.0, budget_tokens=1e6)
+# An edge that is away refuses everybody, several times in a row here: clients ask again for some 40 s, and every second,
+# where the default is 25 s with up to 5 s between attempts.
+PATIENT = RetryPolicy(max_attempts=40, max_resumes=40, max_backoff_s=1.0, budget_tokens=1e6)
 LONG: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True}
 SEEDED: dict[str, Any] = {**LONG, "seed": 7, "temperature": 0.9, "top_p": 0.95}
 PENALTIES = {"frequency_penalty": 0.5, "presence_penalty": 0.2, "repetition_penalty": 1.1}
