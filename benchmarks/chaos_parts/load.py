@@ -14,7 +14,7 @@ from typing import Any
 from shoal.client import AsyncClient, Client, Completion, RetryPolicy, ShoalError
 
 TIMEOUT_S = 120.0
-# An edge that is away refuses everybody, several times in a row here: clients ask again for some 40 s, and every second,
+# An edge that is away refuses everybody, here several times in a row: clients ask again for some 40 s, once a second,
 # where the default is 25 s with up to 5 s between attempts.
 PATIENT = RetryPolicy(max_attempts=40, max_resumes=40, max_backoff_s=1.0, budget_tokens=1e6)
 LONG: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True}
