@@ -94,17 +94,9 @@ def rows_of(trace: str, results: Sequence[PolicyResult]) -> list[Row]:
             value = getattr(result, measure)
             others = [getattr(other, measure) for other in results if other is not result]
             peer = max(others) if measure == "hit_ratio" else min(others)
-            ratio = value / peer if measure == "hit_ratio" else peer / value
-            ratio = ratio if peer else None
-            rows.append(
-                Row(
-                    f"{trace}/{result.policy}/{measure}",
-                    round(value, 4),
-                    unit,
-                    round(peer, 4),
-                    ratio and round(ratio, 2),
-                )
-            )
+            better, worse = (value, peer) if measure == "hit_ratio" else (peer, value)
+            ratio = round(better / worse, 2) if worse else None
+            rows.append(Row(f"{trace}/{result.policy}/{measure}", round(value, 4), unit, round(peer, 4), ratio))
     return rows
 
 
