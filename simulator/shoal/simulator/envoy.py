@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import random
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
@@ -41,6 +42,7 @@ class WeightedRoundRobin:
         self._weights = [1.0] * len(workers)
         self._tokens = [0] * len(workers)
         self._report_s = 0.0
+        self._random = random.Random(0)  # noqa: S311 - equal runs are equal
         self._deadlines = [(1.0, worker) for worker in range(len(workers))]
 
     def choose(self, now_s: float) -> int:
@@ -59,7 +61,13 @@ class WeightedRoundRobin:
             self._tokens[number] = tokens
             self._weights[number] = rate / max(_FLOOR, kv_usage, queue)
         start = self._deadlines[0][0]
-        self._deadlines = [(start + 1 / weight, worker) for worker, weight in enumerate(self._weights)]
+        phases = [
+            self._random.random() for _ in self._weights
+        ]  # as Envoy: else few picks a report all go to the heaviest
+        self._deadlines = [
+            (start + phase / weight, worker)
+            for worker, (phase, weight) in enumerate(zip(phases, self._weights, strict=True))
+        ]
         heapq.heapify(self._deadlines)
 
 
