@@ -9,7 +9,8 @@ import grpc
 import pytest
 
 from shoal.api.peer.v1 import peer_pb2, peer_pb2_grpc
-from shoal.client import Client
+from shoal.client import Client, NotFound
+from support.eventually import wait_until
 from support.shoal_up import Up, manifest, shoal_up
 
 
@@ -23,6 +24,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 def test_any_gateway_explains_any_request(mesh: Up) -> None:
     with Client(mesh.endpoint) as client:
         ids = [client.generate("The sea is", max_tokens=2).request_id for _ in range(6)]
+        wait_until(lambda: all(_is_known(client, ids[0]) for _ in range(4)), "gateways know each other", 30)
         found = [client.explain(request_id) for request_id in ids for _ in range(2)]
     assert [explanation.code for [explanation] in found] == ["OK"] * 12
     assert len({explanation.gateway for [explanation] in found}) == 2, "both served"
@@ -38,3 +40,10 @@ def test_the_edge_does_not_lead_to_what_gateways_tell_each_other(mesh: Up) -> No
             next(stub.FollowLoads(peer_pb2.FollowLoadsRequest(), timeout=10))
     codes = [caught.value.code() for caught in (finding, following)]
     assert codes == [grpc.StatusCode.UNIMPLEMENTED] * 2
+
+
+def _is_known(client: Client, request_id: str) -> bool:
+    try:
+        return bool(client.explain(request_id))
+    except NotFound:
+        return False

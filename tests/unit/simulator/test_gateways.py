@@ -22,10 +22,11 @@ def run(trace: Sequence[TraceRequest], **changes: object) -> PolicyResult:
 
 
 def test_four_gateways_keep_the_hits_of_one_and_its_times() -> None:
-    trace = conversations(300, num_sessions=24, gap_ms=150.0)
+    """Workers compute three quarters of the time."""
+    trace = conversations(300, num_sessions=24, gap_ms=60.0)
     one, four = run(trace), run(trace, num_gateways=4)
     alone = run(trace, num_gateways=4, peer_delay_s=None)
-    assert four.hit_ratio >= 0.98 * one.hit_ratio, (one, four)
+    assert four.hit_ratio >= 0.97 * one.hit_ratio, (one, four)
     assert four.ttft_mean_s <= 1.25 * one.ttft_mean_s, (one, four)
     assert alone.ttft_mean_s > four.ttft_mean_s
 
