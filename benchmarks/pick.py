@@ -147,9 +147,11 @@ def picks(fleet: Fleet, prompts: Sequence[Prompt], block_size: int, repeats: int
         for _ in range(rng.randrange(1, 40)):
             loads.admit(name, rng.randrange(400))
     router = Router(fleet.index, loads, policy_of("shoal"))
+    kv_tokens = dict.fromkeys(fleet.names, 400_000)
 
     def pick(prompt: Prompt) -> None:
-        router.pick(PickRequest(fleet.names, KeyChain(PARENT, prompt, block_size), block_size, len(prompt)))
+        chain = KeyChain(PARENT, prompt, block_size)
+        router.pick(PickRequest(fleet.names, chain, block_size, len(prompt), kv_tokens=kv_tokens))
 
     times = []
     for _ in range(repeats):
