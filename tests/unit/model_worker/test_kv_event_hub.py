@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.api.worker.v1 import worker_pb2
+from shoal.blocks.event_log import SNAPSHOT_PART_KEYS
 from shoal.model_worker.kv_cache import Cleared, KvEvent, Removed, Stored
-from shoal.model_worker.kv_events import SNAPSHOT_PART_KEYS, KvEventHub
+from shoal.model_worker.kv_events import KvEventHub
 
 Response = worker_pb2.SubscribeKvEventsResponse
 EPOCH = 77

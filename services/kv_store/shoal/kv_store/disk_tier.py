@@ -151,7 +151,7 @@ class DiskTier:
             if not row or not self._index.on_disk[row]:
                 continue
             self._index.set_on_disk(row, False)
-            self._events.publish(Removed((key,), DISK))
+            self._events.publish([Removed((key,), DISK)])
             if self._index.slot[row] == NO_SLOT:
                 self._remove_tree(row)
 
@@ -196,7 +196,7 @@ class DiskTier:
         elif written:
             index.set_on_disk(row, True)
             self._counters.add("demoted")
-            self._events.publish(Stored((key,), index.keys[parent] if parent else ROOT_PARENT, DISK))
+            self._events.publish([Stored((key,), index.keys[parent] if parent else ROOT_PARENT, DISK)])
         else:  # what follows a block that is not on disk is of no use there
             for each in index.subtree(row)[1:]:
                 if index.on_disk[each] and index.slot[each] != NO_SLOT:
@@ -218,7 +218,7 @@ class DiskTier:
             self._memory.add(row, scope, slot, 0.0)
             self._counters.add("promoted")
             parent = index.parent[row]
-            self._events.publish(Stored((key,), index.keys[parent] if parent else ROOT_PARENT, MEMORY))
+            self._events.publish([Stored((key,), index.keys[parent] if parent else ROOT_PARENT, MEMORY)])
             shown = True
         if not shown:
             arena.free(scope.pool, slot)
@@ -234,7 +234,7 @@ class DiskTier:
     def _remove(self, row: int) -> None:
         self._index.set_on_disk(row, False)
         self._log.remove(self._index.keys[row])
-        self._events.publish(Removed((self._index.keys[row],), DISK))
+        self._events.publish([Removed((self._index.keys[row],), DISK)])
 
 
 class Worth:

@@ -117,4 +117,4 @@ class MemoryTier:
 
     def _free(self, row: int, pool: Pool) -> None:
         self.arena.free(pool, self._index.clear_slot(row))
-        self._events.publish(Removed((self._index.keys[row],), MEMORY))
+        self._events.publish([Removed((self._index.keys[row],), MEMORY)])

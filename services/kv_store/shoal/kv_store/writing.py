@@ -133,12 +133,12 @@ class Writing:
             statuses.append(status)
             if status == pb.BLOCK_STATUS_PRESENT:
                 if chain and chain[-1] != reservation.parent_key:
-                    self._events.publish(Stored(tuple(chain), chain_parent, MEMORY))
+                    self._events.publish([Stored(tuple(chain), chain_parent, MEMORY)])
                     chain = []
                 chain_parent = chain_parent if chain else reservation.parent_key
                 chain.append(reservation.key)
         if chain:
-            self._events.publish(Stored(tuple(chain), chain_parent, MEMORY))
+            self._events.publish([Stored(tuple(chain), chain_parent, MEMORY)])
         self._close_staging(session)
         return statuses
 
