@@ -106,9 +106,9 @@ def test_no_observation_makes_a_prediction_negative_or_endless(
 def test_a_busy_time_is_observed_from_its_first_prompt_to_its_last_answer() -> None:
     backlog = Backlog()
     one, two, three = (prefill_work(tokens, 0) for tokens in (100, 2000, 30))
-    first = backlog.add(one, 1.0, 10.0, is_shared=False)
-    second = backlog.add(two, 2.0, 10.5, is_shared=False)
-    third = backlog.add(three, 0.5, 10.6, is_shared=False)
+    first = backlog.add(one, 1.0, 10.0)
+    second = backlog.add(two, 2.0, 10.5)
+    third = backlog.add(three, 0.5, 10.6)
     assert (len(backlog), backlog.num_tokens) == (3, 2130)
     assert backlog.answer(first, 11.0) is None
     assert backlog.answer(second, 13.0) is None
@@ -116,7 +116,7 @@ def test_a_busy_time_is_observed_from_its_first_prompt_to_its_last_answer() -> N
     assert work == one.plus(two).plus(three)._replace(steps=2), "two answers in one step"
     assert took_s == pytest.approx(3.001)
     assert backlog.wait_s(20.0) == 0.0
-    alone = backlog.add(one, 1.0, 20.0, is_shared=False)
+    alone = backlog.add(one, 1.0, 20.0)
     work, took_s = backlog.answer(alone, 20.7) or (None, 0.0)
     assert work == one
     assert took_s == pytest.approx(0.7)
@@ -124,32 +124,28 @@ def test_a_busy_time_is_observed_from_its_first_prompt_to_its_last_answer() -> N
 
 def test_a_worker_that_is_never_idle_is_observed_all_the_same() -> None:
     backlog, work = Backlog(), prefill_work(100, 0)
-    numbers = [backlog.add(work, 1.0, 0.0, is_shared=False) for _ in range(12)]
+    numbers = [backlog.add(work, 1.0, 0.0) for _ in range(12)]
     observed = [backlog.answer(number, 1.0 + i) for i, number in enumerate(numbers)]
     assert [i for i, each in enumerate(observed) if each is not None] == [7, 11]
     assert observed[7] == (Work(8, 800, 8 * work.pairs), 8.0)
     assert observed[11] == (Work(4, 400, 4 * work.pairs), 4.0)
 
 
-@pytest.mark.parametrize("spoil", ["withdrawn", "shared"])
-def test_what_cannot_be_attributed_teaches_nothing(spoil: str) -> None:
+def test_what_cannot_be_attributed_teaches_nothing() -> None:
     backlog, work = Backlog(), prefill_work(100, 0)
-    first = backlog.add(work, 1.0, 0.0, is_shared=spoil == "shared")
-    second = backlog.add(work, 1.0, 0.0, is_shared=False)
-    if spoil == "withdrawn":
-        backlog.withdraw(first)
-    else:
-        assert backlog.answer(first, 1.0) is None
+    first = backlog.add(work, 1.0, 0.0)
+    second = backlog.add(work, 1.0, 0.0)
+    backlog.withdraw(first)
     assert backlog.answer(second, 5.0) is None
-    third = backlog.add(work, 1.0, 9.0, is_shared=False)
+    third = backlog.add(work, 1.0, 9.0)
     assert backlog.answer(third, 10.0) == (work, 1.0)
 
 
 def test_the_wait_shrinks_until_a_prompt_is_late_and_grows_from_then_on() -> None:
     backlog, work = Backlog(), prefill_work(100, 0)
     assert backlog.wait_s(5.0) == 0.0
-    first = backlog.add(work, 2.0, 0.0, is_shared=False)
-    backlog.add(work, 3.0, 1.0, is_shared=False)
+    first = backlog.add(work, 2.0, 0.0)
+    backlog.add(work, 3.0, 1.0)
     assert [backlog.wait_s(t) for t in (1.0, 2.0, 4.0, 12.0)] == [4.0, 3.0, 5.0, 13.0]
     backlog.answer(first, 12.0)
     assert [backlog.wait_s(t) for t in (12.0, 14.0, 15.0, 16.0)] == [3.0, 1.0, 0.0, 1.0]

@@ -16,7 +16,6 @@ _NOTHING: Final = Work(0, 0, 0)
 class _Entry(NamedTuple):
     work: Work
     expected_s: float
-    is_shared: bool
 
 
 class Backlog:
@@ -54,16 +53,15 @@ class Backlog:
         first_s = next(iter(self._entries.values())).expected_s
         return abs(self._head_s + first_s - now_s) + self._sum_s - first_s
 
-    def add(self, work: Work, expected_s: float, now_s: float, *, is_shared: bool) -> int:
-        """A prompt was sent. `is_shared`: with prompts of others beside it, so that its time says little."""
+    def add(self, work: Work, expected_s: float, now_s: float) -> int:
+        """A prompt was sent."""
         if not self._entries:
             self._begin(now_s)
             self._head_s = now_s
         self._sum_s += expected_s
         self.num_tokens += int(work.tokens)
-        self._is_spoiled |= is_shared
         self._next += 1
-        self._entries[self._next] = _Entry(work, expected_s, is_shared)
+        self._entries[self._next] = _Entry(work, expected_s)
         return self._next
 
     def withdraw(self, number: int) -> None:
@@ -83,7 +81,6 @@ class Backlog:
             return None
         observed = None if self._is_spoiled else (self._done, now_s - self._start_s)
         self._begin(now_s)
-        self._is_spoiled = any(entry.is_shared for entry in self._entries.values())
         return observed
 
     def _begin(self, now_s: float) -> None:

@@ -103,15 +103,15 @@ class Forecast:
             room_s = self.answer_s * excess / max(context_tokens, 1)
         return Outlook(queue_s, prefill_s, load_s, num_ahead, tokens_ahead, token_s, tokens, room_s, decode_s)
 
-    def admitted(self, worker: str, tokens: int, cached: int, *, is_shared: bool) -> int:
-        """A prompt goes to `worker`; the entry to name later. `is_shared`: others send prompts there at this moment."""
+    def admitted(self, worker: str, tokens: int, cached: int) -> int:
+        """A prompt goes to `worker`; the entry to name later."""
         backlog = self._backlogs.get(worker)
         if backlog is None:
             if len(self._backlogs) >= _MAX_WORKERS:
                 self._forget_idle()
             backlog = self._backlogs[worker] = Backlog()
         work = prefill_work(tokens, cached)
-        return backlog.add(work, self.prefill.seconds(worker, work), self._clock(), is_shared=is_shared)
+        return backlog.add(work, self.prefill.seconds(worker, work), self._clock())
 
     def answered(self, worker: str, entry: int) -> None:
         """The first token of an entry is here."""

@@ -132,7 +132,7 @@ class Ticket:
         self._count(1)
         if worker is not None and is_waiting:
             cached = max(0, num_prompt_tokens - num_tokens)
-            self._entry = tracker.forecast.admitted(worker, num_tokens, cached, is_shared=False)
+            self._entry = tracker.forecast.admitted(worker, num_tokens, cached)
 
     def answered(self, worker: str | None) -> None:
         """The first message came, from `worker` if that is known: the prompt is done, the completion runs."""
