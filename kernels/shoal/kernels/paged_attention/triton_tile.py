@@ -40,22 +40,13 @@ def visit_pages(
     k_row = first_row + kv_head * PAGE
     v_row = k_row + NUM_KV_HEADS * PAGE
     position = seq_len - num_queries + first_token + tl.arange(0, M) // GROUP
-    values, highest, total = _nothing(M, DIM)
     # Pages that every row sees whole need no mask; they come first, unless a window cuts the lower edge. The few others
     # are not pipelined: buffers of their own would leave room for one program fewer (442 instead of 515 TFLOP/s).
     whole_end = tl.minimum(tl.maximum((seq_len - num_queries + first_token + 1) // PAGE, begin), end)
-    whole_begin = begin
-    if HAS_WINDOW:
-        last_position = tl.minimum(seq_len, seq_len - num_queries + first_token + M // GROUP) - 1
-        lowest_whole = tl.maximum(last_position - window + PAGE, 0) // PAGE
-        whole_begin = tl.minimum(tl.maximum(lowest_whole, begin), whole_end)
-        values, highest, total = _visit(
-            q, values, highest, total, pages, table, begin, whole_begin, k_row, v_row, rows_per_block, position,
-            scale, tanh_scale, seq_len, window, True, True, HAS_SOFT_CAP, PAGE, 1
-        )  # fmt: skip
-    values, highest, total = _visit(
-        q, values, highest, total, pages, table, whole_begin, whole_end, k_row, v_row, rows_per_block, position,
-        scale, tanh_scale, seq_len, window, False, False, HAS_SOFT_CAP, PAGE, STAGES
+    values, highest, total = _visit_whole(
+        q, pages, table, begin, whole_end, k_row, v_row, rows_per_block, position,
+        tl.minimum(seq_len, seq_len - num_queries + first_token + M // GROUP) - 1, scale, tanh_scale, seq_len, window,
+        DIM, PAGE, M, HAS_WINDOW, HAS_SOFT_CAP, STAGES
     )  # fmt: skip
     return _visit(
         q, values, highest, total, pages, table, whole_end, end, k_row, v_row, rows_per_block, position,
@@ -77,18 +68,10 @@ def visit_pages_of_one_token(
     k_row = first_row + kv_head * PAGE
     v_row = k_row + NUM_KV_HEADS * PAGE
     position = tl.zeros([M], tl.int32) + (seq_len - 1)
-    values, highest, total = _nothing(M, DIM)
-    whole_begin, whole_end = begin, tl.minimum(seq_len // PAGE, end)
-    if HAS_WINDOW:
-        lowest_whole = tl.maximum(seq_len - 1 - window + PAGE, 0) // PAGE
-        whole_begin = tl.minimum(tl.maximum(lowest_whole, begin), whole_end)
-        values, highest, total = _visit(
-            q, values, highest, total, pages, table, begin, whole_begin, k_row, v_row, rows_per_block, position,
-            scale, tanh_scale, seq_len, window, True, True, HAS_SOFT_CAP, PAGE, 1
-        )  # fmt: skip
-    values, highest, total = _visit(
-        q, values, highest, total, pages, table, whole_begin, whole_end, k_row, v_row, rows_per_block, position,
-        scale, tanh_scale, seq_len, window, False, False, HAS_SOFT_CAP, PAGE, STAGES
+    whole_end = tl.minimum(seq_len // PAGE, end)
+    values, highest, total = _visit_whole(
+        q, pages, table, begin, whole_end, k_row, v_row, rows_per_block, position, seq_len - 1, scale, tanh_scale,
+        seq_len, window, DIM, PAGE, M, HAS_WINDOW, HAS_SOFT_CAP, STAGES
     )  # fmt: skip
     if whole_end < end:
         offset, dim = tl.arange(0, PAGE), tl.arange(0, DIM)
@@ -105,6 +88,33 @@ def visit_pages_of_one_token(
         weights, decay, highest, total = _weigh(scores, highest, total, scale)
         values = tl.dot(weights.to(v.dtype), v, values * decay[:, None], input_precision="ieee")
     return values, highest, total
+
+
+@triton.jit
+def _visit_whole(
+    q, pages, table, begin, end, k_row, v_row, rows_per_block, position, last_position, scale, tanh_scale, seq_len,
+    window, DIM: tl.constexpr, PAGE: tl.constexpr, M: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    HAS_SOFT_CAP: tl.constexpr, STAGES: tl.constexpr
+):  # fmt: skip
+    """The first values, maxima and sums: of pages [begin, end), which only a window may hide in part.
+
+    last_position: of the tile's last row, whose window begins last.
+    """
+    values = tl.zeros([M, DIM], tl.float32)
+    highest = tl.full([M], -1e30, tl.float32)
+    total = tl.zeros([M], tl.float32)
+    whole_begin = begin
+    if HAS_WINDOW:
+        lowest_whole = tl.maximum(last_position - window + PAGE, 0) // PAGE
+        whole_begin = tl.minimum(tl.maximum(lowest_whole, begin), end)
+        values, highest, total = _visit(
+            q, values, highest, total, pages, table, begin, whole_begin, k_row, v_row, rows_per_block, position,
+            scale, tanh_scale, seq_len, window, True, True, HAS_SOFT_CAP, PAGE, 1
+        )  # fmt: skip
+    return _visit(
+        q, values, highest, total, pages, table, whole_begin, end, k_row, v_row, rows_per_block, position,
+        scale, tanh_scale, seq_len, window, False, False, HAS_SOFT_CAP, PAGE, STAGES
+    )  # fmt: skip
 
 
 @triton.jit
@@ -131,12 +141,6 @@ def _visit(
             v = tl.where((key < seq_len)[:, None], v, 0.0)  # 0 * NaN would reach the sum
         values = tl.dot(weights.to(v.dtype), v, values * decay[:, None], input_precision="ieee")
     return values, highest, total
-
-
-@triton.jit
-def _nothing(M: tl.constexpr, DIM: tl.constexpr):
-    """Values, maxima and sums before the first page."""
-    return tl.zeros([M, DIM], tl.float32), tl.full([M], -1e30, tl.float32), tl.zeros([M], tl.float32)
 
 
 @triton.jit
