@@ -99,3 +99,10 @@ def running_store(
             loop.call_soon_threadsafe(loop.stop)
             thread.join(timeout=10)
             loop.close()
+
+
+def put(client: KvClient, *numbers: int, parent: bytes = ROOT) -> int:
+    """Stores the payloads of some numbers, each the parent of the next; how many can be found then."""
+    keys = [key(number) for number in numbers]
+    result = client.put(keys, [payload(number) for number in numbers], parent_key=parent, namespace_key=ROOT)
+    return result.num_visible

@@ -1,31 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
 from shoal.kv_client import KvClient
-from support.kv_store_running import BLOCK_BYTES, ROOT, RunningStore, key, payload, running_store
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[RunningStore]:
-    with running_store(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def client(running: RunningStore) -> Iterator[KvClient]:
-    client = running.client()
-    yield client
-    client.close()
-
-
-def put(client: KvClient, *numbers: int, parent: bytes = ROOT) -> int:
-    keys = [key(number) for number in numbers]
-    result = client.put(keys, [payload(number) for number in numbers], parent_key=parent, namespace_key=ROOT)
-    return result.num_visible
+from support.kv_store_running import BLOCK_BYTES, key, payload, put
 
 
 def get(client: KvClient, *numbers: int) -> list[bytes]:

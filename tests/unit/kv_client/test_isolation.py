@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -16,25 +15,7 @@ from shoal.kv_client import KvClient
 from shoal.kv_client.lease import Reading
 from shoal.kv_client.link import Link, Refused
 from shoal.kv_store.store import Store, StoreLimits
-from support.kv_store_running import BLOCK_BYTES, ROOT, RunningStore, key, payload, running_store
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[RunningStore]:
-    with running_store(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def client(running: RunningStore) -> Iterator[KvClient]:
-    client = running.client()
-    yield client
-    client.close()
-
-
-def put(client: KvClient, *numbers: int, parent: bytes = ROOT) -> int:
-    keys = [key(number) for number in numbers]
-    return client.put(keys, [payload(number) for number in numbers], parent_key=parent, namespace_key=ROOT).num_visible
+from support.kv_store_running import BLOCK_BYTES, ROOT, RunningStore, key, payload, put, running_store
 
 
 def count(running: RunningStore, name: str) -> int:
