@@ -52,6 +52,17 @@ def test_equal_workers_count_as_equal() -> None:
     assert max(factors) / min(factors) < 1.03
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_few_answers_to_unlike_prompts_do_not_tell_equal_workers_apart(seed: int) -> None:
+    rates, rng = Rates(PREFILL_PRIOR), prompts(seed)
+    for _ in range(12):
+        work = prefill_work(int(2 ** rng.uniform(3, 8)), 0)
+        rates.observe(rng.choice("ab"), work, seconds(CPU, work) * rng.uniform(0.9, 1.4))
+        cached, uncached = prefill_work(5, 128), prefill_work(133, 0)
+        for holder, other in ("ab", "ba"):
+            assert rates.seconds(holder, cached) < rates.seconds(other, uncached)
+
+
 def test_workers_of_two_kinds_are_told_apart() -> None:
     rates, rng = Rates(PREFILL_PRIOR), prompts(2)
     for _ in range(200):
