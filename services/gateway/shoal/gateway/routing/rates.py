@@ -52,8 +52,8 @@ class Rates:
     """seconds = factor of the worker * (a * steps + b * tokens + c * pairs), none of them negative.
 
     The three coefficients say how the parts compare and are learned from all workers together, by recursive least
-    squares of relative errors with forgetting; the factor says how fast a worker is and is learned from it alone, as the
-    mean of what its last observations, kept for that, are in terms of the coefficients of the day.
+    squares of relative errors with forgetting; the factor says how fast a worker is and is learned from it alone, as
+    the mean of what its last observations, kept for that, are in terms of the coefficients of the day.
     A prior that is wrong by any factor is right after one answer, and before that it is wrong for all workers alike,
     which changes no comparison. Unknown workers have the mean factor of the known.
     """
