@@ -32,6 +32,8 @@ class ModelFacts:
     head_size: int
     max_position: int
     """Longest sequence the model was made for, in tokens."""
+    vocab_size: int | None = None
+    """Token ids are below it; None when the header does not say."""
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """K and V of all layers. `auto` counts as two bytes an element, the least a worker uses."""

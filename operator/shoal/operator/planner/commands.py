@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from shoal.operator.api import InferenceService, worker_sizes
-from shoal.operator.api.spec import EndpointPicker, Failover, Simulated
+from shoal.operator.api.spec import EndpointPicker, Failover, Workers
 from shoal.operator.envoy import Endpoint
 from shoal.operator.planner.plan import Observed
 
@@ -39,7 +39,7 @@ def worker(
         "max-num-seqs": sizes.max_num_seqs,
         "max-num-batched-tokens": sizes.max_num_batched_tokens,
         "max-queued-requests": spec.workers.max_queued_requests,
-        **_simulated(spec.workers.simulated),
+        **_simulated(spec.workers, observed),
         "drain-timeout-s": drain_timeout_s,
     }
     return _service(observed.python, "shoal.model_worker.main", flags | _listening(service, host, ports))
@@ -113,10 +113,12 @@ def environment(*, num_threads: int, gpu: str | None = None) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(num_threads), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **shown}
 
 
-def _simulated(simulated: Simulated | None) -> Flags:
+def _simulated(workers: Workers, observed: Observed) -> Flags:
+    flags: Flags = {"simulated-vocab-size": observed.vocab_size} if workers.device == "simulated" else {}
+    simulated = workers.simulated
     if simulated is None:
-        return {}
-    return {
+        return flags
+    return flags | {
         "simulated-model": simulated.model,
         "simulated-time-scale": simulated.time_scale,
         "simulated-step-ms": simulated.step_milliseconds,

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from shoal.gguf import GgufError, is_gguf, map_file, read_header
+from shoal.gguf import GgufError, SkippedArray, is_gguf, map_file, read_header
 from shoal.operator.api import ModelFacts
 
 _MAX_CONFIG_BYTES = 4 << 20
@@ -55,6 +55,7 @@ def _read_config(path: Path) -> ModelFacts:
         num_kv_heads=config.get("num_key_value_heads") or num_heads,
         head_size=config.get("head_dim") or config["hidden_size"] // num_heads,
         max_position=config["max_position_embeddings"],
+        vocab_size=config.get("vocab_size"),
     )
 
 
@@ -67,11 +68,12 @@ def _facts_of_gguf(metadata: Mapping[str, Any]) -> ModelFacts:
         num_kv_heads=metadata.get(f"{prefix}.attention.head_count_kv") or num_heads,
         head_size=head_size,
         max_position=metadata[f"{prefix}.context_length"],
+        vocab_size=tokens.length if isinstance(tokens := metadata.get("tokenizer.ggml.tokens"), SkippedArray) else None,
     )
 
 
-def _make_facts(**sizes: Any) -> ModelFacts:
-    for name, size in sizes.items():
+def _make_facts(*, vocab_size: int | None, **sizes: Any) -> ModelFacts:
+    for name, size in (sizes if vocab_size is None else sizes | {"vocab_size": vocab_size}).items():
         if type(size) is not int or size < 1:
             raise ValueError(f"{name} = {size!r} is not a positive integer")
-    return ModelFacts(**sizes)
+    return ModelFacts(**sizes, vocab_size=vocab_size)
