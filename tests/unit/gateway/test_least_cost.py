@@ -204,8 +204,16 @@ def test_more_beside_it_slows_an_answer_down() -> None:
 
 
 def test_other_gateways_prompts_are_waited_for_as_well() -> None:
-    forecast = Forecast(lambda: 0.0)
-    assert forecast.outlook("w", PROMPT, 0, Load(2, 5_000)).queue_s == pytest.approx(5_000 * 20e-6)
+    loads = LoadTracker(lambda: 0.0)
+    loads.admit("w", 1_000, num_prompt_tokens=1_000)
+    alone_s = loads.forecast.outlook("w", PROMPT, 0, loads.of("w")).queue_s
+    theirs = loads.admit_elsewhere("w", 5_000, 6_000, is_waiting=True)
+    loads.admit_elsewhere("w", 7_000, 7_000, is_waiting=False)
+    both = loads.forecast.outlook("w", PROMPT, 0, loads.of("w"))
+    assert both.queue_s - alone_s > 5_000 * 20e-6
+    assert (both.num_ahead, both.tokens_ahead) == (2, 6_000), "what runs is not ahead of a prompt"
+    theirs.close()
+    assert loads.forecast.outlook("w", PROMPT, 0, loads.of("w")).queue_s == pytest.approx(alone_s)
 
 
 def test_tickets_teach_the_forecast() -> None:

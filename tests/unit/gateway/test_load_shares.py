@@ -106,6 +106,13 @@ class Mesh(RuleBasedStateMachine):
             if not me.next_seqs:
                 assert all(me.loads.elsewhere(worker) == Load() for worker in WORKERS)
 
+    @invariant()
+    def the_forecast_knows_every_waiting_prompt(self) -> None:
+        for me in self.gateways:
+            for worker in WORKERS:
+                load = me.loads.of(worker)
+                assert me.loads.forecast.outlook(worker, 10, 0, load).tokens_ahead == load.num_waiting_tokens
+
     def teardown(self) -> None:
         """Once everybody has heard everything, everybody sees the same loads, whatever happened before."""
         for gateway in self.gateways:

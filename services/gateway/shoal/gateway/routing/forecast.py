@@ -44,7 +44,7 @@ class Outlook(NamedTuple):
     load_s: float = 0.0
     """To load the rest from the tiers below the device."""
     num_ahead: int = 0
-    """Prompts of this gateway before it, without an answer yet."""
+    """Prompts before it, of all gateways, without an answer yet."""
     tokens_ahead: int = 0
     """Tokens that they have to compute."""
     token_s: float = 0.0
@@ -89,15 +89,13 @@ class Forecast:
         if held is not None and held.disk > cached_tokens:
             prefill_s, load_s, tokens = self._cheapest(factor, prompt_tokens, cached_tokens, held, prefill_s)
         _, sequence_s, context_s = self.decode.coefficients
-        num_running, waiting_tokens, context_tokens = load.num_requests, load.num_waiting_tokens, load.num_prompt_tokens
+        num_running, context_tokens = load.num_requests, load.num_prompt_tokens
         slowdown_s = num_running * (2 * sequence_s + context_s * prompt_tokens) + context_s * context_tokens
         decode_s = decode_factor * slowdown_s * self.output_tokens
         backlog = self._backlogs.get(worker)
         queue_s, num_ahead, tokens_ahead, token_s = 0.0, 0, 0, factor * b
         if backlog is not None and (num_ahead := len(backlog)):
             queue_s, tokens_ahead = backlog.wait_s(self._clock()), backlog.num_tokens
-        if waiting_tokens > tokens_ahead:  # other gateways'
-            queue_s += (waiting_tokens - tokens_ahead) * token_s
         room_s = 0.0
         if kv_tokens is not None and (excess := context_tokens + prompt_tokens - cached_tokens - kv_tokens) > 0:
             room_s = self.answer_s * excess / max(context_tokens, 1)
