@@ -87,6 +87,15 @@ def body(data: bytes, *, ends: bool = True) -> Request:
     return Request(request_body=ext_proc_pb2.HttpBody(body=data, end_of_stream=ends))
 
 
+def served_by(worker: str) -> Request:
+    """The response's headers, and who sent them."""
+    response = Request(response_headers=ext_proc_pb2.HttpHeaders())
+    served = struct_pb2.Struct()
+    served[messages.SERVED_KEY] = worker
+    response.metadata_context.filter_metadata[messages.LB_NAMESPACE].CopyFrom(served)
+    return response
+
+
 def endpoints_of(response: Response) -> list[str]:
     """By the header, which the metadata must repeat."""
     [option] = response.request_headers.response.header_mutation.set_headers
@@ -168,12 +177,24 @@ async def test_a_request_counts_until_its_stream_ends(picking: Picking) -> None:
         await call.write(part)
     assert endpoints_of(await call.read())[0] == second
     assert loads.of(second).num_requests == 1
-    response = Request(response_headers=ext_proc_pb2.HttpHeaders())
-    served = struct_pb2.Struct()
-    served[messages.SERVED_KEY] = first  # the proxy had to go elsewhere
-    response.metadata_context.filter_metadata[messages.LB_NAMESPACE].CopyFrom(served)
-    await call.write(response)
+    await call.write(served_by(first))  # the proxy had to go elsewhere
     await eventually(lambda: loads.of(first).num_requests == 1, "it counts where it is served")
     assert loads.of(second).num_requests == 0
     call.cancel()
     await eventually(lambda: loads.of(first).num_requests == 0, "it counts no more")
+
+
+@pytest.mark.parametrize("follows", [True, False])
+async def test_the_prompt_is_expected_where_it_was_served(picking: Picking, follows: bool) -> None:
+    prompt = "nobody has this.." * 2
+    keys = block_keys(namespace_key("d1" * 32, "fake-v1"), list(prompt.encode()), 4)
+    index = picking.gateway.gateway.index
+    call = picking.process()
+    for part in (headers("/v1/completions"), body(JSON % (MODEL.encode(), prompt.encode()))):
+        await call.write(part)
+    picked = endpoints_of(await call.read())
+    assert index.match(keys) == {picked[0]: len(keys)}
+    worker = picked[0] if follows else picked[1]
+    await call.write(served_by(worker))
+    await eventually(lambda: index.match(keys) == {worker: len(keys)}, "it is expected there, and there only")
+    call.cancel()

@@ -7,10 +7,12 @@ from typing import Final
 import structlog
 
 from shoal.api.envoy.v1 import ext_proc_pb2
+from shoal.blocks import KeyChain
 from shoal.gateway.endpoint_picker import messages
 from shoal.gateway.endpoint_picker.prompts import PublicPrompt, WorkerPrompt, read_prompt
 from shoal.gateway.picking import Picker, Prompt
 from shoal.gateway.routing.load import LoadTracker, Ticket
+from shoal.gateway.routing.router import Pick
 from shoal.gateway.tenants import Authenticator
 from shoal.gateway.tokenizing import Tokenizer
 from shoal.gateway.workers.fleet import Fleet, ServedModel
@@ -48,6 +50,8 @@ class PickSession:
         self._returns_body = False
         """A proxy may stream responses through here as well; some do for every picker."""
         self._ticket: Ticket | None = None
+        self._picked: tuple[Pick, KeyChain] | None = None
+        """Until the response's headers say who has the request."""
 
     async def answer(self, request: ext_proc_pb2.ProcessingRequest) -> Responses:
         """What to tell the proxy now; nothing while the body is still coming."""
@@ -59,8 +63,7 @@ class PickSession:
             case "request_trailers" if self._waits_for_body:
                 return [*await self._pick(ends=False), messages.passed("request_trailers")]
             case "response_headers":
-                if self._ticket is not None:
-                    self._ticket.answered(messages.served_endpoint(request))
+                self._settle(messages.served_endpoint(request))
                 return [messages.passed("response_headers")]
             case "response_body" if self._returns_body:
                 return [messages.returned_body(request.response_body)]
@@ -73,6 +76,17 @@ class PickSession:
         """The request is over, or the proxy does not tell any more."""
         if self._ticket is not None:
             self._ticket.close()
+
+    def _settle(self, worker: str | None) -> None:
+        """The first token is here. A proxy that could not follow the pick, or would not, has the prompt elsewhere.
+
+        One that ends before that has told nothing: the expectation then ends by itself.
+        """
+        if self._ticket is not None:
+            self._ticket.answered(worker)
+        picked, self._picked = self._picked, None
+        if picked is not None and worker and worker != picked[0].endpoints[0]:
+            self._picker.correct(*picked, worker)
 
     async def _begin(self, request: ext_proc_pb2.ProcessingRequest) -> Responses:
         self._headers = messages.header_values(request.request_headers)
@@ -106,7 +120,8 @@ class PickSession:
             return messages.refused(404, 5, str(error))
         except Unavailable as error:
             return messages.refused(503, 14, str(error))
-        pick, _ = self._picker.pick(prompt, endpoints, must_pin=True)
+        pick, chain = self._picker.pick(prompt, endpoints, must_pin=True)
+        self._picked = (pick, chain)
         num_tokens = len(prompt.token_ids)
         self._ticket = self._loads.admit(
             pick.endpoints[0], num_tokens - pick.predicted_cached_tokens, num_prompt_tokens=num_tokens
