@@ -72,7 +72,7 @@ def test_descriptors_cannot_be_used_to_write(running: RunningStore, client: KvCl
 
 
 def flip(store: Store, number: int) -> None:
-    address = store.arena.address(store.index.slot[store.index.rows[key(number)]])
+    address = store.arena.address(store.index.slot[store.index.find(key(number))])
     ctypes.memset(address + 100, ctypes.string_at(address + 100, 1)[0] ^ 16, 1)
 
 

@@ -149,15 +149,15 @@ class StoreModel(RuleBasedStateMachine):
     @rule(number=SESSIONS, node=NODES)
     def flip_a_bit(self, number: int, node: tuple[int, int]) -> None:
         session, index = self.session(number), self.store.index
-        row = index.rows.get(chain(number, node)[-1], 0)
+        row = index.find(chain(number, node)[-1])
         if not row or index.scope[row] != session.scope.number:
             assert self.store.removal.check(session, [chain(number, node)[-1]]) == 0
             return
         address = self.store.arena.address(index.slot[row])
         ctypes.memset(address + 7, ctypes.string_at(address + 7, 1)[0] ^ 1, 1)
-        gone = {index.keys[each] for each in index.subtree(row)}
+        gone = {index.key(each) for each in index.subtree(row)}
         assert self.store.removal.check(session, [chain(number, node)[-1]]) == 1
-        assert not gone & set(index.rows)
+        assert not any(index.find(each) for each in gone)
         for session, each, lease in self.leases:
             if each in gone and not session.closed:
                 assert not self.is_valid(lease)
@@ -207,11 +207,12 @@ class StoreModel(RuleBasedStateMachine):
         for session in self.sessions.values():
             leases.update({each: lease.count for each, lease in session.leases.items()})
         assert leases.total() == len(self.leases)
-        for each, row in index.rows.items():
+        for row in index.in_order():
+            each = index.key(row)
             assert index.num_memory_children[row] == children[row]
             assert index.num_leases[row] == leases[each]
             parent = index.parent[row]
-            assert not parent or (index.keys[parent] in index.rows and index.scope[parent] == index.scope[row])
+            assert not parent or (index.find(index.key(parent)) == parent and index.scope[parent] == index.scope[row])
             chunk = arena.chunk(index.slot[row])
             assert any(chunk.number in p.chunks and p.tenant == SCOPES[self.written[each]][0] for p in arena.pools)
 

@@ -13,7 +13,6 @@ from shoal.kv_store.counters import Counters
 from shoal.kv_store.disk import Corrupt, Gone, Location, Record, RecordMetadata, SegmentLog
 from shoal.kv_store.events import DISK, MEMORY, EventHub, Removed, Stored
 from shoal.kv_store.index import NO_SLOT, BlockIndex
-from shoal.kv_store.index.block_index import ROOT
 from shoal.kv_store.memory_tier import MemoryTier
 from shoal.kv_store.scopes import Scope, Scopes
 from shoal.rpc.errors import ShoalError
@@ -83,7 +82,7 @@ class DiskTier:
         self._remove_tree = remove_tree
         waiting: dict[bytes, list[RecordMetadata]] = {}
         for metadata, _ in self._log.replay():
-            if metadata.parent == ROOT_PARENT or metadata.parent in self._index.rows:
+            if metadata.parent == ROOT_PARENT or self._index.find(metadata.parent):
                 self._show(metadata, waiting)
             else:
                 waiting.setdefault(metadata.parent, []).append(metadata)
@@ -99,14 +98,14 @@ class DiskTier:
         elif len(self._pinned) < MAX_WRITES:
             self._start_write(row, scope)
         elif len(self._backlog) < MAX_BACKLOG:
-            self._backlog.append(self._index.keys[row])
+            self._backlog.append(self._index.key(row))
 
     def _start_write(self, row: int, scope: Scope) -> None:
         index = self._index
-        key, parent = index.keys[row], index.parent[row]
-        if key in self._pinned or (parent and not index.on_disk[parent] and index.keys[parent] not in self._pinned):
+        key, parent = index.key(row), index.parent[row]
+        if key in self._pinned or (parent and not index.on_disk[parent] and index.key(parent) not in self._pinned):
             return  # a block whose parent is not on disk cannot be found there
-        parent_key = index.keys[parent] if parent else ROOT_PARENT
+        parent_key = index.key(parent) if parent else ROOT_PARENT
         metadata = RecordMetadata(key, parent_key, scope.fingerprint, scope.tenant, scope.block_bytes)
         payload = self._memory.arena.view(index.slot[row], scope.block_bytes)
         index.num_leases[row] += 1
@@ -116,7 +115,7 @@ class DiskTier:
 
     def read(self, row: int, scope: Scope) -> Future[bool] | None:
         """Starts to bring a block back, into a slot that `arrived` shows or frees; None without room."""
-        index, key = self._index, self._index.keys[row]
+        index, key = self._index, self._index.key(row)
         location = self._log.find(key)
         if location is None or key in self._reading:
             if location is None:
@@ -136,7 +135,7 @@ class DiskTier:
 
     def leave(self, row: int) -> None:
         """A block is leaving the index, and with it the disk."""
-        self._unpin_parent(self._index.keys[row])
+        self._unpin_parent(self._index.key(row))
         if self._index.on_disk[row]:
             self._remove(row)
 
@@ -147,7 +146,7 @@ class DiskTier:
     def dropped(self, keys: Sequence[bytes]) -> None:
         """Blocks that the log no longer has."""
         for key in keys:
-            row = self._index.rows.get(key, 0)
+            row = self._index.find(key)
             if not row or not self._index.on_disk[row]:
                 continue
             self._index.set_on_disk(row, False)
@@ -163,13 +162,13 @@ class DiskTier:
     def _show(self, metadata: RecordMetadata, waiting: dict[bytes, list[RecordMetadata]]) -> None:
         found = [metadata]
         for each in found:
-            parent = self._index.rows.get(each.parent, ROOT)
+            parent = self._index.find(each.parent)
             try:
                 scope = self._scopes.open(each.tenant, each.fingerprint, each.payload_bytes)
             except ShoalError:
                 self._log.remove(each.key)
                 continue
-            if (parent and self._index.scope[parent] != scope.number) or each.key in self._index.rows:
+            if (parent and self._index.scope[parent] != scope.number) or self._index.find(each.key):
                 continue
             row = self._index.add(each.key, parent, scope.number, 0)
             self._index.set_on_disk(row, True)
@@ -178,7 +177,7 @@ class DiskTier:
     def _written(self, key: bytes, done: Future[Location]) -> None:
         self._note_written(key, done)
         while self._backlog and len(self._pinned) < MAX_WRITES and not self._closed:
-            row = self._index.rows.get(self._backlog.popleft(), 0)
+            row = self._index.find(self._backlog.popleft())
             if row and self._index.slot[row] != NO_SLOT and not self._index.on_disk[row]:
                 self._start_write(row, self._scopes.numbered(self._index.scope[row]))
 
@@ -186,17 +185,17 @@ class DiskTier:
         index, row = self._index, self._pinned.pop(key, 0)
         written = not done.cancelled() and done.exception() is None
         if not row:  # removed meanwhile
-            if written and key not in index.rows:
+            if written and not index.find(key):
                 self._log.remove(key)
             return
         index.num_leases[row] -= 1
         parent = index.parent[row]
-        if written and parent and not index.on_disk[parent] and index.keys[parent] not in self._pinned:
+        if written and parent and not index.on_disk[parent] and index.key(parent) not in self._pinned:
             self._log.remove(key)
         elif written:
             index.set_on_disk(row, True)
             self._counters.add("demoted")
-            self._events.publish([Stored((key,), index.keys[parent] if parent else ROOT_PARENT, DISK)])
+            self._events.publish([Stored((key,), index.key(parent) if parent else ROOT_PARENT, DISK)])
         else:  # what follows a block that is not on disk is of no use there
             for each in index.subtree(row)[1:]:
                 if index.on_disk[each] and index.slot[each] != NO_SLOT:
@@ -207,7 +206,7 @@ class DiskTier:
         if self._closed:
             outcome.set_result(False)
             return
-        row = index.rows.get(key, 0) if self._unpin_parent(key) else 0
+        row = index.find(key) if self._unpin_parent(key) else 0
         error = None if done.cancelled() else done.exception()
         shown = False
         if isinstance(error, Corrupt | Gone):
@@ -218,7 +217,7 @@ class DiskTier:
             self._memory.add(row, scope, slot, 0.0)
             self._counters.add("promoted")
             parent = index.parent[row]
-            self._events.publish([Stored((key,), index.keys[parent] if parent else ROOT_PARENT, MEMORY)])
+            self._events.publish([Stored((key,), index.key(parent) if parent else ROOT_PARENT, MEMORY)])
             shown = True
         if not shown:
             arena.free(scope.pool, slot)
@@ -233,8 +232,8 @@ class DiskTier:
 
     def _remove(self, row: int) -> None:
         self._index.set_on_disk(row, False)
-        self._log.remove(self._index.keys[row])
-        self._events.publish([Removed((self._index.keys[row],), DISK)])
+        self._log.remove(self._index.key(row))
+        self._events.publish([Removed((self._index.key(row),), DISK)])
 
 
 class Worth:
@@ -253,7 +252,7 @@ class Worth:
 
     def cost_of_losing_s(self, key: bytes) -> float:
         """Nothing for a block that is in memory, or that nothing follows."""
-        row = self._index.rows.get(key, 0)
+        row = self._index.find(key)
         if not row or self._index.slot[row] != NO_SLOT or not self._index.has_children(row):
             return 0.0
         return self._recompute_s

@@ -59,17 +59,16 @@ class MemoryTier:
         self.arena.set_row(slot, row)
         self._index.set_slot(row, slot)
         parent = self._index.parent[row]
-        parent_key = self._index.keys[parent] if parent else None
-        scope.policy.insert(self._index.keys[row], scope.pool.slot_bytes, cost_s, parent_key)
+        parent_key = self._index.key(parent) if parent else None
+        scope.policy.insert(self._index.key(row), scope.pool.slot_bytes, cost_s, parent_key)
 
-    def touch(self, rows: Sequence[int], scope: Scope) -> None:
+    def touch(self, keys: Sequence[bytes], scope: Scope) -> None:
         """Blocks were used; the policy ignores those that it does not hold."""
-        keys = self._index.keys
-        scope.policy.touch_all([keys[row] for row in rows])
+        scope.policy.touch_all(keys)
 
     def drop(self, row: int, scope: Scope) -> None:
         """Takes a block without leases out of memory; it may stay in another tier."""
-        scope.policy.remove(self._index.keys[row])
+        scope.policy.remove(self._index.key(row))
         self._free(row, scope.pool)
 
     def move(self, row: int, pool: Pool, block_bytes: int) -> bool:
@@ -101,7 +100,7 @@ class MemoryTier:
         key = policy.victim(self._is_evictable)
         if key is None:
             return False
-        row = self._index.rows[key]
+        row = self._index.find(key)
         self._free(row, pool)
         self._counters.add("evicted")
         if not self._index.on_disk[row]:
@@ -110,11 +109,11 @@ class MemoryTier:
 
     def _is_evictable(self, key: bytes) -> bool:
         index = self._index
-        row = index.rows[key]
+        row = index.find(key)
         if index.num_leases[row] or index.num_memory_children[row]:
             return False
         return index.on_disk[row] != 0 or not index.has_children(row)
 
     def _free(self, row: int, pool: Pool) -> None:
         self.arena.free(pool, self._index.clear_slot(row))
-        self._events.publish([Removed((self._index.keys[row],), MEMORY)])
+        self._events.publish([Removed((self._index.key(row),), MEMORY)])

@@ -42,13 +42,13 @@ class Removal:
         """(blocks gone, blocks that stay because of leases). Without keys everything of the scope goes."""
         index = self._index
         if keys:
-            found = (index.rows.get(key, 0) for key in keys)
+            found = (index.find(key) for key in keys)
             rows = [row for row in found if row and index.scope[row] == scope.number]
         else:
             rows = [row for row in index.in_order() if index.scope[row] == scope.number and not index.parent[row]]
         num_gone = num_kept = 0
         for row in rows:
-            if not index.keys[row] or index.scope[row] != scope.number:  # went with another one
+            if index.scope[row] != scope.number:  # went with another one
                 continue
             tree = index.subtree(row)
             gone = self._remove(reversed(tree))
@@ -63,7 +63,7 @@ class Removal:
         """
         index, num_wrong = self._index, 0
         for key in keys:
-            row = index.rows.get(key, 0)
+            row = index.find(key)
             if not row or index.scope[row] != session.scope.number or index.slot[row] == NO_SLOT:
                 continue
             if self._memory.verify(row, session.scope):
@@ -80,9 +80,9 @@ class Removal:
             if self._index.num_leases[each]:
                 self._index.num_leases[each] = 0
                 for session in self._sessions.values():
-                    session.leases.pop(self._index.keys[each], None)
+                    session.leases.pop(self._index.key(each), None)
                 if self._disk is not None:
-                    self._disk.forget_pin(self._index.keys[each])
+                    self._disk.forget_pin(self._index.key(each))
         return self._remove(reversed(tree))
 
     def _remove(self, rows: Iterable[int]) -> int:

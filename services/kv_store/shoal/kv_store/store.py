@@ -137,7 +137,7 @@ class Store:
         num_in_memory = self._count_in_memory(rows)
         num_visible = self._count_visible(rows, num_in_memory)
         self._count_hits(len(keys), num_visible, num_in_memory)
-        self.memory.touch(rows, scope)
+        self.memory.touch(keys[: len(rows)], scope)
         return num_visible, num_in_memory
 
     def start_prefetch(self, scope: Scope, keys: Sequence[bytes]) -> list[Future[bool]]:
@@ -146,7 +146,7 @@ class Store:
         if self.disk is None or self.disk.problem:
             return reads
         for key in keys:
-            row = self.index.rows.get(key, 0)
+            row = self.index.find(key)
             if not row or self.index.scope[row] != scope.number:
                 break
             if self.index.slot[row] == NO_SLOT:
@@ -165,17 +165,17 @@ class Store:
         self._count_hits(len(keys), num_visible, num_in_memory)
         deadline_s = self._clock() + self.limits.lease_timeout_s
         leased = []
-        for row in rows[:num_in_memory]:
+        for key, row in zip(keys, rows[:num_in_memory], strict=False):
             index.num_leases[row] += 1
-            lease = session.leases.get(index.keys[row])
+            lease = session.leases.get(key)
             if lease is None:
-                session.leases[index.keys[row]] = Lease(1, deadline_s)
+                session.leases[key] = Lease(1, deadline_s)
             else:
                 lease.count += 1
                 lease.deadline_s = deadline_s
             slot = index.slot[row]
             leased.append(Leased(SlotId.unpacked(slot), self.arena.generation(slot), index.checksum[row]))
-        self.memory.touch(rows, scope)
+        self.memory.touch(keys[: len(rows)], scope)
         self.counters.add("leases_granted", num_in_memory)
         return leased, num_visible
 
@@ -187,7 +187,7 @@ class Store:
                 continue
             if lease.count > 1:
                 lease.count -= 1
-                self.index.num_leases[self.index.rows[key]] -= 1
+                self.index.num_leases[self.index.find(key)] -= 1
             else:
                 self._drop_lease(session, key)
 
@@ -255,7 +255,7 @@ class Store:
             self.disk.close()
         self.arena.close()
 
-    def _find(self, scope: Scope, keys: Sequence[bytes]) -> list[int]:
+    def _find(self, scope: Scope, keys: Sequence[bytes]) -> Sequence[int]:
         rows = self.index.prefix(keys, scope.number)
         if len(rows) < len(keys):
             self.note_foreign(scope, keys[len(rows)])
@@ -263,7 +263,7 @@ class Store:
 
     def note_foreign(self, scope: Scope, key: bytes) -> bool:
         """Counts a key that another scope has; whether it is one."""
-        row = self.index.rows.get(key, 0)
+        row = self.index.find(key)
         if not row or self.index.scope[row] == scope.number:
             return False
         other = self.scopes.numbered(self.index.scope[row])
@@ -288,11 +288,11 @@ class Store:
 
     def _drop_lease(self, session: Session, key: bytes) -> int:
         count = session.leases.pop(key).count
-        self.index.num_leases[self.index.rows[key]] -= count
+        self.index.num_leases[self.index.find(key)] -= count
         return count
 
     def _list_keys(self, tier: worker_pb2.Tier.ValueType) -> list[bytes]:
         index = self.index
         if tier == MEMORY:
-            return [index.keys[row] for row in index.in_order() if index.slot[row] != NO_SLOT]
-        return [index.keys[row] for row in index.in_order() if index.on_disk[row]]
+            return [index.key(row) for row in index.in_order() if index.slot[row] != NO_SLOT]
+        return [index.key(row) for row in index.in_order() if index.on_disk[row]]

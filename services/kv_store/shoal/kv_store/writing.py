@@ -173,11 +173,11 @@ class Writing:
         pending = self._pending.get(key)
         if pending is not None:
             return pending.session.scope is session.scope
-        row = self._index.rows.get(key, 0)
+        row = self._index.find(key)
         return row != 0 and self._index.scope[row] == session.scope.number
 
     def _status(self, session: Session, key: bytes) -> Status:
-        row = self._index.rows.get(key, 0)
+        row = self._index.find(key)
         if row:
             same = self._index.scope[row] == session.scope.number
             return pb.BLOCK_STATUS_PRESENT if same else pb.BLOCK_STATUS_FOREIGN
@@ -190,7 +190,7 @@ class Writing:
         block = session.staging.take() if session.staging is not None else None
         if block is None or session.staging is None:
             return None
-        parent = ROOT if is_root else self._index.rows.get(parent_key, ROOT)
+        parent = ROOT if is_root else self._index.find(parent_key)
         if parent:
             self._index.num_memory_children[parent] += 1  # before there is an eviction that could take it
         slot = self._memory.allocate(session.scope)
@@ -206,7 +206,7 @@ class Writing:
 
     def _publish(self, reservation: Reservation, checksum: int, arrived: int | None) -> Status:
         index, session = self._index, reservation.session
-        parent = ROOT if reservation.is_root else index.rows.get(reservation.parent_key, ROOT)
+        parent = ROOT if reservation.is_root else index.find(reservation.parent_key)
         if parent and index.scope[parent] != session.scope.number:
             parent = ROOT
         status: Status = pb.BLOCK_STATUS_PRESENT

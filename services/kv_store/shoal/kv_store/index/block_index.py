@@ -1,16 +1,18 @@
 """The index: a number for each visible block, and columns of what is known of it.
 
-Plain columns of machine words in place of an object a block: 1 million blocks take 191 bytes each, of which 96 are the
-key and its number as Python objects and 50 the dictionary that joins them (benchmarks/kv_store.py).
+Plain columns of machine words in place of an object a block, and a hash table in C that joins keys and numbers: with
+them as Python objects in a dictionary a block took 146 bytes more (benchmarks/kv_store.py measures the whole).
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from shoal.kv_store.index.key_table import make_keys
 
 NO_SLOT: Final = (1 << 64) - 1
 ROOT: Final = 0
@@ -33,14 +35,18 @@ class BlockIndex:
     """
 
     def __init__(self) -> None:
-        self.rows: dict[bytes, int] = {}
-        self.keys: list[bytes] = [b""]
+        self._keys = make_keys()
+        self.find: Callable[[bytes], int] = self._keys.find
+        """The row of a key; 0 when it is not visible. Safe from any thread."""
+        self.key: Callable[[int], bytes] = self._keys.key
+        """Of a row in use."""
         self.parent = array("I", [0])
         self.num_memory_children = array("I", [0])
         """Children that are in memory, or about to be: while there are any, the block stays in memory."""
         self.checksum = array("I", [0])
         """CRC32C of the payload."""
         self.scope = array("H", [0])
+        """0 for a row that is not in use."""
         self.num_leases = array("I", [0])
         self.slot = array("Q", [NO_SLOT])
         """Packed slot in the arena; NO_SLOT when the block is not in memory."""
@@ -51,16 +57,15 @@ class BlockIndex:
         self._child = array("I", [0])
         self._next = array("I", [0])
         self._previous = array("I", [0])
-        self._free: list[int] = []
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._keys)
 
     def add(self, key: bytes, parent: int, scope: int, checksum: int) -> int:
         """A row for a key that has none, in no tier yet. `parent` is a row in use, or ROOT."""
-        row = self._free.pop() if self._free else self._extend()
-        self.rows[key] = row
-        self.keys[row] = key
+        row = self._keys.add(key)
+        if row == len(self.parent):
+            self._extend()
         self.parent[row] = parent
         self.checksum[row] = checksum
         self.scope[row] = scope
@@ -87,9 +92,8 @@ class BlockIndex:
         self._next[row] = self._previous[row] = self.parent[row] = 0
         self.num_memory_children[row] = 0
         self.sizes[self.scope[row]].num_blocks -= 1
-        del self.rows[self.keys[row]]
-        self.keys[row] = b""
-        self._free.append(row)
+        self.scope[row] = 0
+        self._keys.remove(row)
 
     def has_children(self, row: int) -> bool:
         """Whether any block follows this one, in any tier."""
@@ -105,15 +109,9 @@ class BlockIndex:
                 child = self._next[child]
         return found
 
-    def prefix(self, keys: Sequence[bytes], scope: int) -> list[int]:
+    def prefix(self, keys: Sequence[bytes], scope: int) -> Sequence[int]:
         """Rows of the leading keys that are visible in the scope."""
-        rows, of, get = [], self.scope, self.rows.get
-        for key in keys:
-            row = get(key, 0)
-            if not row or of[row] != scope:
-                break
-            rows.append(row)
-        return rows
+        return self._keys.prefix(keys, self.scope, scope)
 
     def set_slot(self, row: int, slot: int) -> None:
         """Says that the block is in memory."""
@@ -136,14 +134,12 @@ class BlockIndex:
 
     def in_order(self) -> Iterator[int]:
         """Rows in use, in no particular order; the index may not change meanwhile."""
-        return iter(self.rows.values())
+        return (row for row, scope in enumerate(self.scope) if scope)
 
-    def _extend(self) -> int:
-        self.keys.append(b"")
+    def _extend(self) -> None:
         for column in (self.parent, self.num_memory_children, self.checksum, self.scope, self.num_leases):
             column.append(0)
         for column in (self._child, self._next, self._previous):
             column.append(0)
         self.slot.append(NO_SLOT)
         self.on_disk.append(0)
-        return len(self.keys) - 1
