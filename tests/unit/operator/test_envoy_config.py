@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from shoal.operator.envoy import Endpoint, EnvoyOptions, cluster_load_assignment, clusters, find_envoy, render_files
+from shoal.operator.envoy import Endpoint, EnvoyOptions, clusters, endpoints_file, find_envoy, render_files
 from shoal.operator.substrate.run_dir import write_files
 
 
@@ -78,7 +78,7 @@ def test_single_worker_is_never_ejected(tmp_path: Path) -> None:
 
 def test_endpoints_are_sorted_so_that_equal_sets_are_equal_files() -> None:
     a, b = Endpoint("127.0.0.1", 1), Endpoint("127.0.0.1", 2)
-    assert cluster_load_assignment("worker", [b, a]) == cluster_load_assignment("worker", {a, b})
+    assert endpoints_file("worker", [b, a]) == endpoints_file("worker", {a, b})
 
 
 def test_everything_listens_on_loopback(tmp_path: Path) -> None:

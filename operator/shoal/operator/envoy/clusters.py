@@ -1,8 +1,13 @@
-"""Clusters: whom Envoy sends calls to, how it tells the healthy from the others, and how it chooses among them."""
+"""Clusters: whom Envoy sends calls to, how it tells the healthy from the others, and how it chooses among them.
+
+`xds_dir`: the folder with the files of endpoints; None when they come from the control plane.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal
+
+from shoal.operator.envoy.endpoints import Endpoint
 
 ENDPOINT_HEADER = "x-shoal-endpoint"
 """The gateway's choice of worker, best first: `127.0.0.1:7001,127.0.0.1:7002`."""
@@ -14,6 +19,7 @@ WORKER = "worker"
 GATEWAY_GRPC = "gateway-grpc"
 GATEWAY_HTTP = "gateway-http"
 NAMES = (WORKER, GATEWAY_GRPC, GATEWAY_HTTP)
+CONTROL_PLANE = "control-plane"
 GATEWAY_PEERS = "gateway-peers"
 """How gateways find each other: a file of endpoints like the others, but none of Envoy's clusters, so that nothing at
 the edge can lead there."""
@@ -22,17 +28,18 @@ _LB = "type.googleapis.com/envoy.extensions.load_balancing_policies"
 # Envoy's defaults (1024 requests, 3 retries at a time) make the 1025th stream fail while workers are idle. Admission is
 # the worker's: it answers RESOURCE_EXHAUSTED when its queue is full.
 _UNLIMITED = 1 << 20
+# A peer that vanished without closing (a stopped process) is noticed although no stream has a deadline.
+_KEEPALIVE = {"interval": "30s", "timeout": "20s"}
 
 
 def worker(
-    xds_dir: str, health_interval_s: float, *, outlier_detection: bool, balancing: Balancing = "orca"
+    xds_dir: str | None, health_interval_s: float, *, outlier_detection: bool, balancing: Balancing = "orca"
 ) -> dict[str, Any]:
     """The engines: the gateway's choice if it has one, else as `balancing` says."""
     cluster = _grpc_cluster(WORKER, xds_dir, health_interval_s)
     cluster["load_balancing_policy"] = _one_policy("override_host", _override_host(balancing))
     if outlier_detection:
-        cluster["outlier_detection"] = {
-            "consecutive_5xx": 5,
+        cluster["outlier_detection"] = {  # after five errors in a row, by default
             "interval": "1s",
             "base_ejection_time": "5s",
             "max_ejection_time": "60s",
@@ -41,18 +48,36 @@ def worker(
     return cluster
 
 
-def gateway_grpc(xds_dir: str, health_interval_s: float) -> dict[str, Any]:
+def gateway_grpc(xds_dir: str | None, health_interval_s: float) -> dict[str, Any]:
     """The gateways' gRPC side."""
     return _grpc_cluster(GATEWAY_GRPC, xds_dir, health_interval_s)
 
 
-def gateway_http(xds_dir: str) -> dict[str, Any]:
+def gateway_http(xds_dir: str | None) -> dict[str, Any]:
     """The gateways' OpenAI side, HTTP/1.1. Its endpoints come and go with those of `gateway_grpc`."""
     return _cluster(GATEWAY_HTTP, xds_dir, {"explicit_http_config": {"http_protocol_options": {}}})
 
 
-def config_source(xds_dir: str, file: str) -> dict[str, Any]:
-    """A file in a watched folder: renaming a file onto it is seen within milliseconds."""
+def control_plane(address: Endpoint) -> dict[str, Any]:
+    """The one cluster that no control plane can tell of."""
+    socket = {"socket_address": {"address": address.host, "port_value": address.port}}
+    members = [{"endpoint": {"address": socket}}]
+    return {
+        "name": CONTROL_PLANE,
+        "type": "STRICT_DNS",
+        "connect_timeout": "2s",
+        "load_assignment": {"cluster_name": CONTROL_PLANE, "endpoints": [{"lb_endpoints": members}]},
+        "typed_extension_protocol_options": _protocol_options(
+            {"explicit_http_config": {"http2_protocol_options": {"connection_keepalive": _KEEPALIVE}}}
+        ),
+    }
+
+
+def config_source(xds_dir: str | None, file: str) -> dict[str, Any]:
+    """A file in a watched folder: renaming a file onto it is seen within milliseconds. Without a folder: the control
+    plane, over the stream that all resources share."""
+    if xds_dir is None:
+        return {"resource_api_version": "V3", "ads": {}}
     return {
         "resource_api_version": "V3",
         "path_config_source": {"path": f"{xds_dir}/{file}", "watched_directory": {"path": xds_dir}},
@@ -100,12 +125,8 @@ def _one_policy(name: str, typed_config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _grpc_cluster(name: str, xds_dir: str, health_interval_s: float) -> dict[str, Any]:
-    http2 = {
-        "max_concurrent_streams": 8192,
-        # A peer that vanished without closing (a stopped process) is noticed although no stream has a deadline.
-        "connection_keepalive": {"interval": "30s", "timeout": "20s"},
-    }
+def _grpc_cluster(name: str, xds_dir: str | None, health_interval_s: float) -> dict[str, Any]:
+    http2 = {"max_concurrent_streams": 8192, "connection_keepalive": _KEEPALIVE}
     cluster = _cluster(name, xds_dir, {"explicit_http_config": {"http2_protocol_options": http2}})
     interval = f"{health_interval_s}s"
     cluster["health_checks"] = [
@@ -124,7 +145,7 @@ def _grpc_cluster(name: str, xds_dir: str, health_interval_s: float) -> dict[str
     return cluster
 
 
-def _cluster(name: str, xds_dir: str, protocol: dict[str, Any]) -> dict[str, Any]:
+def _cluster(name: str, xds_dir: str | None, protocol: dict[str, Any]) -> dict[str, Any]:
     limits = {
         "max_connections": _UNLIMITED,
         "max_pending_requests": _UNLIMITED,
@@ -145,10 +166,10 @@ def _cluster(name: str, xds_dir: str, protocol: dict[str, Any]) -> dict[str, Any
             # their checks failed with "no healthy upstream" for 0.8 to 1.2 s.
             "update_merge_window": "0s",
         },
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                **protocol,
-            }
-        },
+        "typed_extension_protocol_options": _protocol_options(protocol),
     }
+
+
+def _protocol_options(protocol: dict[str, Any]) -> dict[str, Any]:
+    kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    return {kind: {"@type": f"type.googleapis.com/{kind}", **protocol}}

@@ -1,15 +1,15 @@
-"""Everything one Envoy reads: its bootstrap, and the xDS files that the bootstrap names."""
+"""Everything one Envoy reads: its bootstrap, and the resources that come from files or from a control plane."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from shoal.operator.envoy import clusters, listeners
-from shoal.operator.envoy.endpoints import Endpoint, cluster_load_assignment
+from shoal.operator.envoy import clusters, listeners, routes
+from shoal.operator.envoy.endpoints import Endpoint, cluster_load_assignment, endpoints_file
 
 BOOTSTRAP_FILE = "envoy.json"
 XDS_FOLDER = "xds"
@@ -20,6 +20,8 @@ class EnvoyOptions:
     """What differs from one Envoy to the next."""
 
     node_id: str
+    node_cluster: str = "shoal"
+    """Whom the control plane takes it for: Envoys of one name are told the same."""
     run_dir: str
     """Absolute; `envoy.json` and `xds/` are in it."""
     admin_socket: str
@@ -32,6 +34,10 @@ class EnvoyOptions:
     """File for one JSON line a request at the edge."""
     max_http_request_bytes: int = 32 << 20
     grpc_health_interval_s: float = 1.0
+    control_plane: Endpoint | None = None
+    """Where resources come from; None: from files in `run_dir`."""
+    xds_protocol: Literal["DELTA_GRPC", "GRPC"] = "DELTA_GRPC"
+    """What is spoken with it: changes, or the state of the world."""
 
 
 def eds_file(cluster: str) -> str:
@@ -39,33 +45,62 @@ def eds_file(cluster: str) -> str:
     return f"{XDS_FOLDER}/eds-{cluster}.json"
 
 
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one Envoy is told, in the JSON form of protobuf, each with its `@type`."""
+
+    clusters: tuple[dict[str, Any], ...]
+    endpoints: tuple[dict[str, Any], ...]
+    listeners: tuple[dict[str, Any], ...]
+    routes: tuple[dict[str, Any], ...]
+
+
 def render_files(options: EnvoyOptions, endpoints: Mapping[str, Sequence[Endpoint]]) -> dict[str, str]:
     """Path relative to the run directory -> JSON. Clusters that `endpoints` does not name start empty."""
     xds_dir = f"{options.run_dir}/{XDS_FOLDER}"
-    resources: dict[str, Any] = {
+    edge, mesh = _routes(options)
+    files: dict[str, Any] = {
         BOOTSTRAP_FILE: bootstrap(options),
-        f"{XDS_FOLDER}/cds.json": {
-            "resources": [
-                clusters.worker(
-                    xds_dir,
-                    options.grpc_health_interval_s,
-                    outlier_detection=options.num_workers > 1,
-                    balancing=options.balancing,
-                ),
-                clusters.gateway_grpc(xds_dir, options.grpc_health_interval_s),
-                clusters.gateway_http(xds_dir),
-            ]
-        },
+        f"{XDS_FOLDER}/cds.json": {"resources": _clusters(options, xds_dir)},
         f"{XDS_FOLDER}/lds.json": {
-            "resources": [
-                listeners.edge(options.edge, options.access_log, options.max_http_request_bytes),
-                listeners.mesh(options.mesh, num_retries=max(1, min(3, options.num_workers - 1))),
-            ]
+            "resources": _listeners(options, listeners.inline_routes(edge), listeners.inline_routes(mesh))
         },
     }
     for cluster in clusters.NAMES:
-        resources[eds_file(cluster)] = cluster_load_assignment(cluster, endpoints.get(cluster, ()))
-    return {path: render(value) for path, value in resources.items()}
+        files[eds_file(cluster)] = endpoints_file(cluster, endpoints.get(cluster, ()))
+    return {path: render(value) for path, value in files.items()}
+
+
+def render_resources(options: EnvoyOptions, endpoints: Mapping[str, Sequence[Endpoint]]) -> Resources:
+    """The same for a control plane to send. Routes are apart from listeners: they depend on the number of workers."""
+    discovered = [listeners.discovered_routes(name) for name in (routes.EDGE, routes.MESH)]
+    return Resources(
+        clusters=tuple(_clusters(options, None)),
+        endpoints=tuple(cluster_load_assignment(name, endpoints.get(name, ())) for name in clusters.NAMES),
+        listeners=tuple(_listeners(options, *discovered)),
+        routes=_routes(options),
+    )
+
+
+def _clusters(options: EnvoyOptions, xds_dir: str | None) -> list[dict[str, Any]]:
+    interval_s = options.grpc_health_interval_s
+    has_choice = options.num_workers > 1
+    return [
+        clusters.worker(xds_dir, interval_s, outlier_detection=has_choice, balancing=options.balancing),
+        clusters.gateway_grpc(xds_dir, interval_s),
+        clusters.gateway_http(xds_dir),
+    ]
+
+
+def _listeners(options: EnvoyOptions, edge: dict[str, Any], mesh: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        listeners.edge(options.edge, options.access_log, options.max_http_request_bytes, edge),
+        listeners.mesh(options.mesh, mesh),
+    ]
+
+
+def _routes(options: EnvoyOptions) -> tuple[dict[str, Any], dict[str, Any]]:
+    return routes.edge(), routes.mesh(num_retries=max(1, min(3, options.num_workers - 1)))
 
 
 def render(value: Any) -> str:
@@ -75,14 +110,10 @@ def render(value: Any) -> str:
 
 def bootstrap(options: EnvoyOptions) -> dict[str, Any]:
     """What `envoy -c` gets: who it is, its admin interface, and where clusters and listeners come from."""
-    xds_dir = f"{options.run_dir}/{XDS_FOLDER}"
     return {
-        "node": {"id": options.node_id, "cluster": "shoal"},
+        "node": {"id": options.node_id, "cluster": options.node_cluster},
         "admin": {"address": {"pipe": {"path": options.admin_socket, "mode": 0o600}}},
-        "dynamic_resources": {
-            "cds_config": clusters.config_source(xds_dir, "cds.json"),
-            "lds_config": clusters.config_source(xds_dir, "lds.json"),
-        },
+        **_sources(options),
         "overload_manager": {
             "resource_monitors": [
                 {
@@ -95,4 +126,28 @@ def bootstrap(options: EnvoyOptions) -> dict[str, Any]:
                 }
             ]
         },
+    }
+
+
+def _sources(options: EnvoyOptions) -> dict[str, Any]:
+    if options.control_plane is None:
+        xds_dir = f"{options.run_dir}/{XDS_FOLDER}"
+        return {
+            "dynamic_resources": {
+                "cds_config": clusters.config_source(xds_dir, "cds.json"),
+                "lds_config": clusters.config_source(xds_dir, "lds.json"),
+            }
+        }
+    ads = clusters.config_source(None, "")
+    return {
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": options.xds_protocol,
+                "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {"cluster_name": clusters.CONTROL_PLANE}}],
+            },
+            "cds_config": ads,
+            "lds_config": ads,
+        },
+        "static_resources": {"clusters": [clusters.control_plane(options.control_plane)]},
     }

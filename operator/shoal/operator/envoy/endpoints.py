@@ -1,4 +1,4 @@
-"""Endpoints of a cluster (EDS), as Envoy reads them from a file."""
+"""Endpoints of a cluster (EDS)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,14 @@ class Endpoint:
 
 
 def cluster_load_assignment(cluster: str, endpoints: Iterable[Endpoint]) -> dict[str, Any]:
-    """A whole EDS file. One cluster a file: Envoy refuses a file with more."""
+    """One resource."""
     members = [
         {"endpoint": {"address": {"socket_address": {"address": endpoint.host, "port_value": endpoint.port}}}}
         for endpoint in sorted(endpoints)
     ]
-    return {"resources": [{"@type": _TYPE, "cluster_name": cluster, "endpoints": [{"lb_endpoints": members}]}]}
+    return {"@type": _TYPE, "cluster_name": cluster, "endpoints": [{"lb_endpoints": members}]}
+
+
+def endpoints_file(cluster: str, endpoints: Iterable[Endpoint]) -> dict[str, Any]:
+    """A whole EDS file. One cluster a file: Envoy refuses a file with more."""
+    return {"resources": [cluster_load_assignment(cluster, endpoints)]}

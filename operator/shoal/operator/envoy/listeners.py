@@ -1,4 +1,4 @@
-"""Listeners: EDGE for clients, MESH for the gateway."""
+"""Listeners: EDGE for clients, MESH for the gateway. Where their routes come from is the caller's to say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from shoal.operator.envoy.endpoints import Endpoint
 
 _HTTP = "type.googleapis.com/envoy.extensions.filters.http"
 _NETWORK = "type.googleapis.com/envoy.extensions.filters.network"
-SERVED_BY_HEADER = "x-shoal-served-by"
 _PINS = (clusters.ENDPOINT_HEADER, "x-gateway-destination-endpoint")
 _ORCA_FIELDS = ("endpoint-load-metrics", "endpoint-load-metrics-bin")
 
@@ -34,27 +33,16 @@ end
 """
 
 
-def edge(address: Endpoint, access_log: str | None, max_http_request_bytes: int) -> dict[str, Any]:
-    """Where clients connect: gRPC and HTTP on one port, told apart by the content type."""
+def edge(
+    address: Endpoint, access_log: str | None, max_http_request_bytes: int, route_source: dict[str, Any]
+) -> dict[str, Any]:
+    """Where clients connect: gRPC and HTTP on one port."""
     too_large = {"@type": f"{_HTTP}.buffer.v3.Buffer", "max_request_bytes": max_http_request_bytes}
-    not_buffered = {"@type": f"{_HTTP}.buffer.v3.BufferPerRoute", "disabled": True}
-    routes = [
-        {
-            "match": {"prefix": "/", "grpc": {}},
-            "route": _route(clusters.GATEWAY_GRPC, retry_on="connect-failure,refused-stream", num_retries=2),
-            # Buffering would hold back a bidirectional stream, such as reflection, for ever.
-            "typed_per_filter_config": {"envoy.filters.http.buffer": not_buffered},
-        },
-        {
-            "match": {"prefix": "/"},
-            "route": _route(clusters.GATEWAY_HTTP, retry_on="connect-failure", num_retries=2),
-        },
-    ]
     filters = [
         _filter("header_mutation", {"@type": f"{_HTTP}.header_mutation.v3.HeaderMutation", "mutations": _mutations()}),
         _filter("buffer", too_large),
     ]
-    manager = _connection_manager("edge", routes, filters) | {
+    manager = _connection_manager("edge", route_source, filters) | {
         "local_reply_config": _json_errors(),
         "request_headers_timeout": "10s",
         "max_request_headers_kb": 64,
@@ -67,48 +55,23 @@ def edge(address: Endpoint, access_log: str | None, max_http_request_bytes: int)
     return _listener("edge", address, manager)
 
 
-def mesh(address: Endpoint, num_retries: int) -> dict[str, Any]:
+def mesh(address: Endpoint, route_source: dict[str, Any]) -> dict[str, Any]:
     """Where the gateway finds workers."""
-    retry_on = "resource-exhausted,unavailable,connect-failure,refused-stream"
-    route = _route(clusters.WORKER, retry_on=retry_on, num_retries=num_retries)
-    route["hash_policy"] = [{"header": {"header_name": clusters.PREFIX_HASH_HEADER}}]  # weights do not ask for it
-    routes = [{"match": {"prefix": "/shoal.api.worker.v1.ModelWorkerService/", "grpc": {}}, "route": route}]
     script = {"@type": f"{_HTTP}.lua.v3.Lua", "default_source_code": {"inline_string": PIN_SCRIPT}}
-    manager = _connection_manager("mesh", routes, [_filter("lua", script)])
-    manager["route_config"]["response_headers_to_add"] = [
-        {
-            "header": {"key": SERVED_BY_HEADER, "value": "%UPSTREAM_REMOTE_ADDRESS%"},
-            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-        }
-    ]
-    return _listener("mesh", address, manager)
+    return _listener("mesh", address, _connection_manager("mesh", route_source, [_filter("lua", script)]))
 
 
-def _route(cluster: str, *, retry_on: str, num_retries: int) -> dict[str, Any]:
-    """A route without a time limit (the default of 15 s cuts token streams), retried before the first byte only."""
-    return {
-        "cluster": cluster,
-        "timeout": "0s",
-        "retry_policy": {
-            "retry_on": retry_on,
-            "num_retries": num_retries,
-            "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.1s"},
-            "retry_host_predicate": [
-                {
-                    "name": "envoy.retry_host_predicates.previous_hosts",
-                    "typed_config": {
-                        "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3"
-                        ".PreviousHostsPredicate"
-                    },
-                }
-            ],
-            # A retry by hash looks at the next places in the ring, of which several belong to the host just tried.
-            "host_selection_retry_max_attempts": 16,
-        },
-    }
+def inline_routes(configuration: dict[str, Any]) -> dict[str, Any]:
+    """A route source: part of the listener, which changes, and drains its connections, when routes do."""
+    return {"route_config": {key: value for key, value in configuration.items() if key != "@type"}}
 
 
-def _connection_manager(name: str, routes: list[dict[str, Any]], filters: list[dict[str, Any]]) -> dict[str, Any]:
+def discovered_routes(name: str) -> dict[str, Any]:
+    """A route source: resources of their own, from the control plane, which change without the listener."""
+    return {"rds": {"route_config_name": name, "config_source": clusters.config_source(None, "")}}
+
+
+def _connection_manager(name: str, route_source: dict[str, Any], filters: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "@type": f"{_NETWORK}.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": name,
@@ -121,7 +84,7 @@ def _connection_manager(name: str, routes: list[dict[str, Any]], filters: list[d
             "max_concurrent_streams": 8192,
             "connection_keepalive": {"interval": "30s", "timeout": "20s"},
         },
-        "route_config": {"name": name, "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}]},
+        **route_source,
         "http_filters": [
             *filters,
             _filter("router", {"@type": f"{_HTTP}.router.v3.Router", "suppress_envoy_headers": True}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shoal.operator.api import InferenceService
-from shoal.operator.envoy import Endpoint, EnvoyOptions, cluster_load_assignment, clusters, render_files
+from shoal.operator.envoy import Endpoint, EnvoyOptions, clusters, endpoints_file, render_files
 from shoal.operator.envoy.config import BOOTSTRAP_FILE, eds_file, render
 from shoal.operator.planner import commands
 from shoal.operator.planner.plan import LocalPlan, Observed, ProcessPlan, Readiness, ReadinessKind
@@ -120,7 +120,7 @@ def _peers_file(service: InferenceService) -> dict[str, str]:
     """Nobody is there yet; gateways join as they become ready."""
     if service.spec.gateway.replicas == 1:
         return {}
-    return {eds_file(clusters.GATEWAY_PEERS): render(cluster_load_assignment(clusters.GATEWAY_PEERS, ()))}
+    return {eds_file(clusters.GATEWAY_PEERS): render(endpoints_file(clusters.GATEWAY_PEERS, ()))}
 
 
 def _envoy(service: InferenceService, observed: Observed) -> ProcessPlan:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from shoal.operator.envoy import Endpoint, cluster_load_assignment
+from shoal.operator.envoy import Endpoint, endpoints_file
 from shoal.operator.envoy.config import eds_file, render
 from shoal.operator.substrate.run_dir import replace_file
 
@@ -37,5 +37,5 @@ class Membership:
                 self._write(cluster)
 
     def _write(self, cluster: str) -> None:
-        assignment = cluster_load_assignment(cluster, self._endpoints[cluster])
+        assignment = endpoints_file(cluster, self._endpoints[cluster])
         replace_file(self._run_dir, eds_file(cluster), render(assignment))
