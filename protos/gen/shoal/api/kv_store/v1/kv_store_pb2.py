@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from shoal.api.worker.v1 import worker_pb2 as shoal_dot_api_dot_worker_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$shoal/api/kv_store/v1/kv_store.proto\x12\x15shoal.api.kv_store.v1\x1a shoal/api/worker/v1/worker.proto\"=\n\x05Scope\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12\x0f\n\x07session\x18\x03 \x01(\x0c\"\x10\n\x0eGetInfoRequest\"\x91\x01\n\x0fGetInfoResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bsocket_path\x18\x04 \x01(\t\x12\x16\n\x0emax_batch_size\x18\x05 \x01(\r\x12\x18\n\x10lease_timeout_ms\x18\x06 \x01(\r\"z\n\x0bOpenRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x13\n\x0b\x62lock_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12num_staging_blocks\x18\x03 \x01(\r\x12\r\n\x05token\x18\x04 \x01(\t\"x\n\x0cOpenResponse\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x16\n\x0estaging_stride\x18\x03 \x01(\x04\x12\x16\n\x0emax_batch_size\x18\x04 \x01(\r\x12\x18\n\x10lease_timeout_ms\x18\x05 \x01(\r\"\x1b\n\nMapRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\r\"c\n\x0bMapResponse\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x1a\n\x12generations_offset\x18\x02 \x01(\x04\x12\x11\n\tnum_slots\x18\x03 \x01(\r\x12\x12\n\nslot_bytes\x18\x04 \x01(\x04\"J\n\rLookupRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"<\n\x0eLookupResponse\x12\x13\n\x0bnum_visible\x18\x01 \x01(\r\x12\x15\n\rnum_in_memory\x18\x02 \x01(\r\"\x86\x01\n\x0eReserveRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x12\n\nparent_key\x18\x03 \x01(\x0c\x12\x15\n\rnamespace_key\x18\x04 \x01(\x0c\x12\x0e\n\x06\x63ost_s\x18\x05 \x01(\x02\"_\n\x0fReserveResponse\x12\x34\n\x08statuses\x18\x01 \x03(\x0e\x32\".shoal.api.kv_store.v1.BlockStatus\x12\x16\n\x0estaging_blocks\x18\x02 \x03(\r\"]\n\rCommitRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x11\n\tchecksums\x18\x03 \x03(\x07\"F\n\x0e\x43ommitResponse\x12\x34\n\x08statuses\x18\x01 \x03(\x0e\x32\".shoal.api.kv_store.v1.BlockStatus\"K\n\x0e\x41\x63quireRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"\x85\x01\n\x0f\x41\x63quireResponse\x12\x0e\n\x06\x63hunks\x18\x01 \x03(\r\x12\r\n\x05slots\x18\x02 \x03(\r\x12\x13\n\x0bgenerations\x18\x03 \x03(\x04\x12\x11\n\tchecksums\x18\x04 \x03(\x07\x12\x13\n\x0bnum_visible\x18\x05 \x01(\r\x12\x16\n\x0eretired_chunks\x18\x06 \x03(\r\"\x98\x01\n\x0eReleaseRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x13\n\x0bleased_keys\x18\x02 \x01(\x0c\x12\x15\n\rreserved_keys\x18\x03 \x01(\x0c\x12\x14\n\x0csuspect_keys\x18\x04 \x01(\x0c\x12\x17\n\x0funmapped_chunks\x18\x05 \x03(\r\"&\n\x0fReleaseResponse\x12\x13\n\x0bnum_removed\x18\x01 \x01(\r\"`\n\x0fPrefetchRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\")\n\x10PrefetchResponse\x12\x15\n\rnum_in_memory\x18\x01 \x01(\r\"I\n\x0c\x45victRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"8\n\rEvictResponse\x12\x13\n\x0bnum_evicted\x18\x01 \x01(\r\x12\x12\n\nnum_leased\x18\x02 \x01(\r\"\x1e\n\x0cStatsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"\xec\x02\n\rStatsResponse\x12\x12\n\nnum_blocks\x18\x01 \x01(\x04\x12\x19\n\x11num_memory_blocks\x18\x02 \x01(\x04\x12\x17\n\x0fnum_disk_blocks\x18\x03 \x01(\x04\x12\x19\n\x11used_memory_bytes\x18\x04 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x17\n\x0fused_disk_bytes\x18\x06 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x07 \x01(\x04\x12\x12\n\nnum_leased\x18\x08 \x01(\x04\x12\x14\n\x0cnum_sessions\x18\t \x01(\x04\x12\x44\n\x08\x63ounters\x18\n \x03(\x0b\x32\x32.shoal.api.kv_store.v1.StatsResponse.CountersEntry\x12\x14\n\x0c\x64isk_problem\x18\x0b \x01(\t\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"0\n\x0cWatchRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x11\n\tstart_seq\x18\x02 \x01(\x04\"\x80\x02\n\rWatchResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12/\n\x06stored\x18\x03 \x01(\x0b\x32\x1d.shoal.api.worker.v1.KvStoredH\x00\x12\x31\n\x07removed\x18\x04 \x01(\x0b\x32\x1e.shoal.api.worker.v1.KvRemovedH\x00\x12\x31\n\x07\x63leared\x18\x05 \x01(\x0b\x32\x1e.shoal.api.worker.v1.KvClearedH\x00\x12\x33\n\x08snapshot\x18\x06 \x01(\x0b\x32\x1f.shoal.api.worker.v1.KvSnapshotH\x00\x42\x07\n\x05\x65vent*\x9b\x02\n\x0b\x42lockStatus\x12\x1c\n\x18\x42LOCK_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x42LOCK_STATUS_RESERVED\x10\x01\x12\x18\n\x14\x42LOCK_STATUS_PRESENT\x10\x02\x12\x18\n\x14\x42LOCK_STATUS_PENDING\x10\x03\x12\x19\n\x15\x42LOCK_STATUS_NO_SPACE\x10\x04\x12\x17\n\x13\x42LOCK_STATUS_ORPHAN\x10\x05\x12\x18\n\x14\x42LOCK_STATUS_FOREIGN\x10\x06\x12\x18\n\x14\x42LOCK_STATUS_CORRUPT\x10\x07\x12\x18\n\x14\x42LOCK_STATUS_EXPIRED\x10\x08\x12\x1d\n\x19\x42LOCK_STATUS_NOT_ADMITTED\x10\t2\x81\x07\n\x0eKvStoreService\x12X\n\x07GetInfo\x12%.shoal.api.kv_store.v1.GetInfoRequest\x1a&.shoal.api.kv_store.v1.GetInfoResponse\x12U\n\x06Lookup\x12$.shoal.api.kv_store.v1.LookupRequest\x1a%.shoal.api.kv_store.v1.LookupResponse\x12X\n\x07Reserve\x12%.shoal.api.kv_store.v1.ReserveRequest\x1a&.shoal.api.kv_store.v1.ReserveResponse\x12U\n\x06\x43ommit\x12$.shoal.api.kv_store.v1.CommitRequest\x1a%.shoal.api.kv_store.v1.CommitResponse\x12X\n\x07\x41\x63quire\x12%.shoal.api.kv_store.v1.AcquireRequest\x1a&.shoal.api.kv_store.v1.AcquireResponse\x12X\n\x07Release\x12%.shoal.api.kv_store.v1.ReleaseRequest\x1a&.shoal.api.kv_store.v1.ReleaseResponse\x12[\n\x08Prefetch\x12&.shoal.api.kv_store.v1.PrefetchRequest\x1a\'.shoal.api.kv_store.v1.PrefetchResponse\x12R\n\x05\x45vict\x12#.shoal.api.kv_store.v1.EvictRequest\x1a$.shoal.api.kv_store.v1.EvictResponse\x12R\n\x05Stats\x12#.shoal.api.kv_store.v1.StatsRequest\x1a$.shoal.api.kv_store.v1.StatsResponse\x12T\n\x05Watch\x12#.shoal.api.kv_store.v1.WatchRequest\x1a$.shoal.api.kv_store.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$shoal/api/kv_store/v1/kv_store.proto\x12\x15shoal.api.kv_store.v1\x1a shoal/api/worker/v1/worker.proto\"=\n\x05Scope\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12\x0f\n\x07session\x18\x03 \x01(\x0c\"\x10\n\x0eGetInfoRequest\"\x91\x01\n\x0fGetInfoResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bsocket_path\x18\x04 \x01(\t\x12\x16\n\x0emax_batch_size\x18\x05 \x01(\r\x12\x18\n\x10lease_timeout_ms\x18\x06 \x01(\r\"z\n\x0bOpenRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x13\n\x0b\x62lock_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12num_staging_blocks\x18\x03 \x01(\r\x12\r\n\x05token\x18\x04 \x01(\t\"x\n\x0cOpenResponse\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x16\n\x0estaging_stride\x18\x03 \x01(\x04\x12\x16\n\x0emax_batch_size\x18\x04 \x01(\r\x12\x18\n\x10lease_timeout_ms\x18\x05 \x01(\r\"\x1b\n\nMapRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\r\"c\n\x0bMapResponse\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x1a\n\x12generations_offset\x18\x02 \x01(\x04\x12\x11\n\tnum_slots\x18\x03 \x01(\r\x12\x12\n\nslot_bytes\x18\x04 \x01(\x04\"d\n\rLookupRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x18\n\x10peers_timeout_ms\x18\x03 \x01(\r\"T\n\x0eLookupResponse\x12\x13\n\x0bnum_visible\x18\x01 \x01(\r\x12\x15\n\rnum_in_memory\x18\x02 \x01(\r\x12\x16\n\x0enum_with_peers\x18\x03 \x01(\r\"\x86\x01\n\x0eReserveRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x12\n\nparent_key\x18\x03 \x01(\x0c\x12\x15\n\rnamespace_key\x18\x04 \x01(\x0c\x12\x0e\n\x06\x63ost_s\x18\x05 \x01(\x02\"_\n\x0fReserveResponse\x12\x34\n\x08statuses\x18\x01 \x03(\x0e\x32\".shoal.api.kv_store.v1.BlockStatus\x12\x16\n\x0estaging_blocks\x18\x02 \x03(\r\"]\n\rCommitRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x11\n\tchecksums\x18\x03 \x03(\x07\"F\n\x0e\x43ommitResponse\x12\x34\n\x08statuses\x18\x01 \x03(\x0e\x32\".shoal.api.kv_store.v1.BlockStatus\"K\n\x0e\x41\x63quireRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"\x85\x01\n\x0f\x41\x63quireResponse\x12\x0e\n\x06\x63hunks\x18\x01 \x03(\r\x12\r\n\x05slots\x18\x02 \x03(\r\x12\x13\n\x0bgenerations\x18\x03 \x03(\x04\x12\x11\n\tchecksums\x18\x04 \x03(\x07\x12\x13\n\x0bnum_visible\x18\x05 \x01(\r\x12\x16\n\x0eretired_chunks\x18\x06 \x03(\r\"\x98\x01\n\x0eReleaseRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x13\n\x0bleased_keys\x18\x02 \x01(\x0c\x12\x15\n\rreserved_keys\x18\x03 \x01(\x0c\x12\x14\n\x0csuspect_keys\x18\x04 \x01(\x0c\x12\x17\n\x0funmapped_chunks\x18\x05 \x03(\r\"&\n\x0fReleaseResponse\x12\x13\n\x0bnum_removed\x18\x01 \x01(\r\"t\n\x0fPrefetchRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\x12\x12\n\nlocal_only\x18\x04 \x01(\x08\")\n\x10PrefetchResponse\x12\x15\n\rnum_in_memory\x18\x01 \x01(\r\"I\n\x0c\x45victRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"8\n\rEvictResponse\x12\x13\n\x0bnum_evicted\x18\x01 \x01(\r\x12\x12\n\nnum_leased\x18\x02 \x01(\r\"\x1e\n\x0cStatsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"\x9d\x03\n\rStatsResponse\x12\x12\n\nnum_blocks\x18\x01 \x01(\x04\x12\x19\n\x11num_memory_blocks\x18\x02 \x01(\x04\x12\x17\n\x0fnum_disk_blocks\x18\x03 \x01(\x04\x12\x19\n\x11used_memory_bytes\x18\x04 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x17\n\x0fused_disk_bytes\x18\x06 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x07 \x01(\x04\x12\x12\n\nnum_leased\x18\x08 \x01(\x04\x12\x14\n\x0cnum_sessions\x18\t \x01(\x04\x12\x44\n\x08\x63ounters\x18\n \x03(\x0b\x32\x32.shoal.api.kv_store.v1.StatsResponse.CountersEntry\x12\x14\n\x0c\x64isk_problem\x18\x0b \x01(\t\x12/\n\x05peers\x18\x14 \x03(\x0b\x32 .shoal.api.kv_store.v1.PeerStats\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"W\n\tPeerStats\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\x12\n\nnum_pulled\x18\x03 \x01(\x04\x12\x14\n\x0cnum_failures\x18\x04 \x01(\x04\"0\n\x0cWatchRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x11\n\tstart_seq\x18\x02 \x01(\x04\"\x80\x02\n\rWatchResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12/\n\x06stored\x18\x03 \x01(\x0b\x32\x1d.shoal.api.worker.v1.KvStoredH\x00\x12\x31\n\x07removed\x18\x04 \x01(\x0b\x32\x1e.shoal.api.worker.v1.KvRemovedH\x00\x12\x31\n\x07\x63leared\x18\x05 \x01(\x0b\x32\x1e.shoal.api.worker.v1.KvClearedH\x00\x12\x33\n\x08snapshot\x18\x06 \x01(\x0b\x32\x1f.shoal.api.worker.v1.KvSnapshotH\x00\x42\x07\n\x05\x65vent*\x9b\x02\n\x0b\x42lockStatus\x12\x1c\n\x18\x42LOCK_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x42LOCK_STATUS_RESERVED\x10\x01\x12\x18\n\x14\x42LOCK_STATUS_PRESENT\x10\x02\x12\x18\n\x14\x42LOCK_STATUS_PENDING\x10\x03\x12\x19\n\x15\x42LOCK_STATUS_NO_SPACE\x10\x04\x12\x17\n\x13\x42LOCK_STATUS_ORPHAN\x10\x05\x12\x18\n\x14\x42LOCK_STATUS_FOREIGN\x10\x06\x12\x18\n\x14\x42LOCK_STATUS_CORRUPT\x10\x07\x12\x18\n\x14\x42LOCK_STATUS_EXPIRED\x10\x08\x12\x1d\n\x19\x42LOCK_STATUS_NOT_ADMITTED\x10\t2\x81\x07\n\x0eKvStoreService\x12X\n\x07GetInfo\x12%.shoal.api.kv_store.v1.GetInfoRequest\x1a&.shoal.api.kv_store.v1.GetInfoResponse\x12U\n\x06Lookup\x12$.shoal.api.kv_store.v1.LookupRequest\x1a%.shoal.api.kv_store.v1.LookupResponse\x12X\n\x07Reserve\x12%.shoal.api.kv_store.v1.ReserveRequest\x1a&.shoal.api.kv_store.v1.ReserveResponse\x12U\n\x06\x43ommit\x12$.shoal.api.kv_store.v1.CommitRequest\x1a%.shoal.api.kv_store.v1.CommitResponse\x12X\n\x07\x41\x63quire\x12%.shoal.api.kv_store.v1.AcquireRequest\x1a&.shoal.api.kv_store.v1.AcquireResponse\x12X\n\x07Release\x12%.shoal.api.kv_store.v1.ReleaseRequest\x1a&.shoal.api.kv_store.v1.ReleaseResponse\x12[\n\x08Prefetch\x12&.shoal.api.kv_store.v1.PrefetchRequest\x1a\'.shoal.api.kv_store.v1.PrefetchResponse\x12R\n\x05\x45vict\x12#.shoal.api.kv_store.v1.EvictRequest\x1a$.shoal.api.kv_store.v1.EvictResponse\x12R\n\x05Stats\x12#.shoal.api.kv_store.v1.StatsRequest\x1a$.shoal.api.kv_store.v1.StatsResponse\x12T\n\x05Watch\x12#.shoal.api.kv_store.v1.WatchRequest\x1a$.shoal.api.kv_store.v1.WatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATSRESPONSE_COUNTERSENTRY']._loaded_options = None
   _globals['_STATSRESPONSE_COUNTERSENTRY']._serialized_options = b'8\001'
-  _globals['_BLOCKSTATUS']._serialized_start=2632
-  _globals['_BLOCKSTATUS']._serialized_end=2915
+  _globals['_BLOCKSTATUS']._serialized_start=2840
+  _globals['_BLOCKSTATUS']._serialized_end=3123
   _globals['_SCOPE']._serialized_start=97
   _globals['_SCOPE']._serialized_end=158
   _globals['_GETINFOREQUEST']._serialized_start=160
@@ -51,43 +51,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MAPRESPONSE']._serialized_start=601
   _globals['_MAPRESPONSE']._serialized_end=700
   _globals['_LOOKUPREQUEST']._serialized_start=702
-  _globals['_LOOKUPREQUEST']._serialized_end=776
-  _globals['_LOOKUPRESPONSE']._serialized_start=778
-  _globals['_LOOKUPRESPONSE']._serialized_end=838
-  _globals['_RESERVEREQUEST']._serialized_start=841
-  _globals['_RESERVEREQUEST']._serialized_end=975
-  _globals['_RESERVERESPONSE']._serialized_start=977
-  _globals['_RESERVERESPONSE']._serialized_end=1072
-  _globals['_COMMITREQUEST']._serialized_start=1074
-  _globals['_COMMITREQUEST']._serialized_end=1167
-  _globals['_COMMITRESPONSE']._serialized_start=1169
-  _globals['_COMMITRESPONSE']._serialized_end=1239
-  _globals['_ACQUIREREQUEST']._serialized_start=1241
-  _globals['_ACQUIREREQUEST']._serialized_end=1316
-  _globals['_ACQUIRERESPONSE']._serialized_start=1319
-  _globals['_ACQUIRERESPONSE']._serialized_end=1452
-  _globals['_RELEASEREQUEST']._serialized_start=1455
-  _globals['_RELEASEREQUEST']._serialized_end=1607
-  _globals['_RELEASERESPONSE']._serialized_start=1609
-  _globals['_RELEASERESPONSE']._serialized_end=1647
-  _globals['_PREFETCHREQUEST']._serialized_start=1649
-  _globals['_PREFETCHREQUEST']._serialized_end=1745
-  _globals['_PREFETCHRESPONSE']._serialized_start=1747
-  _globals['_PREFETCHRESPONSE']._serialized_end=1788
-  _globals['_EVICTREQUEST']._serialized_start=1790
-  _globals['_EVICTREQUEST']._serialized_end=1863
-  _globals['_EVICTRESPONSE']._serialized_start=1865
-  _globals['_EVICTRESPONSE']._serialized_end=1921
-  _globals['_STATSREQUEST']._serialized_start=1923
-  _globals['_STATSREQUEST']._serialized_end=1953
-  _globals['_STATSRESPONSE']._serialized_start=1956
-  _globals['_STATSRESPONSE']._serialized_end=2320
-  _globals['_STATSRESPONSE_COUNTERSENTRY']._serialized_start=2273
-  _globals['_STATSRESPONSE_COUNTERSENTRY']._serialized_end=2320
-  _globals['_WATCHREQUEST']._serialized_start=2322
-  _globals['_WATCHREQUEST']._serialized_end=2370
-  _globals['_WATCHRESPONSE']._serialized_start=2373
-  _globals['_WATCHRESPONSE']._serialized_end=2629
-  _globals['_KVSTORESERVICE']._serialized_start=2918
-  _globals['_KVSTORESERVICE']._serialized_end=3815
+  _globals['_LOOKUPREQUEST']._serialized_end=802
+  _globals['_LOOKUPRESPONSE']._serialized_start=804
+  _globals['_LOOKUPRESPONSE']._serialized_end=888
+  _globals['_RESERVEREQUEST']._serialized_start=891
+  _globals['_RESERVEREQUEST']._serialized_end=1025
+  _globals['_RESERVERESPONSE']._serialized_start=1027
+  _globals['_RESERVERESPONSE']._serialized_end=1122
+  _globals['_COMMITREQUEST']._serialized_start=1124
+  _globals['_COMMITREQUEST']._serialized_end=1217
+  _globals['_COMMITRESPONSE']._serialized_start=1219
+  _globals['_COMMITRESPONSE']._serialized_end=1289
+  _globals['_ACQUIREREQUEST']._serialized_start=1291
+  _globals['_ACQUIREREQUEST']._serialized_end=1366
+  _globals['_ACQUIRERESPONSE']._serialized_start=1369
+  _globals['_ACQUIRERESPONSE']._serialized_end=1502
+  _globals['_RELEASEREQUEST']._serialized_start=1505
+  _globals['_RELEASEREQUEST']._serialized_end=1657
+  _globals['_RELEASERESPONSE']._serialized_start=1659
+  _globals['_RELEASERESPONSE']._serialized_end=1697
+  _globals['_PREFETCHREQUEST']._serialized_start=1699
+  _globals['_PREFETCHREQUEST']._serialized_end=1815
+  _globals['_PREFETCHRESPONSE']._serialized_start=1817
+  _globals['_PREFETCHRESPONSE']._serialized_end=1858
+  _globals['_EVICTREQUEST']._serialized_start=1860
+  _globals['_EVICTREQUEST']._serialized_end=1933
+  _globals['_EVICTRESPONSE']._serialized_start=1935
+  _globals['_EVICTRESPONSE']._serialized_end=1991
+  _globals['_STATSREQUEST']._serialized_start=1993
+  _globals['_STATSREQUEST']._serialized_end=2023
+  _globals['_STATSRESPONSE']._serialized_start=2026
+  _globals['_STATSRESPONSE']._serialized_end=2439
+  _globals['_STATSRESPONSE_COUNTERSENTRY']._serialized_start=2392
+  _globals['_STATSRESPONSE_COUNTERSENTRY']._serialized_end=2439
+  _globals['_PEERSTATS']._serialized_start=2441
+  _globals['_PEERSTATS']._serialized_end=2528
+  _globals['_WATCHREQUEST']._serialized_start=2530
+  _globals['_WATCHREQUEST']._serialized_end=2578
+  _globals['_WATCHRESPONSE']._serialized_start=2581
+  _globals['_WATCHRESPONSE']._serialized_end=2837
+  _globals['_KVSTORESERVICE']._serialized_start=3126
+  _globals['_KVSTORESERVICE']._serialized_end=4023
 # @@protoc_insertion_point(module_scope)

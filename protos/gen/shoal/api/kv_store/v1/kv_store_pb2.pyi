@@ -299,8 +299,11 @@ class LookupRequest(_message.Message):
 
     SCOPE_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
+    PEERS_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     keys: _builtins.bytes
     """Packed keys, in order."""
+    peers_timeout_ms: _builtins.int
+    """Longest time to ask other stores for what this one lacks; 0: do not ask. At most 1 second."""
     @_builtins.property
     def scope(self) -> Global___Scope:
         """Whose blocks."""
@@ -310,10 +313,11 @@ class LookupRequest(_message.Message):
         *,
         scope: Global___Scope | None = ...,
         keys: _builtins.bytes = ...,
+        peers_timeout_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "peers_timeout_ms", b"peers_timeout_ms", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -327,19 +331,23 @@ class LookupResponse(_message.Message):
 
     NUM_VISIBLE_FIELD_NUMBER: _builtins.int
     NUM_IN_MEMORY_FIELD_NUMBER: _builtins.int
+    NUM_WITH_PEERS_FIELD_NUMBER: _builtins.int
     num_visible: _builtins.int
     """Leading blocks that are visible, in any tier."""
     num_in_memory: _builtins.int
     """Leading blocks that are in memory."""
+    num_with_peers: _builtins.int
+    """Leading blocks that are visible here or that one other store has, where it was asked: at least num_visible."""
     def __init__(
         self,
         *,
         num_visible: _builtins.int = ...,
         num_in_memory: _builtins.int = ...,
+        num_with_peers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_in_memory", b"num_in_memory", "num_visible", b"num_visible"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_in_memory", b"num_in_memory", "num_visible", b"num_visible", "num_with_peers", b"num_with_peers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -626,10 +634,13 @@ class PrefetchRequest(_message.Message):
     SCOPE_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    LOCAL_ONLY_FIELD_NUMBER: _builtins.int
     keys: _builtins.bytes
     """Packed keys, in order."""
     timeout_ms: _builtins.int
     """Longest time to wait for them; 0, or more than 10 seconds: 10 seconds."""
+    local_only: _builtins.bool
+    """Whether to leave other stores alone."""
     @_builtins.property
     def scope(self) -> Global___Scope:
         """Whose blocks."""
@@ -640,10 +651,11 @@ class PrefetchRequest(_message.Message):
         scope: Global___Scope | None = ...,
         keys: _builtins.bytes = ...,
         timeout_ms: _builtins.int = ...,
+        local_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "scope", b"scope", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "local_only", b"local_only", "scope", b"scope", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -784,6 +796,7 @@ class StatsResponse(_message.Message):
     NUM_SESSIONS_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
     DISK_PROBLEM_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
     num_blocks: _builtins.int
     """Visible blocks."""
     num_memory_blocks: _builtins.int
@@ -810,6 +823,10 @@ class StatsResponse(_message.Message):
         promoted, refused_no_space, refused_orphan, refused_not_admitted, checksum_failures, expired_leases, ...
         """
 
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerStats]:
+        """Other stores that this one shares blocks with."""
+
     def __init__(
         self,
         *,
@@ -824,14 +841,49 @@ class StatsResponse(_message.Message):
         num_sessions: _builtins.int = ...,
         counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         disk_problem: _builtins.str = ...,
+        peers: _abc.Iterable[Global___PeerStats] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "disk_bytes", b"disk_bytes", "disk_problem", b"disk_problem", "memory_bytes", b"memory_bytes", "num_blocks", b"num_blocks", "num_disk_blocks", b"num_disk_blocks", "num_leased", b"num_leased", "num_memory_blocks", b"num_memory_blocks", "num_sessions", b"num_sessions", "used_disk_bytes", b"used_disk_bytes", "used_memory_bytes", b"used_memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "disk_bytes", b"disk_bytes", "disk_problem", b"disk_problem", "memory_bytes", b"memory_bytes", "num_blocks", b"num_blocks", "num_disk_blocks", b"num_disk_blocks", "num_leased", b"num_leased", "num_memory_blocks", b"num_memory_blocks", "num_sessions", b"num_sessions", "peers", b"peers", "used_disk_bytes", b"used_disk_bytes", "used_memory_bytes", b"used_memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatsResponse: _TypeAlias = StatsResponse  # noqa: Y015
+
+@_typing.final
+class PeerStats(_message.Message):
+    """What this store thinks of another one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    NUM_PULLED_FIELD_NUMBER: _builtins.int
+    NUM_FAILURES_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """Its peer address."""
+    problem: _builtins.str
+    """Why it is not asked for the moment; empty while it is."""
+    num_pulled: _builtins.int
+    """Blocks that came from it, verified."""
+    num_failures: _builtins.int
+    """Calls and transfers that failed or took too long."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        num_pulled: _builtins.int = ...,
+        num_failures: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "num_failures", b"num_failures", "num_pulled", b"num_pulled", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerStats: _TypeAlias = PeerStats  # noqa: Y015
 
 @_typing.final
 class WatchRequest(_message.Message):

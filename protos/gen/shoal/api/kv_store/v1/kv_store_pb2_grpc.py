@@ -146,7 +146,7 @@ class KvStoreServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Prefetch(self, request, context):
-        """Brings blocks of a chain from disk to memory; answers when they are there or the time is over.
+        """Brings blocks of a chain from disk, and from other stores, to memory; answers when they are there or the time is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

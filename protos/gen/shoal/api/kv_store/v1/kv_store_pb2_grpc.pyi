@@ -53,7 +53,7 @@ class KvStoreServiceStub:
     Release: _grpc.UnaryUnaryMultiCallable[_kv_store_pb2.ReleaseRequest, _kv_store_pb2.ReleaseResponse]
     """Gives leases and reservations back, and reports blocks that did not verify."""
     Prefetch: _grpc.UnaryUnaryMultiCallable[_kv_store_pb2.PrefetchRequest, _kv_store_pb2.PrefetchResponse]
-    """Brings blocks of a chain from disk to memory; answers when they are there or the time is over."""
+    """Brings blocks of a chain from disk, and from other stores, to memory; answers when they are there or the time is over."""
     Evict: _grpc.UnaryUnaryMultiCallable[_kv_store_pb2.EvictRequest, _kv_store_pb2.EvictResponse]
     """Removes blocks and everything that follows them."""
     Stats: _grpc.UnaryUnaryMultiCallable[_kv_store_pb2.StatsRequest, _kv_store_pb2.StatsResponse]
@@ -86,7 +86,7 @@ class KvStoreServiceAsyncStub(KvStoreServiceStub):
     Release: _aio.UnaryUnaryMultiCallable[_kv_store_pb2.ReleaseRequest, _kv_store_pb2.ReleaseResponse]  # type: ignore[assignment]
     """Gives leases and reservations back, and reports blocks that did not verify."""
     Prefetch: _aio.UnaryUnaryMultiCallable[_kv_store_pb2.PrefetchRequest, _kv_store_pb2.PrefetchResponse]  # type: ignore[assignment]
-    """Brings blocks of a chain from disk to memory; answers when they are there or the time is over."""
+    """Brings blocks of a chain from disk, and from other stores, to memory; answers when they are there or the time is over."""
     Evict: _aio.UnaryUnaryMultiCallable[_kv_store_pb2.EvictRequest, _kv_store_pb2.EvictResponse]  # type: ignore[assignment]
     """Removes blocks and everything that follows them."""
     Stats: _aio.UnaryUnaryMultiCallable[_kv_store_pb2.StatsRequest, _kv_store_pb2.StatsResponse]  # type: ignore[assignment]
@@ -158,7 +158,7 @@ class KvStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kv_store_pb2.PrefetchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kv_store_pb2.PrefetchResponse, _abc.Awaitable[_kv_store_pb2.PrefetchResponse]]:
-        """Brings blocks of a chain from disk to memory; answers when they are there or the time is over."""
+        """Brings blocks of a chain from disk, and from other stores, to memory; answers when they are there or the time is over."""
 
     @_abc_1.abstractmethod
     def Evict(
