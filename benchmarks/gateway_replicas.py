@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="GGUF file or folder; only its tokenizer is used")
     parser.add_argument("--trace", type=Path, required=True, help="as for `shoal bench replay`")
     parser.add_argument("--limit", type=int, default=600, help="requests, from the trace's start")
-    parser.add_argument("--speedup", type=float, default=2.0)
+    parser.add_argument("--speedup", type=float, default=1.35, help="80%% of what four workers serve")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--gateways", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
