@@ -175,7 +175,10 @@ def test_duplicate_keys_deep_down_are_all_found() -> None:
         ({"workers": "{replicas: yes}"}, "spec.workers.replicas: True is not allowed; give an integer from 1 to 64"),
         ({"workers": "{replicas: }"}, "spec.workers.replicas: has no value: leave the field out, or give an integer"),
         ({"workers": "{replicas: 1.5}"}, "spec.workers.replicas: 1.5 is not allowed"),
-        ({"gateway": "{auth: {}}"}, "spec.gateway.auth.apiKeysFile: is required: the path of a file"),
+        (
+            {"gateway": "{auth: {}}"},
+            "spec.gateway.auth: give one of apiKeysFile (on one machine) and apiKeysSecret (on",
+        ),
         ({"routing": "{policy: best}"}, "spec.routing.policy: 'best' is not allowed; give one of least_load, orca"),
         ({"observability": "{otlpEndpoint: 'x:4317'}"}, "'x:4317' is not allowed; give an http:// or https:// addr"),
         ({"prefill": "{}"}, "spec.prefill: unknown field; known: failover, flowControl, gateway, kvCache, model, obs"),

@@ -7,6 +7,8 @@ from decimal import Decimal
 
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T|e[0-9]{1,2})?$"
 QUANTITY_ALLOWED = "a quantity such as 512Mi, 2Gi or 1.5G"
+CPU_PATTERN = r"^([0-9]+(\.[0-9]{1,3})?|[0-9]+m)$"
+CPU_ALLOWED = "cores, such as 2, 0.5 or 500m"
 
 _FACTORS = {
     "": 1,

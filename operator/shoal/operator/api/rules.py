@@ -92,10 +92,15 @@ def _check_simulated(spec: InferenceServiceSpec) -> list[Problem]:
 
 def _check_gateway(spec: InferenceServiceSpec) -> list[Problem]:
     gateway = spec.gateway
-    if gateway.endpoint_picker is None or gateway.replicas == 1:
-        return []
-    message = f"{gateway.replicas} gateways cannot share a port; give spec.gateway.replicas = 1, or leave it out"
-    return [Problem("spec.gateway.endpointPicker", message)]
+    problems = []
+    if gateway.endpoint_picker is not None and gateway.replicas > 1:
+        message = f"{gateway.replicas} gateways cannot share a port; give spec.gateway.replicas = 1, or leave it out"
+        problems.append(Problem("spec.gateway.endpointPicker", message))
+    auth = gateway.auth
+    if auth is not None and (auth.api_keys_file is None) == (auth.api_keys_secret is None):
+        message = "give one of apiKeysFile (on one machine) and apiKeysSecret (on Kubernetes), or leave auth out"
+        problems.append(Problem("spec.gateway.auth", message))
+    return problems
 
 
 def _check_batch(spec: InferenceServiceSpec) -> list[Problem]:
@@ -141,7 +146,7 @@ def _check_flow_control(spec: InferenceServiceSpec) -> list[Problem]:
             message = f"{given} is more than {path}.{total} = {totals[total]} for all tenants; give at most that"
             problems.append(Problem(field, message))
     if flow.tenants and spec.gateway.auth is None:
-        message = "tenants are told apart by their API keys; give spec.gateway.auth.apiKeysFile, or leave tenants out"
+        message = "tenants are told apart by their API keys; give spec.gateway.auth, or leave tenants out"
         problems.append(Problem(f"{path}.tenants", message))
     return problems
 

@@ -11,74 +11,25 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from shoal.operator.api.quantity import QUANTITY_ALLOWED, QUANTITY_PATTERN
+from shoal.operator.api.fields import (
+    ByteQuantity,
+    CpuQuantity,
+    DnsLabel,
+    FilePath,
+    HttpUrl,
+    ModelName,
+    ObjectName,
+    QueuedRequests,
+    QueuedTokens,
+    SecretKey,
+    Sha256,
+    TenantName,
+    Uri,
+)
 
 API_VERSION = "shoal.dev/v1alpha1"
 KIND = "InferenceService"
 DeviceName = Literal["cpu", "cuda", "simulated"]
-
-DnsLabel = Annotated[
-    str,
-    Meta(
-        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
-        max_length=63,
-        extra={
-            "allowed": "a DNS label: at most 63 of a-z, 0-9 and '-', starting and ending with a letter or digit",
-        },
-    ),
-]
-ModelName = Annotated[
-    str,
-    Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
-        max_length=128,
-        extra={
-            "allowed": "at most 128 of A-Z, a-z, 0-9 and . _ : / -, starting with a letter or digit",
-        },
-    ),
-]
-Uri = Annotated[
-    str,
-    Meta(
-        pattern=r"^((file|hf|pypi)://.+|[./~].*)$",
-        max_length=4096,
-        extra={
-            "allowed": "a URI (file://, hf://, pypi://) or a path that starts with / or ./",
-        },
-    ),
-]
-Sha256 = Annotated[
-    str,
-    Meta(
-        pattern=r"^[0-9a-f]{64}$",
-        extra={"allowed": "64 lowercase hexadecimal digits"},
-    ),
-]
-ByteQuantity = (
-    Annotated[str, Meta(pattern=QUANTITY_PATTERN, max_length=32, extra={"allowed": QUANTITY_ALLOWED})]
-    | Annotated[int, Meta(ge=1)]
-)
-HttpUrl = Annotated[
-    str,
-    Meta(
-        pattern=r"^https?://[^\s/]+(/\S*)?$",
-        max_length=1024,
-        extra={"allowed": "an http:// or https:// address"},
-    ),
-]
-FilePath = Annotated[
-    str,
-    Meta(min_length=1, max_length=4096, extra={"allowed": "the path of a file"}),
-]
-TenantName = Annotated[
-    str,
-    Meta(
-        pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        extra={"allowed": "a tenant of the API keys file: at most 64 of A-Z, a-z, 0-9 and . _ -"},
-    ),
-]
-QueuedRequests = Annotated[int, Meta(ge=1, le=1 << 20)]
-QueuedTokens = Annotated[int, Meta(ge=1, le=1 << 32)]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -112,6 +63,13 @@ class Model(Section, frozen=True, kw_only=True):
     chat_template: Annotated[
         FilePath | None, Meta(description="File of a Jinja template that replaces the model's own.")
     ] = None
+    cache_claim: Annotated[
+        ObjectName | None,
+        Meta(
+            description="PersistentVolumeClaim for fetched models, mounted at /models in every pod that reads them. On "
+            "Kubernetes only. Default: each pod fetches its own copy."
+        ),
+    ] = None
 
 
 class Simulated(Section, frozen=True, kw_only=True):
@@ -128,6 +86,17 @@ class Simulated(Section, frozen=True, kw_only=True):
     token_microseconds: Annotated[
         float, Meta(ge=0, le=1_000_000, description="Time added for each of its tokens, without a model.")
     ] = 0.0
+
+
+class Resources(Section, frozen=True, kw_only=True):
+    """What a pod asks of its node. On Kubernetes only."""
+
+    cpu: Annotated[CpuQuantity | None, Meta(description="Cores. Default: as many as compute threads, on a GPU 4.")] = (
+        None
+    )
+    memory: Annotated[
+        ByteQuantity | None, Meta(description="Also its limit. Default: none is asked for, and any may be used.")
+    ] = None
 
 
 class Workers(Section, frozen=True, kw_only=True):
@@ -166,6 +135,7 @@ class Workers(Section, frozen=True, kw_only=True):
     max_queued_requests: Annotated[
         int, Meta(ge=1, le=1 << 20, description="Waiting requests beyond which a worker answers RESOURCE_EXHAUSTED.")
     ] = 256
+    resources: Resources = Resources()
 
 
 class KvCache(Section, frozen=True, kw_only=True):
@@ -180,10 +150,20 @@ class KvCache(Section, frozen=True, kw_only=True):
     ] = None
 
 
-class Auth(Section, frozen=True, kw_only=True):
-    """Who may call."""
+class ApiKeysSecret(Section, frozen=True, kw_only=True):
+    """One key of a Secret."""
 
-    api_keys_file: Annotated[FilePath, Meta(description="File of accepted API keys.")]
+    name: Annotated[ObjectName, Meta(description="The Secret, in the namespace of the InferenceService.")]
+    key: Annotated[SecretKey, Meta(description="Which of its values is the file.")] = "api-keys"
+
+
+class Auth(Section, frozen=True, kw_only=True):
+    """Who may call: one of the two."""
+
+    api_keys_file: Annotated[
+        FilePath | None, Meta(description="File of accepted API keys, lines of tenant:sha256-of-key. On one machine.")
+    ] = None
+    api_keys_secret: Annotated[ApiKeysSecret | None, Meta(description="The same as a Secret. On Kubernetes.")] = None
 
 
 class EndpointPicker(Section, frozen=True, kw_only=True):
@@ -271,7 +251,7 @@ class FlowControl(Section, frozen=True, kw_only=True):
         float,
         Meta(ge=0, le=100, description="Requests sent to a worker beyond maxNumSeqs, as a part of it."),
     ] = 0.25
-    tenants: Annotated[tuple[TenantFlowControl, ...], Meta(description="Tenants that differ.")] = ()
+    tenants: Annotated[tuple[TenantFlowControl, ...], Meta(max_length=256, description="Tenants that differ.")] = ()
 
 
 class Observability(Section, frozen=True, kw_only=True):
@@ -294,6 +274,9 @@ class InferenceServiceSpec(Section, frozen=True, kw_only=True):
     flow_control: FlowControl = FlowControl()
     failover: Failover = Failover()
     observability: Observability = Observability()
+    paused: Annotated[
+        bool, Meta(description="true: the operator leaves everything as it is, until false. On Kubernetes only.")
+    ] = False
 
 
 class InferenceService(Section, frozen=True, kw_only=True):

@@ -1,0 +1,88 @@
+"""Types of single fields, each with its range or pattern, and what to say when a value is not allowed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from shoal.operator.api.quantity import CPU_ALLOWED, CPU_PATTERN, QUANTITY_ALLOWED, QUANTITY_PATTERN
+
+DnsLabel = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        max_length=63,
+        extra={
+            "allowed": "a DNS label: at most 63 of a-z, 0-9 and '-', starting and ending with a letter or digit",
+        },
+    ),
+]
+ModelName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
+        max_length=128,
+        extra={
+            "allowed": "at most 128 of A-Z, a-z, 0-9 and . _ : / -, starting with a letter or digit",
+        },
+    ),
+]
+Uri = Annotated[
+    str,
+    Meta(
+        pattern=r"^((file|hf|pypi)://.+|[./~].*)$",
+        max_length=4096,
+        extra={
+            "allowed": "a URI (file://, hf://, pypi://) or a path that starts with / or ./",
+        },
+    ),
+]
+Sha256 = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9a-f]{64}$",
+        extra={"allowed": "64 lowercase hexadecimal digits"},
+    ),
+]
+ByteQuantity = (
+    Annotated[str, Meta(pattern=QUANTITY_PATTERN, max_length=32, extra={"allowed": QUANTITY_ALLOWED})]
+    | Annotated[int, Meta(ge=1)]
+)
+HttpUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^https?://[^\s/]+(/\S*)?$",
+        max_length=1024,
+        extra={"allowed": "an http:// or https:// address"},
+    ),
+]
+FilePath = Annotated[
+    str,
+    Meta(min_length=1, max_length=4096, extra={"allowed": "the path of a file"}),
+]
+TenantName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        extra={"allowed": "a tenant of the API keys file: at most 64 of A-Z, a-z, 0-9 and . _ -"},
+    ),
+]
+QueuedRequests = Annotated[int, Meta(ge=1, le=1 << 20)]
+QueuedTokens = Annotated[int, Meta(ge=1, le=1 << 32)]
+ObjectName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        max_length=253,
+        extra={"allowed": "the name of a Kubernetes object: a-z, 0-9, '-' and '.'"},
+    ),
+]
+SecretKey = Annotated[
+    str,
+    Meta(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253, extra={"allowed": "a key of a Secret: A-Z, a-z, 0-9 and . _ -"}),
+]
+CpuQuantity = (
+    Annotated[str, Meta(pattern=CPU_PATTERN, max_length=16, extra={"allowed": CPU_ALLOWED})]
+    | Annotated[int, Meta(ge=1, le=1024)]
+)
