@@ -738,6 +738,118 @@ class EvictResponse(_message.Message):
 Global___EvictResponse: _TypeAlias = EvictResponse  # noqa: Y015
 
 @_typing.final
+class PinRequest(_message.Message):
+    """Asks to keep blocks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    keys: _builtins.bytes
+    """Packed keys, in order."""
+    owner: _builtins.str
+    """Who pins; the same owner's later pin of a block moves its end. 1 to 64 bytes."""
+    ttl_ms: _builtins.int
+    """Time after which the blocks may go. 1 to 86,400,000."""
+    @_builtins.property
+    def scope(self) -> Global___Scope:
+        """Whose blocks."""
+
+    def __init__(
+        self,
+        *,
+        scope: Global___Scope | None = ...,
+        keys: _builtins.bytes = ...,
+        owner: _builtins.str = ...,
+        ttl_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "owner", b"owner", "scope", b"scope", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinRequest: _TypeAlias = PinRequest  # noqa: Y015
+
+@_typing.final
+class PinResponse(_message.Message):
+    """What is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_PINNED_FIELD_NUMBER: _builtins.int
+    num_pinned: _builtins.int
+    """Leading blocks that are pinned: those in memory, as far as the tenant's bound on pinned bytes goes."""
+    def __init__(
+        self,
+        *,
+        num_pinned: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_pinned", b"num_pinned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinResponse: _TypeAlias = PinResponse  # noqa: Y015
+
+@_typing.final
+class UnpinRequest(_message.Message):
+    """Asks to keep blocks no longer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    keys: _builtins.bytes
+    """Packed keys; with none, everything that the owner pinned in the scope."""
+    owner: _builtins.str
+    """Who pinned them."""
+    @_builtins.property
+    def scope(self) -> Global___Scope:
+        """Whose blocks."""
+
+    def __init__(
+        self,
+        *,
+        scope: Global___Scope | None = ...,
+        keys: _builtins.bytes = ...,
+        owner: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "owner", b"owner", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinRequest: _TypeAlias = UnpinRequest  # noqa: Y015
+
+@_typing.final
+class UnpinResponse(_message.Message):
+    """What is no longer kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_UNPINNED_FIELD_NUMBER: _builtins.int
+    num_unpinned: _builtins.int
+    """Blocks that the owner had pinned."""
+    def __init__(
+        self,
+        *,
+        num_unpinned: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_unpinned", b"num_unpinned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinResponse: _TypeAlias = UnpinResponse  # noqa: Y015
+
+@_typing.final
 class StatsRequest(_message.Message):
     """Asks for counters."""
 
@@ -745,7 +857,7 @@ class StatsRequest(_message.Message):
 
     TENANT_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
-    """Only this tenant's; empty for all."""
+    """Only this tenant's; empty for all that the caller may see."""
     def __init__(
         self,
         *,
@@ -796,6 +908,8 @@ class StatsResponse(_message.Message):
     NUM_SESSIONS_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
     DISK_PROBLEM_FIELD_NUMBER: _builtins.int
+    PINNED_BYTES_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     PEERS_FIELD_NUMBER: _builtins.int
     num_blocks: _builtins.int
     """Visible blocks."""
@@ -817,10 +931,14 @@ class StatsResponse(_message.Message):
     """Open sessions."""
     disk_problem: _builtins.str
     """Why the disk tier is out of service; empty when it is not."""
+    pinned_bytes: _builtins.int
+    """Bytes of blocks that owners have pinned, once for each owner."""
+    draining: _builtins.bool
+    """The store takes no more blocks."""
     @_builtins.property
     def counters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Counters by name: hits_memory, hits_disk, misses, foreign_tenant, foreign_fingerprint, stored, evicted, demoted,
-        promoted, refused_no_space, refused_orphan, refused_not_admitted, checksum_failures, expired_leases, ...
+        """Counters by name, of the whole store: hits_memory, hits_disk, misses, stored, evicted, removed_wrong, demoted,
+        promoted, checksum_failures_memory, disk_torn, disk_stalls, ... None for a caller who may see one tenant only.
         """
 
     @_builtins.property
@@ -841,11 +959,13 @@ class StatsResponse(_message.Message):
         num_sessions: _builtins.int = ...,
         counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         disk_problem: _builtins.str = ...,
+        pinned_bytes: _builtins.int = ...,
+        draining: _builtins.bool = ...,
         peers: _abc.Iterable[Global___PeerStats] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "disk_bytes", b"disk_bytes", "disk_problem", b"disk_problem", "memory_bytes", b"memory_bytes", "num_blocks", b"num_blocks", "num_disk_blocks", b"num_disk_blocks", "num_leased", b"num_leased", "num_memory_blocks", b"num_memory_blocks", "num_sessions", b"num_sessions", "peers", b"peers", "used_disk_bytes", b"used_disk_bytes", "used_memory_bytes", b"used_memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "disk_bytes", b"disk_bytes", "disk_problem", b"disk_problem", "draining", b"draining", "memory_bytes", b"memory_bytes", "num_blocks", b"num_blocks", "num_disk_blocks", b"num_disk_blocks", "num_leased", b"num_leased", "num_memory_blocks", b"num_memory_blocks", "num_sessions", b"num_sessions", "peers", b"peers", "pinned_bytes", b"pinned_bytes", "used_disk_bytes", b"used_disk_bytes", "used_memory_bytes", b"used_memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -893,19 +1013,23 @@ class WatchRequest(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     START_SEQ_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The epoch the subscriber knows; 0 for none."""
     start_seq: _builtins.int
     """The first sequence number it lacks; 0 asks for a snapshot."""
+    tenant: _builtins.str
+    """Only this tenant's events; empty for all that the caller may see."""
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         start_seq: _builtins.int = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "start_seq", b"start_seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "start_seq", b"start_seq", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -926,7 +1050,9 @@ class WatchResponse(_message.Message):
     epoch: _builtins.int
     """The store's epoch."""
     seq: _builtins.int
-    """Numbered without gaps from 1. A snapshot carries the number of the last event it includes."""
+    """Numbered without gaps from 1; a watcher of one tenant does not get the numbers of other tenants' events. A
+    snapshot carries the number of the last event it includes.
+    """
     @_builtins.property
     def stored(self) -> _worker_pb2.KvStored:
         """Blocks that can now be found."""
@@ -962,3 +1088,247 @@ class WatchResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class ListRequest(_message.Message):
+    """Asks for blocks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Only this tenant's; empty for all that the caller may see."""
+    limit: _builtins.int
+    """Most blocks; 0 for all."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRequest: _TypeAlias = ListRequest  # noqa: Y015
+
+@_typing.final
+class Block(_message.Message):
+    """One visible block."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    PARENT_KEY_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    IN_MEMORY_FIELD_NUMBER: _builtins.int
+    ON_DISK_FIELD_NUMBER: _builtins.int
+    NUM_LEASES_FIELD_NUMBER: _builtins.int
+    NUM_PINS_FIELD_NUMBER: _builtins.int
+    IDLE_S_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    """Its key."""
+    parent_key: _builtins.bytes
+    """The key of its parent; empty for a chain's first block."""
+    tenant: _builtins.str
+    """Whose it is."""
+    fingerprint: _builtins.bytes
+    """What makes it exchangeable."""
+    num_bytes: _builtins.int
+    """Bytes of its payload."""
+    in_memory: _builtins.bool
+    """It is in memory."""
+    on_disk: _builtins.bool
+    """It is on disk."""
+    num_leases: _builtins.int
+    """Leases on it, those of the store's own writes included."""
+    num_pins: _builtins.int
+    """Owners who have pinned it."""
+    idle_s: _builtins.int
+    """Seconds since it was stored, found or leased, or since the store started."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        parent_key: _builtins.bytes = ...,
+        tenant: _builtins.str = ...,
+        fingerprint: _builtins.bytes = ...,
+        num_bytes: _builtins.int = ...,
+        in_memory: _builtins.bool = ...,
+        on_disk: _builtins.bool = ...,
+        num_leases: _builtins.int = ...,
+        num_pins: _builtins.int = ...,
+        idle_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "idle_s", b"idle_s", "in_memory", b"in_memory", "key", b"key", "num_bytes", b"num_bytes", "num_leases", b"num_leases", "num_pins", b"num_pins", "on_disk", b"on_disk", "parent_key", b"parent_key", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Block: _TypeAlias = Block  # noqa: Y015
+
+@_typing.final
+class ListResponse(_message.Message):
+    """Some of the blocks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Block]:
+        """Up to 1,024."""
+
+    def __init__(
+        self,
+        *,
+        blocks: _abc.Iterable[Global___Block] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListResponse: _TypeAlias = ListResponse  # noqa: Y015
+
+@_typing.final
+class VerifyRequest(_message.Message):
+    """Asks to read everything."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Only this tenant's blocks; empty for all that the caller may see."""
+    max_bytes_per_s: _builtins.int
+    """Most bytes to read a second; 0 for 1 GiB."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        max_bytes_per_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes_per_s", b"max_bytes_per_s", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyRequest: _TypeAlias = VerifyRequest  # noqa: Y015
+
+@_typing.final
+class VerifyResponse(_message.Message):
+    """How far the reading is. The last one says `done`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_BLOCKS_FIELD_NUMBER: _builtins.int
+    NUM_DONE_FIELD_NUMBER: _builtins.int
+    NUM_MEMORY_VERIFIED_FIELD_NUMBER: _builtins.int
+    NUM_DISK_VERIFIED_FIELD_NUMBER: _builtins.int
+    NUM_WRONG_FIELD_NUMBER: _builtins.int
+    NUM_UNREAD_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    num_blocks: _builtins.int
+    """Blocks that were visible at the start."""
+    num_done: _builtins.int
+    """Blocks that were looked at."""
+    num_memory_verified: _builtins.int
+    """Copies in memory whose bytes have their checksum."""
+    num_disk_verified: _builtins.int
+    """Copies on disk whose bytes have their checksum."""
+    num_wrong: _builtins.int
+    """Copies whose bytes were wrong, and that are gone with what followed them."""
+    num_unread: _builtins.int
+    """Copies that could not be read: written, moved or removed meanwhile, or the disk did not answer."""
+    num_bytes: _builtins.int
+    """Bytes read."""
+    done: _builtins.bool
+    """Nothing is left to read."""
+    def __init__(
+        self,
+        *,
+        num_blocks: _builtins.int = ...,
+        num_done: _builtins.int = ...,
+        num_memory_verified: _builtins.int = ...,
+        num_disk_verified: _builtins.int = ...,
+        num_wrong: _builtins.int = ...,
+        num_unread: _builtins.int = ...,
+        num_bytes: _builtins.int = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "num_blocks", b"num_blocks", "num_bytes", b"num_bytes", "num_disk_verified", b"num_disk_verified", "num_done", b"num_done", "num_memory_verified", b"num_memory_verified", "num_unread", b"num_unread", "num_wrong", b"num_wrong"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyResponse: _TypeAlias = VerifyResponse  # noqa: Y015
+
+@_typing.final
+class DrainRequest(_message.Message):
+    """Asks to take no more blocks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    timeout_ms: _builtins.int
+    """Longest time for writing to disk; 0 for a minute. The store takes no blocks after it either."""
+    resume: _builtins.bool
+    """Takes blocks again, and does nothing else."""
+    def __init__(
+        self,
+        *,
+        timeout_ms: _builtins.int = ...,
+        resume: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume", b"resume", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainResponse(_message.Message):
+    """How far the writing is. The last one says `done`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_UNWRITTEN_FIELD_NUMBER: _builtins.int
+    NUM_RESERVED_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    num_unwritten: _builtins.int
+    """Blocks in memory that are not on disk."""
+    num_reserved: _builtins.int
+    """Blocks that clients had reserved before and have not committed."""
+    done: _builtins.bool
+    """Nothing more will be written."""
+    problem: _builtins.str
+    """Why blocks are left that are in memory only; empty when none are."""
+    def __init__(
+        self,
+        *,
+        num_unwritten: _builtins.int = ...,
+        num_reserved: _builtins.int = ...,
+        done: _builtins.bool = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "num_reserved", b"num_reserved", "num_unwritten", b"num_unwritten", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015

@@ -33,6 +33,9 @@ class KvStoreServiceStub:
 
     A call that holds something (reservations, leases) belongs to a session, which a client opens on the store's Unix
     socket and which ends with that socket. The same messages go over that socket in frames, for less time a call.
+
+    Where a store asks for tokens, calls without a session say theirs in the metadata, as `authorization: Bearer TOKEN`. A
+    tenant's token is good for that tenant's blocks, the operator's for all.
     """
 
     def __init__(self, channel):
@@ -81,6 +84,16 @@ class KvStoreServiceStub:
                 request_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.EvictRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.EvictResponse.FromString,
                 _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/shoal.api.kv_store.v1.KvStoreService/Pin',
+                request_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.PinRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.PinResponse.FromString,
+                _registered_method=True)
+        self.Unpin = channel.unary_unary(
+                '/shoal.api.kv_store.v1.KvStoreService/Unpin',
+                request_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.UnpinRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.UnpinResponse.FromString,
+                _registered_method=True)
         self.Stats = channel.unary_unary(
                 '/shoal.api.kv_store.v1.KvStoreService/Stats',
                 request_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.StatsRequest.SerializeToString,
@@ -90,6 +103,21 @@ class KvStoreServiceStub:
                 '/shoal.api.kv_store.v1.KvStoreService/Watch',
                 request_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.WatchRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.WatchResponse.FromString,
+                _registered_method=True)
+        self.List = channel.unary_stream(
+                '/shoal.api.kv_store.v1.KvStoreService/List',
+                request_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.ListRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.ListResponse.FromString,
+                _registered_method=True)
+        self.Verify = channel.unary_stream(
+                '/shoal.api.kv_store.v1.KvStoreService/Verify',
+                request_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.VerifyRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.VerifyResponse.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_stream(
+                '/shoal.api.kv_store.v1.KvStoreService/Drain',
+                request_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.DrainRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.DrainResponse.FromString,
                 _registered_method=True)
 
 
@@ -101,6 +129,9 @@ class KvStoreServiceServicer:
 
     A call that holds something (reservations, leases) belongs to a session, which a client opens on the store's Unix
     socket and which ends with that socket. The same messages go over that socket in frames, for less time a call.
+
+    Where a store asks for tokens, calls without a session say theirs in the metadata, as `authorization: Bearer TOKEN`. A
+    tenant's token is good for that tenant's blocks, the operator's for all.
     """
 
     def GetInfo(self, request, context):
@@ -159,6 +190,20 @@ class KvStoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Pin(self, request, context):
+        """Keeps the leading blocks of a chain that are in memory there, until a time is over or they are unpinned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
+        """Ends what `Pin` began.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Stats(self, request, context):
         """Counters and sizes.
         """
@@ -168,6 +213,27 @@ class KvStoreServiceServicer:
 
     def Watch(self, request, context):
         """Streams what becomes visible and ceases to be. Never ends while the store lives.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def List(self, request, context):
+        """Streams what is visible, in no particular order; blocks that come or go meanwhile may or may not be among it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Verify(self, request, context):
+        """Reads every block of memory and disk and compares checksums; what is wrong goes. Streams progress.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Takes no more blocks, and writes those in memory to the disk. Streams progress. Needs the operator's token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,6 +282,16 @@ def add_KvStoreServiceServicer_to_server(servicer, server):
                     request_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.EvictRequest.FromString,
                     response_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.EvictResponse.SerializeToString,
             ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.PinRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.PinResponse.SerializeToString,
+            ),
+            'Unpin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpin,
+                    request_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.UnpinRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.UnpinResponse.SerializeToString,
+            ),
             'Stats': grpc.unary_unary_rpc_method_handler(
                     servicer.Stats,
                     request_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.StatsRequest.FromString,
@@ -225,6 +301,21 @@ def add_KvStoreServiceServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.WatchRequest.FromString,
                     response_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.WatchResponse.SerializeToString,
+            ),
+            'List': grpc.unary_stream_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.ListRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.ListResponse.SerializeToString,
+            ),
+            'Verify': grpc.unary_stream_rpc_method_handler(
+                    servicer.Verify,
+                    request_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.VerifyRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.VerifyResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_stream_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.DrainRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -242,6 +333,9 @@ class KvStoreService:
 
     A call that holds something (reservations, leases) belongs to a session, which a client opens on the store's Unix
     socket and which ends with that socket. The same messages go over that socket in frames, for less time a call.
+
+    Where a store asks for tokens, calls without a session say theirs in the metadata, as `authorization: Bearer TOKEN`. A
+    tenant's token is good for that tenant's blocks, the operator's for all.
     """
 
     @staticmethod
@@ -461,6 +555,60 @@ class KvStoreService:
             _registered_method=True)
 
     @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.kv_store.v1.KvStoreService/Pin',
+            shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.PinRequest.SerializeToString,
+            shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.PinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.kv_store.v1.KvStoreService/Unpin',
+            shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.UnpinRequest.SerializeToString,
+            shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.UnpinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Stats(request,
             target,
             options=(),
@@ -504,6 +652,87 @@ class KvStoreService:
             '/shoal.api.kv_store.v1.KvStoreService/Watch',
             shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.WatchRequest.SerializeToString,
             shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shoal.api.kv_store.v1.KvStoreService/List',
+            shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.ListRequest.SerializeToString,
+            shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.ListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Verify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shoal.api.kv_store.v1.KvStoreService/Verify',
+            shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.VerifyRequest.SerializeToString,
+            shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.VerifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shoal.api.kv_store.v1.KvStoreService/Drain',
+            shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.DrainRequest.SerializeToString,
+            shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,6 +34,9 @@ class KvStoreServiceStub:
 
     A call that holds something (reservations, leases) belongs to a session, which a client opens on the store's Unix
     socket and which ends with that socket. The same messages go over that socket in frames, for less time a call.
+
+    Where a store asks for tokens, calls without a session say theirs in the metadata, as `authorization: Bearer TOKEN`. A
+    tenant's token is good for that tenant's blocks, the operator's for all.
     """
 
     @_typing.overload
@@ -56,10 +59,20 @@ class KvStoreServiceStub:
     """Brings blocks of a chain from disk, and from other stores, to memory; answers when they are there or the time is over."""
     Evict: _grpc.UnaryUnaryMultiCallable[_kv_store_pb2.EvictRequest, _kv_store_pb2.EvictResponse]
     """Removes blocks and everything that follows them."""
+    Pin: _grpc.UnaryUnaryMultiCallable[_kv_store_pb2.PinRequest, _kv_store_pb2.PinResponse]
+    """Keeps the leading blocks of a chain that are in memory there, until a time is over or they are unpinned."""
+    Unpin: _grpc.UnaryUnaryMultiCallable[_kv_store_pb2.UnpinRequest, _kv_store_pb2.UnpinResponse]
+    """Ends what `Pin` began."""
     Stats: _grpc.UnaryUnaryMultiCallable[_kv_store_pb2.StatsRequest, _kv_store_pb2.StatsResponse]
     """Counters and sizes."""
     Watch: _grpc.UnaryStreamMultiCallable[_kv_store_pb2.WatchRequest, _kv_store_pb2.WatchResponse]
     """Streams what becomes visible and ceases to be. Never ends while the store lives."""
+    List: _grpc.UnaryStreamMultiCallable[_kv_store_pb2.ListRequest, _kv_store_pb2.ListResponse]
+    """Streams what is visible, in no particular order; blocks that come or go meanwhile may or may not be among it."""
+    Verify: _grpc.UnaryStreamMultiCallable[_kv_store_pb2.VerifyRequest, _kv_store_pb2.VerifyResponse]
+    """Reads every block of memory and disk and compares checksums; what is wrong goes. Streams progress."""
+    Drain: _grpc.UnaryStreamMultiCallable[_kv_store_pb2.DrainRequest, _kv_store_pb2.DrainResponse]
+    """Takes no more blocks, and writes those in memory to the disk. Streams progress. Needs the operator's token."""
 
 @_typing.type_check_only
 class KvStoreServiceAsyncStub(KvStoreServiceStub):
@@ -70,6 +83,9 @@ class KvStoreServiceAsyncStub(KvStoreServiceStub):
 
     A call that holds something (reservations, leases) belongs to a session, which a client opens on the store's Unix
     socket and which ends with that socket. The same messages go over that socket in frames, for less time a call.
+
+    Where a store asks for tokens, calls without a session say theirs in the metadata, as `authorization: Bearer TOKEN`. A
+    tenant's token is good for that tenant's blocks, the operator's for all.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -89,10 +105,20 @@ class KvStoreServiceAsyncStub(KvStoreServiceStub):
     """Brings blocks of a chain from disk, and from other stores, to memory; answers when they are there or the time is over."""
     Evict: _aio.UnaryUnaryMultiCallable[_kv_store_pb2.EvictRequest, _kv_store_pb2.EvictResponse]  # type: ignore[assignment]
     """Removes blocks and everything that follows them."""
+    Pin: _aio.UnaryUnaryMultiCallable[_kv_store_pb2.PinRequest, _kv_store_pb2.PinResponse]  # type: ignore[assignment]
+    """Keeps the leading blocks of a chain that are in memory there, until a time is over or they are unpinned."""
+    Unpin: _aio.UnaryUnaryMultiCallable[_kv_store_pb2.UnpinRequest, _kv_store_pb2.UnpinResponse]  # type: ignore[assignment]
+    """Ends what `Pin` began."""
     Stats: _aio.UnaryUnaryMultiCallable[_kv_store_pb2.StatsRequest, _kv_store_pb2.StatsResponse]  # type: ignore[assignment]
     """Counters and sizes."""
     Watch: _aio.UnaryStreamMultiCallable[_kv_store_pb2.WatchRequest, _kv_store_pb2.WatchResponse]  # type: ignore[assignment]
     """Streams what becomes visible and ceases to be. Never ends while the store lives."""
+    List: _aio.UnaryStreamMultiCallable[_kv_store_pb2.ListRequest, _kv_store_pb2.ListResponse]  # type: ignore[assignment]
+    """Streams what is visible, in no particular order; blocks that come or go meanwhile may or may not be among it."""
+    Verify: _aio.UnaryStreamMultiCallable[_kv_store_pb2.VerifyRequest, _kv_store_pb2.VerifyResponse]  # type: ignore[assignment]
+    """Reads every block of memory and disk and compares checksums; what is wrong goes. Streams progress."""
+    Drain: _aio.UnaryStreamMultiCallable[_kv_store_pb2.DrainRequest, _kv_store_pb2.DrainResponse]  # type: ignore[assignment]
+    """Takes no more blocks, and writes those in memory to the disk. Streams progress. Needs the operator's token."""
 
 class KvStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     """One store serves the workers of one node.
@@ -102,6 +128,9 @@ class KvStoreServiceServicer(metaclass=_abc_1.ABCMeta):
 
     A call that holds something (reservations, leases) belongs to a session, which a client opens on the store's Unix
     socket and which ends with that socket. The same messages go over that socket in frames, for less time a call.
+
+    Where a store asks for tokens, calls without a session say theirs in the metadata, as `authorization: Bearer TOKEN`. A
+    tenant's token is good for that tenant's blocks, the operator's for all.
     """
 
     @_abc_1.abstractmethod
@@ -169,6 +198,22 @@ class KvStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """Removes blocks and everything that follows them."""
 
     @_abc_1.abstractmethod
+    def Pin(
+        self,
+        request: _kv_store_pb2.PinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_store_pb2.PinResponse, _abc.Awaitable[_kv_store_pb2.PinResponse]]:
+        """Keeps the leading blocks of a chain that are in memory there, until a time is over or they are unpinned."""
+
+    @_abc_1.abstractmethod
+    def Unpin(
+        self,
+        request: _kv_store_pb2.UnpinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_store_pb2.UnpinResponse, _abc.Awaitable[_kv_store_pb2.UnpinResponse]]:
+        """Ends what `Pin` began."""
+
+    @_abc_1.abstractmethod
     def Stats(
         self,
         request: _kv_store_pb2.StatsRequest,
@@ -183,5 +228,29 @@ class KvStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_kv_store_pb2.WatchResponse], _abc.AsyncIterator[_kv_store_pb2.WatchResponse]]:
         """Streams what becomes visible and ceases to be. Never ends while the store lives."""
+
+    @_abc_1.abstractmethod
+    def List(
+        self,
+        request: _kv_store_pb2.ListRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_kv_store_pb2.ListResponse], _abc.AsyncIterator[_kv_store_pb2.ListResponse]]:
+        """Streams what is visible, in no particular order; blocks that come or go meanwhile may or may not be among it."""
+
+    @_abc_1.abstractmethod
+    def Verify(
+        self,
+        request: _kv_store_pb2.VerifyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_kv_store_pb2.VerifyResponse], _abc.AsyncIterator[_kv_store_pb2.VerifyResponse]]:
+        """Reads every block of memory and disk and compares checksums; what is wrong goes. Streams progress."""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _kv_store_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_kv_store_pb2.DrainResponse], _abc.AsyncIterator[_kv_store_pb2.DrainResponse]]:
+        """Takes no more blocks, and writes those in memory to the disk. Streams progress. Needs the operator's token."""
 
 def add_KvStoreServiceServicer_to_server(servicer: KvStoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
