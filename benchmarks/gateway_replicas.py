@@ -62,11 +62,12 @@ async def replay(args: argparse.Namespace, num_gateways: int) -> dict[str, float
                 *("--trace", str(args.trace), "--endpoint", mesh.endpoint, "--json", str(path)),
                 *("--limit", str(args.limit), "--speedup", str(args.speedup)),
             )
-            process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
-            status = await asyncio.wait_for(process.wait(), REPLAY_TIMEOUT_S)
+            process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+            output, _ = await asyncio.wait_for(process.communicate(), REPLAY_TIMEOUT_S)
+            status = process.returncode
         measured: dict[str, float] = json.loads(path.read_text())["policies"]["live"] if status == 0 else {}
     if measured.get("errors") != 0:
-        raise RuntimeError(f"the replay with {num_gateways} gateways ended with {status}: {measured}")
+        raise RuntimeError(f"the replay with {num_gateways} gateways ended with {status}:\n{output.decode()}")
     return {name: measured[name] for name in METRICS}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,30 +58,43 @@ async def running_envoy(
 ) -> AsyncIterator[RunningEnvoy]:
     """Starts Envoy with fast health checks and no endpoints."""
     with PortReservations() as ports:
-        options = EnvoyOptions(
-            node_id="test",
-            run_dir=str(run_dir),
-            admin_socket=f"{run_dir}/admin.sock",
-            edge=Endpoint("127.0.0.1", ports.reserve("edge")),
-            mesh=Endpoint("127.0.0.1", ports.reserve("mesh")),
-            num_workers=num_workers,
-            balancing=balancing,
-            grpc_health_interval_s=0.2,
-            max_http_request_bytes=1000,
-        )
-        write_files(run_dir, render_files(options, {}))
-        arguments = ["-c", f"{run_dir}/envoy.json", "--disable-hot-restart", "--concurrency", "1", "-l", "warning"]
-        process = await asyncio.create_subprocess_exec(str(find_envoy()), *arguments)
-        try:
-            await eventually(lambda: _is_live(options), "Envoy is live")
-            async with (
-                grpc.aio.insecure_channel(str(options.mesh)) as mesh,
-                grpc.aio.insecure_channel(str(options.edge)) as edge,
-            ):
-                yield RunningEnvoy(options, Membership(run_dir), mesh, edge)
-        finally:
-            process.kill()
-            await process.wait()
+        options = envoy_options(run_dir, ports, num_workers=num_workers, balancing=balancing)
+        async with (
+            envoy_process(options),
+            grpc.aio.insecure_channel(str(options.mesh)) as mesh,
+            grpc.aio.insecure_channel(str(options.edge)) as edge,
+        ):
+            yield RunningEnvoy(options, Membership(run_dir), mesh, edge)
+
+
+def envoy_options(run_dir: Path, ports: PortReservations, **changes: Any) -> EnvoyOptions:
+    """Of an Envoy on loopback, with fast health checks."""
+    options = EnvoyOptions(
+        node_id="test",
+        run_dir=str(run_dir),
+        admin_socket=f"{run_dir}/admin.sock",
+        edge=Endpoint("127.0.0.1", ports.reserve("edge")),
+        mesh=Endpoint("127.0.0.1", ports.reserve("mesh")),
+        num_workers=3,
+        grpc_health_interval_s=0.2,
+        max_http_request_bytes=1000,
+    )
+    return replace(options, **changes)
+
+
+@asynccontextmanager
+async def envoy_process(options: EnvoyOptions) -> AsyncIterator[None]:
+    """Runs Envoy until the end of the block; it is live at its beginning."""
+    run_dir = Path(options.run_dir)
+    write_files(run_dir, render_files(options, {}))
+    arguments = ["-c", f"{run_dir}/envoy.json", "--disable-hot-restart", "--concurrency", "1", "-l", "warning"]
+    process = await asyncio.create_subprocess_exec(str(find_envoy()), *arguments)
+    try:
+        await eventually(lambda: _is_live(options), "Envoy is live")
+        yield
+    finally:
+        process.kill()
+        await process.wait()
 
 
 async def _is_live(options: EnvoyOptions) -> bool:

@@ -7,15 +7,17 @@ one Envoy resource. Nothing here touches a file or a process.
 
 from shoal.operator.envoy import clusters
 from shoal.operator.envoy.binary import EnvoyMissing, find_envoy
-from shoal.operator.envoy.config import EnvoyOptions, render_files
+from shoal.operator.envoy.config import EnvoyOptions, Resources, render_files, render_resources
 from shoal.operator.envoy.endpoints import Endpoint, endpoints_file
 
 __all__ = [
     "Endpoint",
     "EnvoyMissing",
     "EnvoyOptions",
+    "Resources",
     "clusters",
     "endpoints_file",
     "find_envoy",
     "render_files",
+    "render_resources",
 ]
