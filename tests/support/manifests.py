@@ -38,6 +38,12 @@ spec:
   failover: {maxMoves: 2, streamStallSeconds: 10, firstTokenSeconds: 60, moveWaitSeconds: 5.5}
   observability: {logLevel: debug, otlpEndpoint: "http://127.0.0.1:4317", accessLog: true}
 """
+# What pods cannot see is elsewhere there.
+EVERYTHING_ON_KUBERNETES = (
+    EVERYTHING.replace("{apiKeysFile: /keys}", "{apiKeysSecret: {name: keys}}")
+    .replace("chatTemplate: /templates/", "cacheClaim: models\n    chatTemplate: /models/")
+    .replace("workers: {replicas: 3", "workers: {resources: {cpu: 3, memory: 8Gi}, replicas: 3")
+)
 
 
 def observe(service: InferenceService, num_cores: int = 4) -> Observed:

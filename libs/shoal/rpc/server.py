@@ -26,6 +26,8 @@ from grpc_reflection.v1alpha import reflection
 
 from shoal.rpc.interceptor import BoundaryInterceptor
 
+LIVENESS = "liveness"
+"""The health service that is SERVING as long as a process answers: for those who would start it anew otherwise."""
 _log = structlog.get_logger("shoal.rpc")
 
 
@@ -105,7 +107,7 @@ async def start_server(
     registrations: Sequence[Registration],
     generic_handlers: Sequence[Any] = (),
     *,
-    live_names: Sequence[str] = (),
+    live_names: Sequence[str] = (LIVENESS,),
 ) -> Server:
     """Starts listening, NOT_SERVING. Raises OSError naming the address when it cannot be bound.
 

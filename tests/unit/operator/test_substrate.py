@@ -18,10 +18,10 @@ from shoal.gguf import GgufError
 from shoal.operator.api import ModelFacts, parse_manifest
 from shoal.operator.envoy import Endpoint
 from shoal.operator.planner import Readiness, ReadinessKind
+from shoal.operator.planner.model_uri import source_uri
 from shoal.operator.substrate import MeshError, PortInUse
 from shoal.operator.substrate.machine import observe_machine, raise_file_limit
 from shoal.operator.substrate.membership import Membership
-from shoal.operator.substrate.model import source_uri
 from shoal.operator.substrate.model_facts import read_model_facts
 from shoal.operator.substrate.ports import PortReservations
 from shoal.operator.substrate.probes import http_get, probe

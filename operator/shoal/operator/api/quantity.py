@@ -36,6 +36,12 @@ def parse_quantity(quantity: str | int) -> int:
     return int(Decimal(quantity.removesuffix(suffix)) * _FACTORS[suffix])
 
 
+def parse_cpu(quantity: str | int) -> float:
+    """Cores, from what `CPU_PATTERN` matches."""
+    text = str(quantity)
+    return int(text[:-1]) / 1000 if text.endswith("m") else float(text)
+
+
 def format_bytes(num_bytes: int) -> str:
     """For people: `512.0Mi`, with one decimal."""
     for suffix in ("Ti", "Gi", "Mi", "Ki"):

@@ -3,7 +3,7 @@ variable or settings file can change what the manifest says."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from shoal.operator.api import InferenceService, worker_sizes
 from shoal.operator.api.spec import EndpointPicker, Failover, Workers
@@ -64,17 +64,17 @@ def gateway(
     ports: Mapping[str, int],
     *,
     mesh: Endpoint,
-    tokenizers: Sequence[Endpoint],
+    tokenizer_target: str,
     workers_file: str,
     peers_file: str,
     drain_timeout_s: float,
 ) -> tuple[str, ...]:
-    """`shoal-gateway`. `peers_file` is for those that have a port `peer`."""
+    """`shoal-gateway`. `tokenizer_target` in gRPC's words; `peers_file` is for those that have a port `peer`."""
     spec = service.spec
     flags: Flags = {
         "http-port": ports["http"],
         "mesh-address": str(mesh),
-        "tokenizer-address": "ipv4:" + ",".join(map(str, tokenizers)),
+        "tokenizer-address": tokenizer_target,
         "workers-file": workers_file,
         "peers-file": peers_file if "peer" in ports else None,
         "peer-port": ports.get("peer"),

@@ -88,6 +88,7 @@ def _gateway(service: InferenceService, observed: Observed, index: int, behind: 
     if "peer" in ports:
         serves[clusters.GATEWAY_PEERS] = Endpoint(HOST, ports["peer"])
     num_tokenizers = service.spec.tokenizer.replicas
+    tokenizers = [f"{HOST}:{observed.ports[f'tokenizer-{i}/grpc']}" for i in range(num_tokenizers)]
     return ProcessPlan(
         name=name,
         component="gateway",
@@ -97,7 +98,7 @@ def _gateway(service: InferenceService, observed: Observed, index: int, behind: 
             HOST,
             ports,
             mesh=Endpoint(HOST, observed.ports["mesh"]),
-            tokenizers=[Endpoint(HOST, observed.ports[f"tokenizer-{i}/grpc"]) for i in range(num_tokenizers)],
+            tokenizer_target="ipv4:" + ",".join(tokenizers),
             workers_file=f"{observed.run_dir}/{eds_file(clusters.WORKER)}",
             peers_file=f"{observed.run_dir}/{eds_file(clusters.GATEWAY_PEERS)}",
             drain_timeout_s=_GATEWAY_DRAIN_S,

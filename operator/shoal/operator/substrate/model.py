@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from shoal.artifacts import ArtifactError, resolve
 from shoal.operator.api import Model, format_bytes
+from shoal.operator.planner.model_uri import source_uri
 from shoal.operator.substrate.events import Event, OnEvent, State
 from shoal.operator.substrate.failures import MeshError
 
@@ -32,16 +33,6 @@ async def fetch_model(model: Model, on_event: OnEvent) -> Path:
         raise MeshError(f"cannot get the model: {error}") from error
     on_event(Event(COMPONENT, State.READY, str(path), 1.0))
     return path
-
-
-def source_uri(model: Model) -> str:
-    """`model.uri` with `model.revision` in it: `hf://org/name@revision/file`."""
-    if model.revision is None:
-        return model.uri
-    parts = model.uri.removeprefix("hf://").split("/")
-    name_index = 0 if len(parts) == 1 else 1
-    parts[name_index] += f"@{model.revision}"
-    return "hf://" + "/".join(parts)
 
 
 def _progress(received_bytes: int, total_bytes: int | None) -> Event:

@@ -1,0 +1,157 @@
+"""The rules over several fields that the API server can check by itself (CEL), as `rules.py` has them.
+
+Each has the same meaning as a rule there and points at the same field; tests hold both to one table of bad manifests.
+Expressions see the object after defaulting, `self` being the whole object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shoal.operator.api.kubernetes_rules import MAX_NAME_LENGTH, MODELS_DIR, POD_PORTS
+from shoal.operator.api.rules import MIN_GPU_BLOCK_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One validation rule of the schema."""
+
+    expression: str
+    """True for what is allowed."""
+    message: str
+    """A CEL expression of text, so that it can quote numbers."""
+    field: str = ""
+    """What it is about, below the object."""
+
+    def as_schema(self) -> dict[str, Any]:
+        """As in `x-kubernetes-validations`."""
+        # The fallback is for an expression that fails, which none should.
+        schema = {
+            "rule": self.expression,
+            "messageExpression": self.message,
+            "message": f"{self.field} is not possible",
+        }
+        return schema | ({"fieldPath": f".{self.field}"} if self.field else {})
+
+
+_WORKERS: Final = "self.spec.workers"
+_SIMULATED: Final = f"{_WORKERS}.simulated"
+_FLOW: Final = "self.spec.flowControl"
+_MODEL: Final = "self.spec.model"
+_PICKER: Final = "self.spec.gateway.endpointPicker"
+_AUTH: Final = "self.spec.gateway.auth"
+# As `defaults.py` has them: on a GPU, real or simulated, more.
+_ON_GPU: Final = f"({_WORKERS}.device == 'cuda' || (has({_SIMULATED}) && has({_SIMULATED}.model)))"
+_MAX_TOKENS: Final = (
+    f"(has({_WORKERS}.maxNumBatchedTokens) ? {_WORKERS}.maxNumBatchedTokens : ({_ON_GPU} ? 8192 : 512))"
+)
+
+
+def _within(path: str, limit: str) -> str:
+    return f"!has({path}) || {path} <= {limit}"
+
+
+RULES: Final = (
+    Rule(
+        f"self.metadata.name.size() <= {MAX_NAME_LENGTH} && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+        f"'metadata.name: ' + self.metadata.name + ' names Services and pods; give at most {MAX_NAME_LENGTH} of a-z, "
+        "0-9 and -, starting with a letter'",
+    ),
+    Rule(
+        f"{_WORKERS}.device == 'cuda' || !has({_WORKERS}.gpuMemoryUtilization)",
+        f"'has no meaning for spec.workers.device = ' + {_WORKERS}.device + '; leave it out, and give "
+        "spec.kvCache.memory'",
+        "spec.workers.gpuMemoryUtilization",
+    ),
+    Rule(
+        f"{_WORKERS}.device != 'cuda' || !has(self.spec.kvCache.memory)",
+        "'has no meaning for spec.workers.device = cuda, where KV blocks get what weights and steps leave of "
+        "spec.workers.gpuMemoryUtilization; leave it out'",
+        "spec.kvCache.memory",
+    ),
+    Rule(
+        f"{_WORKERS}.device != 'cuda' || !has(self.spec.kvCache.blockSize) || self.spec.kvCache.blockSize >= "
+        f"{MIN_GPU_BLOCK_SIZE}",
+        f"string(self.spec.kvCache.blockSize) + ' is too small for a GPU; give {MIN_GPU_BLOCK_SIZE} or more (64 is the "
+        "default)'",
+        "spec.kvCache.blockSize",
+    ),
+    Rule(
+        f"{_WORKERS}.device == 'simulated' || !has({_SIMULATED})",
+        f"'has no meaning for spec.workers.device = ' + {_WORKERS}.device + '; leave it out, or give simulated'",
+        "spec.workers.simulated",
+    ),
+    Rule(
+        f"!has({_SIMULATED}) || !has({_SIMULATED}.model) || ({_SIMULATED}.stepMilliseconds == 0.0 && "
+        f"{_SIMULATED}.tokenMicroseconds == 0.0)",
+        f"'stepMilliseconds and tokenMicroseconds have no meaning beside model = ' + {_SIMULATED}.model + ', whose "
+        "times were measured; use timeScale'",
+        "spec.workers.simulated",
+    ),
+    Rule(
+        f"!has({_WORKERS}.maxNumSeqs) || {_WORKERS}.maxNumSeqs <= {_MAX_TOKENS}",
+        f"string({_WORKERS}.maxNumSeqs) + ' is more than spec.workers.maxNumBatchedTokens = ' + string({_MAX_TOKENS}) "
+        f"+ ', but every running sequence needs one token a step; give at most ' + string({_MAX_TOKENS})",
+        "spec.workers.maxNumSeqs",
+    ),
+    Rule(
+        f"!has({_MODEL}.revision) || {_MODEL}.uri.startsWith('hf://')",
+        f"{_MODEL}.revision + ' has no meaning for ' + {_MODEL}.uri + '; only hf:// models have revisions'",
+        "spec.model.revision",
+    ),
+    Rule(
+        f"{_MODEL}.uri.startsWith('hf://') || {_MODEL}.uri.startsWith('pypi://') || (has({_MODEL}.cacheClaim) && "
+        f"({_MODEL}.uri.startsWith('{MODELS_DIR}/') || {_MODEL}.uri.startsWith('file://{MODELS_DIR}/')))",
+        f"{_MODEL}.uri + ' is not in the pods; give hf:// or pypi://, or a path below {MODELS_DIR}/ with "
+        "spec.model.cacheClaim'",
+        "spec.model.uri",
+    ),
+    Rule(
+        f"!has({_MODEL}.chatTemplate) || (has({_MODEL}.cacheClaim) && "
+        f"{_MODEL}.chatTemplate.startsWith('{MODELS_DIR}/'))",
+        f"{_MODEL}.chatTemplate + ' is not in the pods; give a path below {MODELS_DIR}/ with spec.model.cacheClaim'",
+        "spec.model.chatTemplate",
+    ),
+    Rule(
+        f"!has({_AUTH}) || (has({_AUTH}.apiKeysSecret) && !has({_AUTH}.apiKeysFile))",
+        "'give apiKeysSecret, and no apiKeysFile: pods do not see the files of your machine'",
+        "spec.gateway.auth",
+    ),
+    Rule(
+        f"!has({_PICKER}) || self.spec.gateway.replicas == 1",
+        "string(self.spec.gateway.replicas) + ' gateways cannot share a port; give spec.gateway.replicas = 1, or leave "
+        "it out'",
+        "spec.gateway.endpointPicker",
+    ),
+    Rule(
+        f"!has({_PICKER}) || !({_PICKER}.port in {list(POD_PORTS)} || {_PICKER}.port == self.spec.gateway.port)",
+        f"string({_PICKER}.port) + ' is taken, by pods ({', '.join(map(str, POD_PORTS))}) or by spec.gateway.port = ' + "
+        "string(self.spec.gateway.port) + '; give another, such as 9002'",
+        "spec.gateway.endpointPicker.port",
+    ),
+    *(
+        Rule(
+            _within(f"{_FLOW}.{field}PerTenant", f"{_FLOW}.{field}"),
+            f"string({_FLOW}.{field}PerTenant) + ' is more than spec.flowControl.{field} = ' + string({_FLOW}.{field}) "
+            "+ ' for all tenants; give at most that'",
+            f"spec.flowControl.{field}PerTenant",
+        )
+        for field in ("maxQueuedRequests", "maxQueuedTokens")
+    ),
+    *(
+        Rule(
+            f"!has({_FLOW}.tenants) || {_FLOW}.tenants.all(tenant, "
+            f"!has(tenant.{field}) || tenant.{field} <= {_FLOW}.{field})",
+            f"'a tenant has more {field} than spec.flowControl.{field} = ' + string({_FLOW}.{field}) + ' for all; give "
+            "at most that'",
+            "spec.flowControl.tenants",
+        )
+        for field in ("maxQueuedRequests", "maxQueuedTokens")
+    ),
+    Rule(
+        f"!has({_FLOW}.tenants) || {_FLOW}.tenants.size() == 0 || has({_AUTH})",
+        "'tenants are told apart by their API keys; give spec.gateway.auth, or leave tenants out'",
+        "spec.flowControl.tenants",
+    ),
+)

@@ -1,0 +1,24 @@
+"""Spec to Kubernetes objects. Pure: the same input gives the same objects, in the order in which to apply them.
+
+    objects = plan(service, platform, owner)
+
+Command lines are those of the local planner (`planner/commands.py`): pods and processes get the same flags. Golden
+files are in `tests/unit/operator/golden/kubernetes`; the real API server takes every one of them in
+`tests/integration/operator/cluster`.
+"""
+
+from shoal.operator.planner.kubernetes.names import FIELD_MANAGER, MANAGED_BY, OWNER_LABEL, selector
+from shoal.operator.planner.kubernetes.plan import KINDS, plan
+from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
+
+__all__ = [
+    "FIELD_MANAGER",
+    "KINDS",
+    "MANAGED_BY",
+    "Manifest",
+    "OWNER_LABEL",
+    "Owner",
+    "Platform",
+    "plan",
+    "selector",
+]

@@ -1,0 +1,36 @@
+"""How the Envoys of an InferenceService's gateways are configured, and what they call themselves."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shoal.operator.api import InferenceService
+from shoal.operator.envoy import Endpoint, EnvoyOptions
+from shoal.operator.planner.kubernetes.platform import Owner, Platform
+
+EDGE_PORT: Final = 8080
+MESH_PORT: Final = 9901
+RUN_DIR: Final = "/run/shoal"
+_ACCESS_LOG: Final = "/dev/stdout"
+
+
+def node_cluster(namespace: str, name: str) -> str:
+    """Under which name the discovery service knows the Envoys of one InferenceService."""
+    return f"{namespace}/{name}"
+
+
+def envoy_options(service: InferenceService, platform: Platform, owner: Owner) -> EnvoyOptions:
+    """The same for the pods' bootstrap and for what the discovery service sends. `node_id` is replaced in each pod."""
+    spec, name = service.spec, service.metadata.name
+    return EnvoyOptions(
+        node_id=name,
+        node_cluster=node_cluster(owner.namespace, name),
+        run_dir=RUN_DIR,
+        admin_socket=f"{RUN_DIR}/admin.sock",
+        edge=Endpoint("0.0.0.0", EDGE_PORT),  # noqa: S104  # a pod's own address
+        mesh=Endpoint("127.0.0.1", MESH_PORT),
+        num_workers=spec.workers.replicas,
+        balancing="prefix_hash" if spec.routing.policy == "prefix_hash" else "orca",
+        access_log=_ACCESS_LOG if spec.observability.access_log else None,
+        control_plane=platform.control_plane,
+    )

@@ -1,0 +1,170 @@
+"""Gateways, each with an Envoy of its own: a Deployment, and the ConfigMap that Envoy starts with.
+
+Envoy and the follower, which keeps the gateway's lists of endpoints, are sidecars: there before the gateway starts, and
+until it has drained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final
+
+from shoal.operator.api import InferenceService
+from shoal.operator.envoy import Endpoint, clusters
+from shoal.operator.envoy.config import BOOTSTRAP_FILE, bootstrap, eds_file, render
+from shoal.operator.planner import commands
+from shoal.operator.planner.kubernetes.envoy import EDGE_PORT, MESH_PORT, RUN_DIR, envoy_options
+from shoal.operator.planner.kubernetes.names import manifest, object_name, selector
+from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
+from shoal.operator.planner.kubernetes.pods import (
+    GRPC_PORT,
+    METRICS_PORT,
+    Pod,
+    container,
+    leave_first,
+    pod_template,
+    service_container,
+)
+from shoal.operator.planner.plan import Observed
+
+COMPONENT = "gateway"
+HTTP_PORT: Final = 8000
+PEER_PORT: Final = 50052
+API_KEYS_DIR: Final = "/etc/shoal/api-keys"
+API_KEYS_FILE: Final = "api-keys"
+_CONFIG_DIR: Final = "/etc/shoal/envoy"
+_DRAIN_TIMEOUT_S: Final = 60.0
+_START_DEADLINE_S: Final = 120.0
+_ENVOY_THREADS: Final = 2
+_NODE_ARGS: Final = ("--service-node", "$(POD_NAME)")
+_RESOURCES: Final = {
+    "gateway": {"requests": {"cpu": "1", "memory": "512Mi"}, "limits": {"memory": "4Gi"}},
+    "envoy": {"requests": {"cpu": "500m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
+    "follower": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+}
+
+
+def gateways(service: InferenceService, observed: Observed, platform: Platform, owner: Owner) -> list[Manifest]:
+    """ConfigMap and Deployment."""
+    config = render(bootstrap(envoy_options(service, platform, owner)))
+    auth = service.spec.gateway.auth
+    volumes: list[dict[str, Any]] = [
+        {"name": "run", "emptyDir": {}},
+        {"name": "envoy", "configMap": {"name": object_name(service, COMPONENT)}},
+    ]
+    if auth is not None and auth.api_keys_secret is not None:
+        secret = auth.api_keys_secret
+        items = [{"key": secret.key, "path": API_KEYS_FILE}]
+        volumes.append({"name": "api-keys", "secret": {"secretName": secret.name, "items": items}})
+    pod = Pod(
+        component=COMPONENT,
+        containers=[_gateway(service, observed, platform, owner)],
+        sidecars=[_follower(service, platform, owner), _envoy(service, platform)],
+        volumes=volumes,
+        drain_timeout_s=_DRAIN_TIMEOUT_S,
+        # Envoy reads it once: another one needs other pods.
+        annotations={"shoal.dev/envoy-config": hashlib.sha256(config.encode()).hexdigest()[:16]},
+    )
+    deployment = {
+        "replicas": service.spec.gateway.replicas,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        "selector": {"matchLabels": selector(service.metadata.name, COMPONENT)},
+        "template": pod_template(service, pod),
+    }
+    return [
+        manifest(service, owner, "v1", "ConfigMap", COMPONENT, data={BOOTSTRAP_FILE: config}),
+        manifest(service, owner, "apps/v1", "Deployment", COMPONENT, spec=deployment),
+    ]
+
+
+def gateway_ports(service: InferenceService) -> dict[str, int]:
+    """Ports of a gateway process beside gRPC and metrics."""
+    picker = service.spec.gateway.endpoint_picker
+    has_peers = service.spec.gateway.replicas > 1
+    return {
+        "http": HTTP_PORT,
+        **({"peer": PEER_PORT} if has_peers else {}),
+        **({"picker": picker.port} if picker is not None else {}),
+    }
+
+
+def _gateway(service: InferenceService, observed: Observed, platform: Platform, owner: Owner) -> dict[str, Any]:
+    ports = gateway_ports(service)
+    host = f"{object_name(service, 'tokenizer')}.{owner.namespace}.svc.{platform.cluster_domain}"
+    argv = commands.gateway(
+        service,
+        observed,
+        "0.0.0.0",  # noqa: S104  # a pod's own address; NetworkPolicies say who may come
+        {"grpc": GRPC_PORT, "metrics": METRICS_PORT, **ports},
+        mesh=Endpoint("127.0.0.1", MESH_PORT),
+        # All addresses of the headless Service, in turn.
+        tokenizer_target=f"dns:///{host}:{GRPC_PORT}",
+        workers_file=f"{RUN_DIR}/{eds_file(clusters.WORKER)}",
+        peers_file=f"{RUN_DIR}/{eds_file(clusters.GATEWAY_PEERS)}",
+        drain_timeout_s=_DRAIN_TIMEOUT_S,
+    )
+    has_keys = service.spec.gateway.auth is not None
+    return service_container(
+        platform,
+        COMPONENT,
+        argv=argv,
+        env=commands.environment(num_threads=1),
+        start_deadline_s=_START_DEADLINE_S,
+        ports=ports,
+        resources=_RESOURCES["gateway"],
+        mounts={"run": RUN_DIR, **({"api-keys": API_KEYS_DIR} if has_keys else {})},
+    )
+
+
+def _envoy(service: InferenceService, platform: Platform) -> dict[str, Any]:
+    argv = commands.envoy(
+        "envoy",
+        f"{_CONFIG_DIR}/{BOOTSTRAP_FILE}",
+        concurrency=_ENVOY_THREADS,
+        log_level=service.spec.observability.log_level,
+    )
+    return container(
+        platform,
+        "envoy",
+        image="envoy",
+        command=argv[:1],
+        args=[*argv[1:], *_NODE_ARGS],
+        env={},
+        pod_name="POD_NAME",
+        ports={"edge": EDGE_PORT},
+        resources=_RESOURCES["envoy"],
+        mounts={"run": RUN_DIR, "envoy": _CONFIG_DIR},
+        # Through the edge to a gateway: ready when a client would be answered.
+        readinessProbe={
+            "httpGet": {"path": "/readyz", "port": EDGE_PORT},
+            "periodSeconds": 2,
+            "timeoutSeconds": 5,
+            "failureThreshold": 3,
+        },
+        lifecycle=leave_first(),
+    )
+
+
+def _follower(service: InferenceService, platform: Platform, owner: Owner) -> dict[str, Any]:
+    """Writes what the discovery service says of workers and gateways to files that the gateway watches."""
+    followed = [clusters.WORKER, *([clusters.GATEWAY_PEERS] if service.spec.gateway.replicas > 1 else [])]
+    args = [
+        f"--control-plane={platform.control_plane}",
+        f"--service-cluster={envoy_options(service, platform, owner).node_cluster}",
+        "--service-node=$(POD_NAME)",
+        f"--folder={RUN_DIR}",
+        *(f"--cluster={name}" for name in followed),
+    ]
+    return container(
+        platform,
+        "follower",
+        image="operator",
+        command=("python", "-m", "shoal.operator.follower"),
+        args=args,
+        env=commands.environment(num_threads=1),
+        pod_name="POD_NAME",
+        ports={},
+        resources=_RESOURCES["follower"],
+        mounts={"run": RUN_DIR},
+        lifecycle=leave_first(),
+    )

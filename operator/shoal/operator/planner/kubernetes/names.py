@@ -1,0 +1,67 @@
+"""Names and labels of an InferenceService's objects."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from shoal.operator.api import InferenceService
+from shoal.operator.api.spec import API_VERSION, KIND
+from shoal.operator.planner.kubernetes.platform import Manifest, Owner
+
+FIELD_MANAGER: Final = "shoal-operator"
+"""Who applies the objects: fields of other managers stay as they are."""
+MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+OWNER_LABEL: Final = "shoal.dev/inferenceservice"
+COMPONENT_LABEL: Final = "app.kubernetes.io/component"
+
+
+def object_name(service: InferenceService, component: str) -> str:
+    """`NAME-worker`."""
+    return f"{service.metadata.name}-{component}"
+
+
+def selector(name: str, component: str) -> dict[str, str]:
+    """Labels that a component's pods have, and no other pods of the namespace. They never change: selectors of
+    Deployments and StatefulSets cannot."""
+    return {OWNER_LABEL: name, COMPONENT_LABEL: component}
+
+
+def labels(service: InferenceService, component: str) -> dict[str, str]:
+    """What every object gets: its selector, and what Kubernetes recommends."""
+    return {
+        **selector(service.metadata.name, component),
+        "app.kubernetes.io/name": "shoal",
+        "app.kubernetes.io/instance": service.metadata.name,
+        "app.kubernetes.io/part-of": "shoal",
+        MANAGED_BY: FIELD_MANAGER,
+    }
+
+
+def manifest(
+    service: InferenceService,
+    owner: Owner,
+    api_version: str,
+    kind: str,
+    component: str,
+    *,
+    name: str | None = None,
+    **fields: Any,
+) -> Manifest:
+    """An object of the service's namespace, owned by the service, with `fields` beside its metadata."""
+    metadata: dict[str, Any] = {
+        "name": name or object_name(service, component),
+        "namespace": owner.namespace,
+        "labels": labels(service, component),
+    }
+    if owner.uid is not None:
+        metadata["ownerReferences"] = [
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": service.metadata.name,
+                "uid": owner.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ]
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **fields}

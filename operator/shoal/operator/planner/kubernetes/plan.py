@@ -1,0 +1,85 @@
+"""One InferenceService as Kubernetes objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from msgspec.structs import replace
+
+from shoal.operator.api import InferenceService, Machine
+from shoal.operator.api.spec import Auth
+from shoal.operator.planner.kubernetes import gateways, network, tokenizers, workers
+from shoal.operator.planner.kubernetes.names import manifest, selector
+from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
+from shoal.operator.planner.model_uri import model_source
+from shoal.operator.planner.plan import Observed
+
+_COMPONENTS: Final = (gateways.COMPONENT, tokenizers.COMPONENT, workers.COMPONENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of object that plans hold."""
+
+    api_version: str
+    kind: str
+    plural: str
+
+
+KINDS: Final = (
+    Kind("v1", "ServiceAccount", "serviceaccounts"),
+    Kind("v1", "ConfigMap", "configmaps"),
+    Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
+    Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
+    Kind("v1", "Service", "services"),
+    Kind("apps/v1", "StatefulSet", "statefulsets"),
+    Kind("apps/v1", "Deployment", "deployments"),
+)
+"""In the order in which to apply them: what pods need comes before pods."""
+
+
+def plan(service: InferenceService, platform: Platform, owner: Owner) -> tuple[Manifest, ...]:
+    """The objects, in the order of KINDS and of their names.
+
+    The service must be free of contradictions, those of Kubernetes included.
+    """
+    seen = _seen_in_pods(service)
+    observed = Observed(
+        machine=Machine(num_cores=1, memory_bytes=0),
+        run_dir="/run/shoal",
+        log_dir="/tmp",  # noqa: S108  # the pod's own
+        model_path=model_source(service.spec.model),
+        python="python",
+        envoy="envoy",
+        ports={},
+    )
+    objects = [
+        manifest(seen, owner, "v1", "ServiceAccount", name, automountServiceAccountToken=False) for name in _COMPONENTS
+    ]
+    objects += network.network_policies(seen, owner) + network.services(seen, owner)
+    objects += [_disruption_budget(seen, owner, name) for name in _COMPONENTS]
+    for component in (workers.workers, tokenizers.tokenizers, gateways.gateways):
+        objects += component(seen, observed, platform, owner)
+    order = {kind.kind: index for index, kind in enumerate(KINDS)}
+    return tuple(sorted(objects, key=lambda found: (order[found["kind"]], found["metadata"]["name"])))
+
+
+def _seen_in_pods(service: InferenceService) -> InferenceService:
+    """The spec with the paths that files have in pods."""
+    gateway = service.spec.gateway
+    if gateway.auth is None:
+        return service
+    path = f"{gateways.API_KEYS_DIR}/{gateways.API_KEYS_FILE}"
+    auth = Auth(api_keys_file=path, api_keys_secret=gateway.auth.api_keys_secret)
+    return replace(service, spec=replace(service.spec, gateway=replace(gateway, auth=auth)))
+
+
+def _disruption_budget(service: InferenceService, owner: Owner, component: str) -> Manifest:
+    """Nodes are drained one pod at a time: its streams move to the others before the next one goes."""
+    spec = {
+        "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": {"matchLabels": selector(service.metadata.name, component)},
+    }
+    return manifest(service, owner, "policy/v1", "PodDisruptionBudget", component, spec=spec)

@@ -1,0 +1,176 @@
+"""Pods that run with the least rights: Kubernetes' "restricted" security standard, a read-only root, no API token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shoal.operator.api import InferenceService
+from shoal.operator.api.kubernetes_rules import MODELS_DIR
+from shoal.operator.planner.kubernetes.names import labels, object_name, selector
+from shoal.operator.planner.kubernetes.platform import Platform
+
+GRPC_PORT: Final = 50051
+METRICS_PORT: Final = 9090
+USER_ID: Final = 65532
+LIVENESS: Final = "liveness"
+"""The health service that is SERVING as long as a process answers at all."""
+# Endpoints leave Envoy and the gateways within milliseconds of a pod's end, but kube-proxy and other proxies need
+# longer to hear of it: until then a stopping pod still takes calls.
+_LEAVE_S: Final = 5
+_TMP: Final = "/tmp"  # noqa: S108  # the pod's own
+_PROBE_PERIOD_S: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """What differs from one component's pods to the next."""
+
+    component: str
+    containers: Sequence[Mapping[str, Any]]
+    sidecars: Sequence[Mapping[str, Any]] = ()
+    """Start before the containers, in this order, and end after them."""
+    volumes: Sequence[Mapping[str, Any]] = ()
+    drain_timeout_s: float
+    """How long its containers may take to end their streams."""
+    annotations: Mapping[str, str] | None = None
+    fields: Mapping[str, Any] | None = None
+    """More of the pod's spec."""
+
+
+def pod_template(service: InferenceService, pod: Pod) -> dict[str, Any]:
+    """As in a Deployment or StatefulSet."""
+    metadata: dict[str, Any] = {"labels": labels(service, pod.component)}
+    if pod.annotations:
+        metadata["annotations"] = dict(pod.annotations)
+    spec = {
+        "serviceAccountName": object_name(service, pod.component),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": _LEAVE_S + int(pod.drain_timeout_s) + 5,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "topologySpreadConstraints": [
+            _spread(service, pod.component, key) for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+        ],
+        "containers": [dict(container) for container in pod.containers],
+        "volumes": [{"name": "tmp", "emptyDir": {}}, *map(dict, pod.volumes)],
+        **(pod.fields or {}),
+    }
+    if pod.sidecars:
+        spec["initContainers"] = [{**sidecar, "restartPolicy": "Always"} for sidecar in pod.sidecars]
+    return {"metadata": metadata, "spec": spec}
+
+
+def container(
+    platform: Platform,
+    name: str,
+    *,
+    image: str,
+    command: Sequence[str],
+    args: Sequence[str],
+    env: Mapping[str, str],
+    ports: Mapping[str, int],
+    resources: Mapping[str, Any],
+    mounts: Mapping[str, str] | None = None,
+    pod_name: str | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """One container. `mounts`: volume -> path; paths below /etc are read-only. `pod_name`: the variable for it."""
+    mounted = {"tmp": _TMP, **(mounts or {})}
+    # Libraries that keep something in the home folder find one that can be written.
+    values = {"HOME": _TMP, "XDG_CACHE_HOME": f"{_TMP}/cache", **env}
+    return {
+        "name": name,
+        "image": platform.images[image],
+        "imagePullPolicy": platform.image_pull_policy,
+        "command": list(command),
+        "args": list(args),
+        "env": [*_pod_name(pod_name), *({"name": key, "value": value} for key, value in sorted(values.items()))],
+        "ports": [{"name": key, "containerPort": port, "protocol": "TCP"} for key, port in ports.items()],
+        "resources": dict(resources),
+        "volumeMounts": [
+            {"name": volume, "mountPath": path, **({"readOnly": True} if path.startswith("/etc/") else {})}
+            for volume, path in mounted.items()
+        ],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        **fields,
+    }
+
+
+def service_container(
+    platform: Platform,
+    component: str,
+    *,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    start_deadline_s: float,
+    ports: Mapping[str, int],
+    resources: Mapping[str, Any],
+    mounts: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """One of Shoal's services: probes by gRPC health, and a moment to leave the proxies before it drains."""
+    return container(
+        platform,
+        component,
+        image=component,
+        command=argv[:3],
+        args=argv[3:],
+        env=env,
+        ports={"grpc": GRPC_PORT, "metrics": METRICS_PORT, **ports},
+        resources=resources,
+        mounts=mounts,
+        startupProbe=_grpc_probe(failures=int(start_deadline_s / _PROBE_PERIOD_S), service=LIVENESS),
+        readinessProbe=_grpc_probe(failures=2, periodSeconds=2),
+        # A process that answers nobody for a minute is started again; one that cannot serve is only not ready.
+        livenessProbe=_grpc_probe(failures=60 // _PROBE_PERIOD_S, service=LIVENESS),
+        lifecycle=leave_first(),
+    )
+
+
+def leave_first() -> dict[str, Any]:
+    """A preStop hook that gives proxies time to stop sending calls."""
+    return {"preStop": {"sleep": {"seconds": _LEAVE_S}}}
+
+
+def model_volume(service: InferenceService) -> dict[str, Any]:
+    """Where models are kept: the claim that all pods share, or a folder of each pod's own."""
+    claim = service.spec.model.cache_claim
+    source: dict[str, Any] = {"emptyDir": {}} if claim is None else {"persistentVolumeClaim": {"claimName": claim}}
+    return {"name": "models", **source}
+
+
+def model_environment() -> dict[str, str]:
+    """Tells services where that is."""
+    return {"SHOAL_CACHE_DIR": MODELS_DIR}
+
+
+def _pod_name(variable: str | None) -> list[dict[str, Any]]:
+    source = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}
+    return [] if variable is None else [{"name": variable, "valueFrom": source}]
+
+
+def _spread(service: InferenceService, component: str, key: str) -> dict[str, Any]:
+    return {
+        "maxSkew": 1,
+        "topologyKey": key,
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": selector(service.metadata.name, component)},
+    }
+
+
+def _grpc_probe(*, failures: int, service: str | None = None, **fields: Any) -> dict[str, Any]:
+    target: dict[str, Any] = {"port": GRPC_PORT} | ({} if service is None else {"service": service})
+    timing = {"periodSeconds": _PROBE_PERIOD_S, "timeoutSeconds": 5, "failureThreshold": failures}
+    return {"grpc": target, **timing, **fields}

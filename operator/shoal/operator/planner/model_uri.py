@@ -1,0 +1,20 @@
+"""A model's source as one URI, with revision and digest in it."""
+
+from __future__ import annotations
+
+from shoal.operator.api import Model
+
+
+def source_uri(model: Model) -> str:
+    """`model.uri` with `model.revision` in it: `hf://org/name@revision/file`."""
+    if model.revision is None:
+        return model.uri
+    parts = model.uri.removeprefix("hf://").split("/")
+    name_index = 0 if len(parts) == 1 else 1
+    parts[name_index] += f"@{model.revision}"
+    return "hf://" + "/".join(parts)
+
+
+def model_source(model: Model) -> str:
+    """The same with the digest that the file must have: what services take as `--model`."""
+    return source_uri(model) if model.sha256 is None else f"{source_uri(model)}#sha256={model.sha256}"

@@ -1,0 +1,33 @@
+"""`make cluster`: a control plane to try things on, until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+
+from support.control_plane.binaries import BinariesMissing, find_binaries
+from support.control_plane.cluster import running_control_plane
+
+
+def main() -> int:
+    """Prints the kubeconfig's path once the control plane is ready."""
+    try:
+        programs = find_binaries(report=lambda line: print(line, file=sys.stderr, flush=True))
+    except BinariesMissing as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with contextlib.ExitStack() as stack:
+        plane = stack.enter_context(running_control_plane(programs))
+        print(f"export KUBECONFIG={plane.kubeconfig}", flush=True)
+        print(f"# kubectl is {plane.programs['kubectl']}; logs are in {plane.folder}. Ctrl-C ends it.", flush=True)
+        stop.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
