@@ -18,6 +18,7 @@ from shoal.kv_store.arena import Arena
 from shoal.kv_store.control import Control
 from shoal.kv_store.policy import make_policy
 from shoal.kv_store.store import Store, StoreLimits
+from shoal.kv_store.tenants import Tenants
 from shoal.kv_store.unix_server import UnixServer
 
 BLOCK_BYTES = 8192
@@ -69,20 +70,19 @@ def running_store(
     blocks_per_chunk: int = 8,
     limits: StoreLimits | None = None,
     clock: Callable[[], float] = time.monotonic,
-    token_digests: dict[str, str] | None = None,
+    tenants: Tenants | None = None,
     policy: str = "lru",
 ) -> Iterator[RunningStore]:
     """An arena of `num_blocks` blocks of BLOCK_BYTES, ended with the context."""
     chunk_bytes = blocks_per_chunk * BLOCK_BYTES
     arena = Arena(num_blocks * BLOCK_BYTES, chunk_bytes, "off")
-    limits = limits or StoreLimits(tenant_quota_bytes=1 << 40)
-    store = Store(arena, partial(make_policy, policy), limits, clock=clock)
+    store = Store(arena, partial(make_policy, policy), limits or StoreLimits(), tenants, clock=clock)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
     async def start() -> UnixServer:
-        server = UnixServer(folder / "kv.sock", Control(store, copiers, 1024, token_digests))
+        server = UnixServer(folder / "kv.sock", Control(store, copiers, 1024))
         server.start(0o600)
         return server
 

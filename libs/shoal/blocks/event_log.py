@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Final, Generic, TypeVar
 
 SNAPSHOT_PART_KEYS: Final = 4096
@@ -45,21 +45,32 @@ class EventLog(ABC, Generic[_Event, _Message]):
         self._closed = True
         self._wake()
 
-    async def follow(self, epoch: int, start_seq: int) -> AsyncIterator[_Message]:
+    async def follow(
+        self,
+        epoch: int,
+        start_seq: int,
+        *,
+        snapshot: Callable[[], Sequence[_Message]] | None = None,
+        message_of: Callable[[int, _Event], _Message | None] | None = None,
+    ) -> AsyncIterator[_Message]:
         """Events from `start_seq` on, after a snapshot if that is 0, of another epoch, or out of the buffer's reach.
 
-        Whoever is up to date gets a heartbeat while nothing happens.
+        Whoever is up to date gets a heartbeat while nothing happens. `snapshot` and `message_of` stand in for the
+        log's own where a subscriber may not see everything; None for a message passes over the event.
         """
+        snapshot, message_of = snapshot or self.snapshot, message_of or self.message_of
         next_seq = start_seq if epoch == self.epoch and start_seq <= self.last_seq + 1 else 0
         while not self._closed:
             first_seq = self.last_seq - len(self._events) + 1
             if next_seq < first_seq or next_seq == 0:
                 next_seq = self.last_seq + 1
-                for part in self.snapshot():
+                for part in snapshot():
                     yield part
             elif next_seq <= self.last_seq:
-                yield self.message_of(next_seq, self._events[next_seq - first_seq])
+                message = message_of(next_seq, self._events[next_seq - first_seq])
                 next_seq += 1
+                if message is not None:
+                    yield message
             elif not await self._change():
                 yield self.heartbeat()
 

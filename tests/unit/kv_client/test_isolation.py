@@ -15,6 +15,7 @@ from shoal.kv_client import KvClient
 from shoal.kv_client.lease import Reading
 from shoal.kv_client.link import Link, Refused
 from shoal.kv_store.store import Store, StoreLimits
+from shoal.kv_store.tenants import Tenant, Tenants
 from support.kv_store_running import BLOCK_BYTES, ROOT, RunningStore, key, payload, put, running_store
 
 
@@ -141,7 +142,7 @@ def test_a_full_arena_of_leased_blocks_refuses_and_then_recovers(running: Runnin
 
 
 def test_a_tenant_stays_within_its_quota(tmp_path: Path) -> None:
-    with running_store(tmp_path, limits=StoreLimits(tenant_quota_bytes=10 * BLOCK_BYTES)) as running:
+    with running_store(tmp_path, tenants=Tenants(memory_bytes=10 * BLOCK_BYTES)) as running:
         one, two = running.client(), running.client(tenant="b")
         assert put(one, *range(1, 9)) == 8
         assert put(one, *range(20, 28)) == 8
@@ -153,7 +154,7 @@ def test_a_tenant_stays_within_its_quota(tmp_path: Path) -> None:
 
 
 def test_tokens_prove_tenants(tmp_path: Path) -> None:
-    with running_store(tmp_path, token_digests={"a": sha256(b"secret").hexdigest()}) as running:
+    with running_store(tmp_path, tenants=Tenants({"a": Tenant(sha256(b"secret").hexdigest())})) as running:
         right, wrong, unknown = running.client(token="secret"), running.client(token="x"), running.client(tenant="b")
         assert put(right, 1) == 1
         assert put(wrong, 2) == 0
@@ -184,7 +185,7 @@ def test_an_orphan_is_not_stored(running: RunningStore, client: KvClient) -> Non
 
 def test_leases_and_reservations_that_nobody_ends_end_by_time(tmp_path: Path) -> None:
     now_s = [0.0]
-    limits = StoreLimits(tenant_quota_bytes=1 << 40, lease_timeout_s=5.0)
+    limits = StoreLimits(lease_timeout_s=5.0)
     with running_store(tmp_path, limits=limits, clock=lambda: now_s[0]) as running:
         client = running.client()
         put(client, 1)

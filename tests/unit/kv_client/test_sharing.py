@@ -23,7 +23,7 @@ class Clock:
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[RunningStore]:
-    limits = StoreLimits(tenant_quota_bytes=1 << 40, lease_timeout_s=1e6)
+    limits = StoreLimits(lease_timeout_s=1e6)
     with running_store(tmp_path, num_blocks=32, limits=limits, clock=Clock()) as running:
         yield running
 

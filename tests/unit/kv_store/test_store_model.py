@@ -16,8 +16,10 @@ from shoal.checksum import crc32c
 from shoal.kv_store.arena import Arena
 from shoal.kv_store.index import NO_SLOT
 from shoal.kv_store.policy import POLICIES, make_policy
+from shoal.kv_store.reporting import make_stats
 from shoal.kv_store.sessions import Session
 from shoal.kv_store.store import Leased, Store, StoreLimits
+from shoal.kv_store.tenants import Caller, Tenants
 
 BLOCK_BYTES = 4096
 ROOT = b"n" * 16
@@ -56,8 +58,9 @@ class StoreModel(RuleBasedStateMachine):
     )
     def start(self, num_chunks: int, quota: int, policy: str) -> None:
         arena = Arena(4 * BLOCK_BYTES * num_chunks, 4 * BLOCK_BYTES, "off")
-        limits = StoreLimits(quota * BLOCK_BYTES, lease_timeout_s=10.0, max_staging_bytes=1 << 20)
-        self.store = Store(arena, partial(make_policy, policy), limits, clock=lambda: self.now_s)
+        limits = StoreLimits(lease_timeout_s=10.0, max_staging_bytes=1 << 20)
+        tenants = Tenants(memory_bytes=quota * BLOCK_BYTES)
+        self.store = Store(arena, partial(make_policy, policy), limits, tenants, clock=lambda: self.now_s)
         self.sessions: dict[int, Session] = {}
         self.reserved: dict[int, dict[bytes, int]] = {}
         self.leases: list[tuple[Session, bytes, Leased]] = []
@@ -201,7 +204,7 @@ class StoreModel(RuleBasedStateMachine):
         assert arena.num_taken_bytes <= arena.capacity_bytes
         children: Counter[int] = Counter(index.parent[row] for row in index.in_order() if index.slot[row] != NO_SLOT)
         children.update(reservation.pinned_parent for reservation in pending)
-        stats = self.store.stats("")
+        stats = make_stats(self.store, "", Caller(""))
         assert (stats.num_blocks, stats.num_memory_blocks) == (len(index), len(slots) - len(pending))
         leases: Counter[bytes] = Counter()
         for session in self.sessions.values():

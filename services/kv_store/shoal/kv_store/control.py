@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-from collections.abc import Mapping
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from hashlib import sha256
 from typing import Final, Protocol
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.blocks import KEY_BYTES
+from shoal.kv_store.draining import drain_store
+from shoal.kv_store.reporting import list_blocks, make_stats
 from shoal.kv_store.scopes import Scope
 from shoal.kv_store.sessions import Session
 from shoal.kv_store.store import Store
-from shoal.rpc.errors import InvalidArgument, PermissionDenied, ResourceExhausted
+from shoal.kv_store.tenants import Caller
+from shoal.kv_store.verifying import verify_blocks
+from shoal.rpc.errors import Draining, InvalidArgument, PermissionDenied, ResourceExhausted
 
 MAX_STAGING_BLOCKS: Final = 4096
 RETRY_AFTER_S: Final = 0.5
 MAX_PREFETCH_S: Final = 10.0
+MAX_OWNER_BYTES: Final = 64
+MAX_PIN_MS: Final = 86_400_000
 
 
 class _Scoped(Protocol):
@@ -27,26 +31,22 @@ class _Scoped(Protocol):
 
 
 class Control:
-    """Answers one request at a time, on the store's thread. `session` is that of the socket; None for a gRPC call."""
+    """Answers one request at a time, on the store's thread.
 
-    def __init__(
-        self, store: Store, copiers: Executor, max_batch_size: int, token_digests: Mapping[str, str] | None = None
-    ) -> None:
-        """token_digests: hex sha256 of each tenant's token; None lets anybody who reaches the socket be any tenant."""
+    `session` is that of the socket; None for a gRPC call, which has a `caller` instead, and may name a session.
+    """
+
+    def __init__(self, store: Store, copiers: Executor, max_batch_size: int) -> None:
         self.store = store
         self.max_batch_size = max_batch_size
         self._copiers = copiers
-        self._token_digests = token_digests
 
     def open(self, request: pb.OpenRequest) -> Session:
         """A session. Raises InvalidArgument, PermissionDenied, ResourceExhausted."""
         if request.num_staging_blocks > MAX_STAGING_BLOCKS:
             raise InvalidArgument("num_staging_blocks", f"{request.num_staging_blocks}; at most {MAX_STAGING_BLOCKS}")
         tenant = request.scope.tenant
-        if self._token_digests is not None:
-            given = sha256(request.token.encode()).hexdigest()
-            if not hmac.compare_digest(given, self._token_digests.get(tenant, "")):
-                raise PermissionDenied("token: not the one of scope.tenant")
+        self.store.tenants.check(tenant, request.token)
         return self.store.open_session(
             tenant, request.scope.fingerprint, request.block_bytes, request.num_staging_blocks
         )
@@ -75,10 +75,12 @@ class Control:
         )
         return response, fd
 
-    def lookup(self, request: pb.LookupRequest, session: Session | None = None) -> pb.LookupResponse:
+    def lookup(
+        self, request: pb.LookupRequest, session: Session | None = None, caller: Caller | None = None
+    ) -> pb.LookupResponse:
         """See the proto."""
         keys = self._keys("keys", request.keys)
-        scope = self._scope(request, session)
+        scope = self._scope(request, session, caller)
         if scope is None:
             self.store.counters.add("misses", len(keys))
             return pb.LookupResponse()
@@ -93,6 +95,9 @@ class Control:
         if not 0 <= request.cost_s < 1e6:
             raise InvalidArgument("cost_s", f"{request.cost_s}; give 0 to 1e6")
         owner = self._session(request, session)
+        if self.store.draining:
+            self.store.counters.add("refused_draining")
+            raise Draining("the store is draining: it takes no more blocks")
         statuses, blocks = self.store.writing.reserve(
             owner, keys, request.parent_key, request.namespace_key, request.cost_s
         )
@@ -143,10 +148,12 @@ class Control:
         self.store.writing.give_up(owner, self._keys("reserved_keys", request.reserved_keys))
         return pb.ReleaseResponse(num_removed=num_removed)
 
-    async def prefetch(self, request: pb.PrefetchRequest, session: Session | None = None) -> pb.PrefetchResponse:
+    async def prefetch(
+        self, request: pb.PrefetchRequest, session: Session | None = None, caller: Caller | None = None
+    ) -> pb.PrefetchResponse:
         """See the proto. Reads go on, and their blocks stay, when the caller leaves or its time is over."""
         keys = self._keys("keys", request.keys)
-        scope = self._scope(request, session)
+        scope = self._scope(request, session, caller)
         if scope is None:
             return pb.PrefetchResponse()
         reads = [asyncio.wrap_future(read) for read in self.store.start_prefetch(scope, keys)]
@@ -155,12 +162,62 @@ class Control:
             await asyncio.wait(reads, timeout=timeout_s)
         return pb.PrefetchResponse(num_in_memory=self.store.lookup(scope, keys)[1])
 
-    def evict(self, request: pb.EvictRequest, session: Session | None = None) -> pb.EvictResponse:
+    def evict(
+        self, request: pb.EvictRequest, session: Session | None = None, caller: Caller | None = None
+    ) -> pb.EvictResponse:
         """See the proto."""
         keys = self._keys("keys", request.keys)
-        scope = self._scope(request, session)
+        scope = self._scope(request, session, caller)
         num_evicted, num_leased = (0, 0) if scope is None else self.store.removal.evict(scope, keys)
         return pb.EvictResponse(num_evicted=num_evicted, num_leased=num_leased)
+
+    def pin(self, request: pb.PinRequest, caller: Caller) -> pb.PinResponse:
+        """See the proto."""
+        keys = self._keys("keys", request.keys)
+        self._owner(request.owner)
+        if not 1 <= request.ttl_ms <= MAX_PIN_MS:
+            raise InvalidArgument("ttl_ms", f"{request.ttl_ms}; give 1 to {MAX_PIN_MS}")
+        scope = self._scope(request, None, caller)
+        num_pinned = 0 if scope is None else self.store.pin(scope, request.owner, keys, request.ttl_ms / 1000)
+        return pb.PinResponse(num_pinned=num_pinned)
+
+    def unpin(self, request: pb.UnpinRequest, caller: Caller) -> pb.UnpinResponse:
+        """See the proto."""
+        keys = self._keys("keys", request.keys)
+        self._owner(request.owner)
+        scope = self._scope(request, None, caller)
+        num_unpinned = 0 if scope is None else self.store.pins.unpin(scope, request.owner, keys)
+        return pb.UnpinResponse(num_unpinned=num_unpinned)
+
+    def stats(self, request: pb.StatsRequest, caller: Caller) -> pb.StatsResponse:
+        """See the proto."""
+        return make_stats(self.store, caller.restrict(request.tenant), caller)
+
+    def watch(self, request: pb.WatchRequest, caller: Caller) -> AsyncIterator[pb.WatchResponse]:
+        """See the proto."""
+        return self.store.events.watch(request.epoch, request.start_seq, caller.restrict(request.tenant))
+
+    def list_blocks(self, request: pb.ListRequest, caller: Caller) -> AsyncIterator[pb.ListResponse]:
+        """See the proto."""
+        return list_blocks(self.store, caller.restrict(request.tenant), request.limit)
+
+    def verify(self, request: pb.VerifyRequest, caller: Caller) -> AsyncIterator[pb.VerifyResponse]:
+        """See the proto."""
+        return verify_blocks(self.store, self._copiers, caller.restrict(request.tenant), request.max_bytes_per_s)
+
+    async def drain(self, request: pb.DrainRequest, caller: Caller) -> AsyncIterator[pb.DrainResponse]:
+        """See the proto."""
+        caller.require_operator()
+        if request.resume:
+            self.store.draining = False
+            yield pb.DrainResponse(done=True)
+            return
+        async for progress in drain_store(self.store, request.timeout_ms / 1000):
+            yield progress
+
+    def _owner(self, owner: str) -> None:
+        if not 1 <= len(owner.encode()) <= MAX_OWNER_BYTES:
+            raise InvalidArgument("owner", f"{len(owner.encode())} bytes; give 1 to {MAX_OWNER_BYTES}")
 
     def _keys(self, field: str, packed: bytes) -> list[bytes]:
         num, rest = divmod(len(packed), KEY_BYTES)
@@ -190,11 +247,12 @@ class Control:
             raise InvalidArgument("scope", "tenant and fingerprint are missing")
         return owner
 
-    def _scope(self, request: _Scoped, session: Session | None) -> Scope | None:
+    def _scope(self, request: _Scoped, session: Session | None, caller: Caller | None) -> Scope | None:
         """The scope a call is about; None when nothing was ever stored in it."""
         named = request.scope
         if session is not None or named.session:
             return self._session(request, session).scope
-        if self._token_digests is not None:
-            raise PermissionDenied("scope.session: missing; this store asks for tokens, so open a session first")
+        if caller is None or (caller.tenant and caller.tenant != named.tenant):
+            self.store.counters.add("foreign_tenant")
+            raise PermissionDenied("scope.tenant: not the one of the token")
         return self.store.scopes.find(named.tenant, named.fingerprint)

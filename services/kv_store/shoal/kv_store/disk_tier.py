@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import enum
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -10,7 +12,7 @@ from typing import Final
 
 from shoal.blocks import KEY_BYTES
 from shoal.kv_store.counters import Counters
-from shoal.kv_store.disk import Corrupt, Gone, Location, Record, RecordMetadata, SegmentLog
+from shoal.kv_store.disk import Corrupt, DiskError, DiskStats, Gone, Location, Record, RecordMetadata, SegmentLog
 from shoal.kv_store.events import DISK, MEMORY, EventHub, Removed, Stored
 from shoal.kv_store.index import NO_SLOT, BlockIndex
 from shoal.kv_store.memory_tier import MemoryTier
@@ -27,6 +29,16 @@ Post = Callable[[Callable[[], None]], None]
 """Runs something on the store's thread, soon. Called from any thread."""
 
 
+class DiskReading(enum.Enum):
+    """What reading one block came to."""
+
+    VERIFIED = "verified"
+    WRONG = "wrong"
+    """The bytes are not those that were written; the block is dropped."""
+    UNREAD = "unread"
+    """It is not there any more, or the disk did not answer."""
+
+
 class DiskTier:
     """Joins a SegmentLog to the index. Belongs to the store's thread; the log's threads reach it through `post`."""
 
@@ -39,7 +51,9 @@ class DiskTier:
         events: EventHub,
         counters: Counters,
         post: Post,
+        quota_bytes: Callable[[str], int],
     ) -> None:
+        """quota_bytes: most bytes on disk of a tenant's blocks."""
         self._log = log
         self._memory = memory
         self._index = index
@@ -47,12 +61,13 @@ class DiskTier:
         self._events = events
         self._counters = counters
         self._post = post
+        self._quota_bytes = quota_bytes
         self._pinned: dict[bytes, int] = {}
         self._reading: dict[bytes, int] = {}
         """Key that is on its way to memory: row of its parent, which stays there meanwhile."""
         self._backlog: deque[bytes] = deque()
         self._closed = False
-        self._remove_tree: Callable[[int], int] = lambda row: 0
+        self._remove_lost: Callable[[int], int] = lambda row: 0
 
     @property
     def problem(self) -> str:
@@ -70,16 +85,24 @@ class DiskTier:
         return self._log.stats().live_bytes
 
     @property
-    def num_writing(self) -> int:
-        """Blocks on their way to disk."""
-        return len(self._pinned)
+    def num_waiting(self) -> int:
+        """Blocks on their way to disk, or waiting for that."""
+        return len(self._pinned) + len(self._backlog)
 
-    def restore(self, remove_tree: Callable[[int], int]) -> int:
+    def stats(self) -> DiskStats:
+        """See SegmentLog. Safe from any thread."""
+        return self._log.stats()
+
+    def checkpoint(self) -> bool:
+        """See SegmentLog. Blocks; not for the store's thread."""
+        return self._log.checkpoint()
+
+    def restore(self, remove_lost: Callable[[int], int]) -> int:
         """Shows the blocks on disk whose parents are there too, and drops the others; how many are shown.
 
-        remove_tree: how to remove a block with all that follow it, from here on.
+        remove_lost: how to remove a block with all that follow it, from here on.
         """
-        self._remove_tree = remove_tree
+        self._remove_lost = remove_lost
         waiting: dict[bytes, list[RecordMetadata]] = {}
         for metadata, _ in self._log.replay():
             if metadata.parent == ROOT_PARENT or self._index.find(metadata.parent):
@@ -105,13 +128,24 @@ class DiskTier:
         key, parent = index.key(row), index.parent[row]
         if key in self._pinned or (parent and not index.on_disk[parent] and index.key(parent) not in self._pinned):
             return  # a block whose parent is not on disk cannot be found there
-        parent_key = index.key(parent) if parent else ROOT_PARENT
-        metadata = RecordMetadata(key, parent_key, scope.fingerprint, scope.tenant, scope.block_bytes)
+        if not self.is_within_quota(scope):
+            self._counters.add("refused_disk_quota")
+            return
+        metadata = RecordMetadata(key, self._parent_key(row), scope.fingerprint, scope.tenant, scope.block_bytes)
         payload = self._memory.arena.view(index.slot[row], scope.block_bytes)
         index.num_leases[row] += 1
         self._pinned[key] = row
         future = self._log.write(Record(metadata, payload, index.checksum[row]))
         future.add_done_callback(lambda done: self._post(partial(self._written, key, done)))
+
+    def is_within_quota(self, scope: Scope) -> bool:
+        """Whether one more block of the tenant may be on disk."""
+        index = self._index
+        scopes = {each.number: each for each in self._scopes.of_tenant(scope.tenant)}
+        used = sum(index.sizes[number].num_on_disk * each.block_bytes for number, each in scopes.items())
+        writing = (scopes.get(index.scope[row]) for row in self._pinned.values())
+        used += sum(each.block_bytes for each in writing if each is not None)
+        return used + scope.block_bytes <= self._quota_bytes(scope.tenant)
 
     def read(self, row: int, scope: Scope) -> Future[bool] | None:
         """Starts to bring a block back, into a slot that `arrived` shows or frees; None without room."""
@@ -133,6 +167,21 @@ class DiskTier:
         reading.add_done_callback(lambda done: self._post(partial(self._arrived, key, slot, scope, done, outcome)))
         return outcome
 
+    async def verify(self, key: bytes, into: memoryview) -> DiskReading:
+        """Reads a block into memory of the caller, as large as its payload; a wrong one goes, as in `read`."""
+        location = self._log.find(key)
+        if location is None:
+            return DiskReading.UNREAD
+        try:
+            await asyncio.wrap_future(self._log.read(location, into))
+        except Corrupt:
+            self._counters.add("checksum_failures_disk")
+            self.dropped([key])
+            return DiskReading.WRONG
+        except DiskError:
+            return DiskReading.UNREAD
+        return DiskReading.VERIFIED
+
     def leave(self, row: int) -> None:
         """A block is leaving the index, and with it the disk."""
         self._unpin_parent(self._index.key(row))
@@ -150,9 +199,9 @@ class DiskTier:
             if not row or not self._index.on_disk[row]:
                 continue
             self._index.set_on_disk(row, False)
-            self._events.publish([Removed((key,), DISK)])
+            self._events.publish([Removed((key,), DISK, self._tenant(row))])
             if self._index.slot[row] == NO_SLOT:
-                self._remove_tree(row)
+                self._remove_lost(row)
 
     def close(self) -> None:
         """Ends the log; blocks that were not written yet are not."""
@@ -195,7 +244,7 @@ class DiskTier:
         elif written:
             index.set_on_disk(row, True)
             self._counters.add("demoted")
-            self._events.publish([Stored((key,), index.key(parent) if parent else ROOT_PARENT, DISK)])
+            self._events.publish([Stored((key,), self._parent_key(row), DISK, self._tenant(row))])
         else:  # what follows a block that is not on disk is of no use there
             for each in index.subtree(row)[1:]:
                 if index.on_disk[each] and index.slot[each] != NO_SLOT:
@@ -214,10 +263,9 @@ class DiskTier:
             self.dropped([key])
         elif error is None and not done.cancelled() and row and index.slot[row] == NO_SLOT and index.on_disk[row]:
             index.checksum[row] = done.result()
-            self._memory.add(row, scope, slot, 0.0)
+            self._memory.add(row, scope, slot)
             self._counters.add("promoted")
-            parent = index.parent[row]
-            self._events.publish([Stored((key,), index.key(parent) if parent else ROOT_PARENT, MEMORY)])
+            self._events.publish([Stored((key,), self._parent_key(row), MEMORY, scope.tenant)])
             shown = True
         if not shown:
             arena.free(scope.pool, slot)
@@ -233,14 +281,21 @@ class DiskTier:
     def _remove(self, row: int) -> None:
         self._index.set_on_disk(row, False)
         self._log.remove(self._index.key(row))
-        self._events.publish([Removed((self._index.key(row),), DISK)])
+        self._events.publish([Removed((self._index.key(row),), DISK, self._tenant(row))])
+
+    def _tenant(self, row: int) -> str:
+        return self._scopes.numbered(self._index.scope[row]).tenant
+
+    def _parent_key(self, row: int) -> bytes:
+        parent = self._index.parent[row]
+        return self._index.key(parent) if parent else ROOT_PARENT
 
 
 class Worth:
     """What the log asks when it has to choose what to drop: see shoal.kv_store.disk.Retention. Called in its thread."""
 
     def __init__(self, index: BlockIndex, post: Post, recompute_s: float) -> None:
-        """recompute_s: what computing a block again takes, about."""
+        """recompute_s: what computing a block again takes of which its writer did not say."""
         self._index = index
         self._post = post
         self._recompute_s = recompute_s
@@ -255,7 +310,7 @@ class Worth:
         row = self._index.find(key)
         if not row or self._index.slot[row] != NO_SLOT or not self._index.has_children(row):
             return 0.0
-        return self._recompute_s
+        return self._index.cost_s[row] or self._recompute_s
 
     def dropped(self, keys: Sequence[bytes]) -> None:
         """Tells the tier."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +21,7 @@ class Stored:
     keys: tuple[bytes, ...]
     parent_key: bytes
     tier: worker_pb2.Tier.ValueType
+    tenant: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +30,38 @@ class Removed:
 
     keys: tuple[bytes, ...]
     tier: worker_pb2.Tier.ValueType
+    tenant: str
 
 
 Event = Stored | Removed
-ListKeys = Callable[[worker_pb2.Tier.ValueType], Iterable[bytes]]
+ListKeys = Callable[[worker_pb2.Tier.ValueType, str], Iterable[bytes]]
 
 
 class EventHub(EventLog[Event, pb.WatchResponse]):
     """See `EventLog`. The index says what is visible, for snapshots."""
 
     def __init__(self, *, epoch: int, buffer: int, list_keys: ListKeys) -> None:
-        """`list_keys(tier)`: everything visible in a tier at this moment, parents before children."""
+        """`list_keys(tier, tenant)`: what is visible in a tier at this moment; of all tenants for an empty name."""
         super().__init__(epoch=epoch, buffer=buffer)
         self._list_keys = list_keys
 
-    def snapshot(self) -> list[pb.WatchResponse]:
+    def watch(self, epoch: int, start_seq: int, tenant: str) -> AsyncIterator[pb.WatchResponse]:
+        """`follow`, of one tenant's events if that is named."""
+        if not tenant:
+            return self.follow(epoch, start_seq)
+        return self.follow(
+            epoch,
+            start_seq,
+            snapshot=lambda: self.snapshot(tenant),
+            message_of=lambda seq, event: self.message_of(seq, event) if event.tenant == tenant else None,
+        )
+
+    def snapshot(self, tenant: str = "") -> list[pb.WatchResponse]:
         """See `EventLog.snapshot`."""
         parts = [
             worker_pb2.KvSnapshot(keys=keys, tier=tier)
             for tier in (MEMORY, DISK)
-            for keys in in_parts(list(self._list_keys(tier)))
+            for keys in in_parts(list(self._list_keys(tier, tenant)))
         ]
         parts[-1].complete = True
         return [pb.WatchResponse(epoch=self.epoch, seq=self.last_seq, snapshot=part) for part in parts]

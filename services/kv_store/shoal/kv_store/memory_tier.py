@@ -21,9 +21,15 @@ class MemoryTier:
     """
 
     def __init__(
-        self, arena: Arena, index: BlockIndex, scopes: Scopes, events: EventHub, counters: Counters, quota_bytes: int
+        self,
+        arena: Arena,
+        index: BlockIndex,
+        scopes: Scopes,
+        events: EventHub,
+        counters: Counters,
+        quota_bytes: Callable[[str], int],
     ) -> None:
-        """quota_bytes: of slots of one tenant."""
+        """quota_bytes: most bytes of slots of a tenant."""
         self._claim_chunk: Callable[[Pool], bool] = lambda pool: False
         self.arena = arena
         self._index = index
@@ -39,11 +45,9 @@ class MemoryTier:
     def allocate(self, scope: Scope) -> int | None:
         """A slot for a block of the scope, if need be in place of a block of the same tenant; None without room."""
         pool = scope.pool
-        if self.arena.used_bytes(pool.tenant) + pool.slot_bytes > self._quota_bytes:
-            if not self.evict_one(pool, scope.policy):
-                self._counters.add("refused_quota")
-                return None
-            return self.arena.allocate(pool)
+        if not self._keep_quota(pool):
+            self._counters.add("refused_quota")
+            return None
         slot = self.arena.allocate(pool)
         if slot is None and self._claim_chunk(pool):
             slot = self.arena.allocate(pool)
@@ -53,17 +57,18 @@ class MemoryTier:
             self._counters.add("refused_no_space")
         return slot
 
-    def add(self, row: int, scope: Scope, slot: int, cost_s: float) -> None:
+    def add(self, row: int, scope: Scope, slot: int) -> None:
         """The block of a row is in a slot from here on."""
         self.arena.publish(slot)
         self.arena.set_row(slot, row)
         self._index.set_slot(row, slot)
         parent = self._index.parent[row]
         parent_key = self._index.key(parent) if parent else None
-        scope.policy.insert(self._index.key(row), scope.pool.slot_bytes, cost_s, parent_key)
+        scope.policy.insert(self._index.key(row), scope.pool.slot_bytes, self._index.cost_s[row], parent_key)
 
-    def touch(self, keys: Sequence[bytes], scope: Scope) -> None:
+    def touch(self, keys: Sequence[bytes], rows: Sequence[int], scope: Scope) -> None:
         """Blocks were used; the policy ignores those that it does not hold."""
+        self._index.touch(rows)
         scope.policy.touch_all(keys)
 
     def drop(self, row: int, scope: Scope) -> None:
@@ -107,13 +112,23 @@ class MemoryTier:
             self._index.remove(row)
         return True
 
+    def _keep_quota(self, pool: Pool) -> bool:
+        """Makes room within the tenant's quota for one block, first in its own pool; False when there is none."""
+        arena, quota_bytes = self.arena, self._quota_bytes(pool.tenant)
+        pools = [pool, *(other for other in arena.pools_of(pool.tenant) if other is not pool)]
+        for each in pools:
+            while arena.used_bytes(pool.tenant) + pool.slot_bytes > quota_bytes:
+                if not each.num_used or not self.evict_one(each, self._scopes.policy(each)):
+                    break
+        return arena.used_bytes(pool.tenant) + pool.slot_bytes <= quota_bytes
+
     def _is_evictable(self, key: bytes) -> bool:
         index = self._index
         row = index.find(key)
-        if index.num_leases[row] or index.num_memory_children[row]:
+        if index.num_leases[row] or index.num_memory_children[row] or index.num_pins[row]:
             return False
         return index.on_disk[row] != 0 or not index.has_children(row)
 
     def _free(self, row: int, pool: Pool) -> None:
         self.arena.free(pool, self._index.clear_slot(row))
-        self._events.publish([Removed((self._index.key(row),), MEMORY)])
+        self._events.publish([Removed((self._index.key(row),), MEMORY, pool.tenant)])

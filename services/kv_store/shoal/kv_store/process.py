@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tomllib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from shoal.kv_store.disk import OutOfService, SegmentLog
 from shoal.kv_store.disk_tier import DiskTier, Worth
 from shoal.kv_store.policy import make_policy
 from shoal.kv_store.store import Store, StoreLimits
+from shoal.kv_store.tenants import TenantsProblem, read_tenants
 from shoal.kv_store.unix_server import UnixServer
 
 EXPIRE_EVERY_S: Final = 1.0
@@ -33,29 +33,24 @@ def build_store(config: KvStoreConfig) -> Store:
     if config.chunk_bytes % 4096 or config.chunk_bytes > config.memory_bytes:
         problem = f"chunk_bytes = {config.chunk_bytes}: give a multiple of 4096 up to memory_bytes"
         raise SettingsProblem(f"{problem} ({config.memory_bytes})")
+    try:
+        tenants = read_tenants(
+            config.tenants_file,
+            config.tenant_quota_bytes or config.memory_bytes,
+            config.tenant_disk_quota_bytes or config.disk_bytes,
+        )
+    except TenantsProblem as problem:
+        raise SettingsProblem(str(problem)) from problem
     limits = StoreLimits(
-        tenant_quota_bytes=config.tenant_quota_bytes or config.memory_bytes,
         lease_timeout_s=config.lease_timeout_s,
         max_sessions=config.max_sessions,
         max_staging_bytes=config.max_staging_bytes,
         event_buffer=config.event_buffer,
+        ttl_s=config.ttl_s,
+        pinned_fraction=config.pinned_fraction,
     )
     arena = Arena(config.memory_bytes, config.chunk_bytes, config.huge_pages)
-    return Store(arena, partial(make_policy, config.policy), limits, huge_pages=config.huge_pages)
-
-
-def read_tokens(path: str) -> dict[str, str] | None:
-    """Hex sha256 of each tenant's token; None without a file. Raises SettingsProblem."""
-    if not path:
-        return None
-    try:
-        tenants = tomllib.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise SettingsProblem(f"tenants_file: {error}") from error
-    for tenant, digest in tenants.items():
-        if not isinstance(digest, str) or len(digest) != 64:
-            raise SettingsProblem(f"tenants_file: {tenant} needs the sha256 of its token, 64 hexadecimal digits")
-    return {tenant: digest.lower() for tenant, digest in tenants.items()}
+    return Store(arena, partial(make_policy, config.policy), limits, tenants, huge_pages=config.huge_pages)
 
 
 def open_disk(config: KvStoreConfig, store: Store) -> DiskTier:
@@ -74,7 +69,8 @@ def open_disk(config: KvStoreConfig, store: Store) -> DiskTier:
         raise SettingsProblem(f"disk_bytes, disk_segment_bytes: {error}") from error
     except OutOfService as error:
         raise OSError(str(error)) from error
-    tier = DiskTier(log, store.memory, store.index, store.scopes, store.events, store.counters, post)
+    quota_bytes = store.tenants.disk_quota
+    tier = DiskTier(log, store.memory, store.index, store.scopes, store.events, store.counters, post, quota_bytes)
     worth.belong_to(tier)
     return tier
 
@@ -82,10 +78,9 @@ def open_disk(config: KvStoreConfig, store: Store) -> DiskTier:
 @asynccontextmanager
 async def open_control(config: KvStoreConfig) -> AsyncIterator[Control]:
     """A store with its Unix socket, ended with the context. Raises SettingsProblem, OSError."""
-    tokens = read_tokens(config.tenants_file)
     store = build_store(config)
     with ThreadPoolExecutor(config.copy_threads, thread_name_prefix="copy") as copiers:
-        control = Control(store, copiers, config.max_batch_size, tokens)
+        control = Control(store, copiers, config.max_batch_size)
         if config.disk_folder:
             store.attach_disk(open_disk(config, store))
         server = UnixServer(Path(config.socket_path), control)

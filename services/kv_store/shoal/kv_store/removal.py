@@ -1,4 +1,4 @@
-"""Blocks that go for another reason than room: asked for, or found to be wrong."""
+"""Blocks that go for another reason than room: asked for, too old, lost by the disk, or found to be wrong."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from shoal.kv_store.counters import Counters
 from shoal.kv_store.disk_tier import DiskTier
 from shoal.kv_store.index import NO_SLOT, BlockIndex
 from shoal.kv_store.memory_tier import MemoryTier
+from shoal.kv_store.pins import Pins
 from shoal.kv_store.scopes import Scope, Scopes
 from shoal.kv_store.sessions import Session
 from shoal.kv_store.writing import Writing
@@ -24,6 +25,7 @@ class Removal:
         writing: Writing,
         counters: Counters,
         sessions: Mapping[bytes, Session],
+        pins: Pins,
     ) -> None:
         """sessions: the open ones, which hold leases."""
         self._memory = memory
@@ -32,6 +34,7 @@ class Removal:
         self._writing = writing
         self._counters = counters
         self._sessions = sessions
+        self._pins = pins
         self._disk: DiskTier | None = None
 
     def attach_disk(self, disk: DiskTier) -> None:
@@ -39,7 +42,7 @@ class Removal:
         self._disk = disk
 
     def evict(self, scope: Scope, keys: Sequence[bytes]) -> tuple[int, int]:
-        """(blocks gone, blocks that stay because of leases). Without keys everything of the scope goes."""
+        """(blocks gone, blocks that stay: leased or pinned, or on the way to one). Without keys, of the whole scope."""
         index = self._index
         if keys:
             found = (index.find(key) for key in keys)
@@ -51,10 +54,14 @@ class Removal:
             if index.scope[row] != scope.number:  # went with another one
                 continue
             tree = index.subtree(row)
-            gone = self._remove(reversed(tree))
+            gone = self._remove(reversed(tree), "removed_asked")
             num_gone += gone
             num_kept += len(tree) - gone
         return num_gone, num_kept
+
+    def expire(self, row: int) -> bool:
+        """Removes a block that is too old; False when it is leased or pinned, or something follows it."""
+        return self._remove([row], "removed_expired") == 1
 
     def check(self, session: Session, keys: Sequence[bytes]) -> int:
         """Verifies blocks that a client could not; those that are wrong go, with all that follow; how many were wrong.
@@ -69,27 +76,36 @@ class Removal:
             if self._memory.verify(row, session.scope):
                 continue
             num_wrong += 1
-            self._counters.add("checksum_failures_memory")
-            self.remove_tree(row)
+            self.remove_wrong(row)
         return num_wrong
 
-    def remove_tree(self, row: int) -> int:
-        """Removes a block and all that follow it, leased or not; how many went."""
+    def remove_wrong(self, row: int) -> int:
+        """A block's bytes in memory are wrong: it goes, with all that follow, leased and pinned or not; how many."""
+        self._counters.add("checksum_failures_memory")
+        return self._remove_tree(row, "removed_wrong")
+
+    def remove_lost(self, row: int) -> int:
+        """A block is in no tier any more: it goes, with all that follow, leased and pinned or not; how many."""
+        return self._remove_tree(row, "removed_lost")
+
+    def _remove_tree(self, row: int, reason: str) -> int:
         tree = self._index.subtree(row)
         for each in tree:
+            if self._index.num_pins[each]:
+                self._pins.forget(each)
             if self._index.num_leases[each]:
                 self._index.num_leases[each] = 0
                 for session in self._sessions.values():
                     session.leases.pop(self._index.key(each), None)
                 if self._disk is not None:
                     self._disk.forget_pin(self._index.key(each))
-        return self._remove(reversed(tree))
+        return self._remove(reversed(tree), reason)
 
-    def _remove(self, rows: Iterable[int]) -> int:
-        """Rows, children before parents; those with leases or with children that stay are left."""
+    def _remove(self, rows: Iterable[int], reason: str) -> int:
+        """Rows, children before parents; those with leases or pins, or with children that stay, are left."""
         index, num_gone = self._index, 0
         for row in rows:
-            if index.num_leases[row] or index.has_children(row):
+            if index.num_leases[row] or index.num_pins[row] or index.has_children(row):
                 continue
             self._writing.unpin({row})
             if index.slot[row] != NO_SLOT:
@@ -98,5 +114,5 @@ class Removal:
                 self._disk.leave(row)
             index.remove(row)
             num_gone += 1
-        self._counters.add("removed", num_gone)
+        self._counters.add(reason, num_gone)
         return num_gone

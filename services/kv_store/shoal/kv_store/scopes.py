@@ -44,6 +44,10 @@ class Scopes:
         """The scope, if any session was ever opened for it."""
         return self._by_name.get((tenant, fingerprint))
 
+    def of_tenant(self, tenant: str) -> list[Scope]:
+        """A tenant's scopes; all of them for an empty name."""
+        return [scope for scope in self._by_name.values() if not tenant or scope.tenant == tenant]
+
     def policy(self, pool: Pool) -> Policy:
         """Of a pool that some scope has."""
         return self._policies[pool]

@@ -78,8 +78,7 @@ class Sharing:
             row = next(row for row in chunk.rows if row)
             if pool.free:
                 if not self._memory.move(row, pool, self._scopes.numbered(index.scope[row]).block_bytes):
-                    self._counters.add("checksum_failures_memory")
-                    self._removal.remove_tree(row)
+                    self._removal.remove_wrong(row)
                 self._counters.add("moved")
             elif not self._memory.evict_one(pool, policy):
                 break

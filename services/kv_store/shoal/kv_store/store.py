@@ -8,18 +8,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.api.worker.v1 import worker_pb2
+from shoal.kv_store.ageing import Ageing
 from shoal.kv_store.arena import Arena, HugePages, SlotId, Staging
 from shoal.kv_store.counters import Counters
 from shoal.kv_store.disk_tier import DiskTier
 from shoal.kv_store.events import MEMORY, EventHub
 from shoal.kv_store.index import NO_SLOT, BlockIndex
 from shoal.kv_store.memory_tier import MemoryTier
+from shoal.kv_store.pins import Pins
 from shoal.kv_store.removal import Removal
 from shoal.kv_store.scopes import PolicyFactory, Scope, Scopes
 from shoal.kv_store.sessions import Lease, Session
 from shoal.kv_store.sharing import Sharing
+from shoal.kv_store.tenants import Tenants
 from shoal.kv_store.writing import Writing
 from shoal.rpc.errors import NotFound, ResourceExhausted
 
@@ -28,12 +30,15 @@ from shoal.rpc.errors import NotFound, ResourceExhausted
 class StoreLimits:
     """Bounds of what one store gives out."""
 
-    tenant_quota_bytes: int
     lease_timeout_s: float = 30.0
     max_sessions: int = 1024
     max_staging_bytes: int = 1 << 30
     """Of all sessions together."""
     event_buffer: int = 65_536
+    ttl_s: float = 0.0
+    """Time after which a block that nobody used goes; 0: never."""
+    pinned_fraction: float = 0.5
+    """Most of a tenant's memory that may be pinned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class Store:
         arena: Arena,
         make_policy: PolicyFactory,
         limits: StoreLimits,
+        tenants: Tenants | None = None,
         *,
         huge_pages: HugePages = "off",
         clock: Callable[[], float] = time.monotonic,
@@ -60,28 +66,45 @@ class Store:
         self.epoch = secrets.randbits(63) | 1
         self.arena = arena
         self.limits = limits
+        self.tenants = tenants or Tenants()
         self.counters = Counters()
         self.index = BlockIndex()
         self.events = EventHub(epoch=self.epoch, buffer=limits.event_buffer, list_keys=self._list_keys)
         self.scopes = Scopes(arena, make_policy)
-        self.memory = MemoryTier(arena, self.index, self.scopes, self.events, self.counters, limits.tenant_quota_bytes)
+        parts = (arena, self.index, self.scopes, self.events, self.counters)
+        self.memory = MemoryTier(*parts, self.tenants.memory_quota)
+        self.pins = Pins(self.index, self.scopes, self.counters, self._most_pinned_bytes, clock)
         self.writing = Writing(self.memory, self.index, self.events, self.counters, limits.lease_timeout_s, clock)
         self.sessions: dict[bytes, Session] = {}
-        self.removal = Removal(self.memory, self.index, self.scopes, self.writing, self.counters, self.sessions)
+        self.removal = Removal(
+            self.memory, self.index, self.scopes, self.writing, self.counters, self.sessions, self.pins
+        )
+        self._ageing = Ageing(self.index, self.removal, limits.ttl_s)
         self.disk: DiskTier | None = None
-        parts = (self.memory, self.index, self.scopes, self.removal, self.counters, self.sessions)
-        sharing = Sharing(*parts, limits.lease_timeout_s, clock)
+        self.draining = False
+        """Whether no more blocks are taken."""
+        sharing = Sharing(
+            self.memory,
+            self.index,
+            self.scopes,
+            self.removal,
+            self.counters,
+            self.sessions,
+            limits.lease_timeout_s,
+            clock,
+        )
         self.memory.share_by(sharing.claim_chunk)
         self._staging_bytes = 0
         self._huge_pages: HugePages = huge_pages
         self._clock = clock
+        self._started_s = clock()
 
     def attach_disk(self, disk: DiskTier) -> None:
         """Gives the store a second tier, and shows what is on it. Called before anything is stored."""
         self.disk = disk
         self.removal.attach_disk(disk)
         self.writing.attach_disk(disk)
-        disk.restore(self.removal.remove_tree)
+        disk.restore(self.removal.remove_lost)
 
     # Sessions
 
@@ -137,7 +160,7 @@ class Store:
         num_in_memory = self._count_in_memory(rows)
         num_visible = self._count_visible(rows, num_in_memory)
         self._count_hits(len(keys), num_visible, num_in_memory)
-        self.memory.touch(keys[: len(rows)], scope)
+        self.memory.touch(keys[: len(rows)], rows, scope)
         return num_visible, num_in_memory
 
     def start_prefetch(self, scope: Scope, keys: Sequence[bytes]) -> list[Future[bool]]:
@@ -175,7 +198,7 @@ class Store:
                 lease.deadline_s = deadline_s
             slot = index.slot[row]
             leased.append(Leased(SlotId.unpacked(slot), self.arena.generation(slot), index.checksum[row]))
-        self.memory.touch(keys[: len(rows)], scope)
+        self.memory.touch(keys[: len(rows)], rows, scope)
         self.counters.add("leases_granted", num_in_memory)
         return leased, num_visible
 
@@ -212,7 +235,7 @@ class Store:
     # Housekeeping
 
     def expire(self) -> list[Session]:
-        """Ends leases and reservations that are over their time. Called about once a second.
+        """Ends leases, reservations, pins and blocks that are over their time. Called about once a second.
 
         Returns the sessions that still map chunks they should not; the caller ends their connections.
         """
@@ -222,29 +245,15 @@ class Store:
             for key in late:
                 self.counters.add("leases_expired", self._drop_lease(session, key))
         self.writing.expire(now_s)
+        self.pins.expire()
+        self.index.now_s = int(now_s - self._started_s)
+        self._ageing.sweep()
         return [s for s in self.sessions.values() if any(at <= now_s for at in s.retired_chunks.values())]
 
-    def stats(self, tenant: str) -> pb.StatsResponse:
-        """Sizes and counters; with a tenant, the sizes are of its blocks."""
-        sizes = [
-            sizes
-            for number, sizes in self.index.sizes.items()
-            if not tenant or self.scopes.numbered(number).tenant == tenant
-        ]
-        sessions = [session for session in self.sessions.values() if not tenant or session.scope.tenant == tenant]
-        return pb.StatsResponse(
-            num_blocks=sum(each.num_blocks for each in sizes),
-            num_memory_blocks=sum(each.num_in_memory for each in sizes),
-            num_disk_blocks=sum(each.num_on_disk for each in sizes),
-            used_memory_bytes=self.arena.used_bytes(tenant) if tenant else self.arena.num_used_bytes,
-            memory_bytes=self.limits.tenant_quota_bytes if tenant else self.arena.capacity_bytes,
-            num_leased=sum(len(session.leases) for session in sessions),
-            num_sessions=len(sessions),
-            counters=dict(self.counters),
-            disk_problem=self.disk.problem if self.disk is not None else "",
-            disk_bytes=self.disk.capacity_bytes if self.disk is not None else 0,
-            used_disk_bytes=self.disk.used_bytes if self.disk is not None else 0,
-        )
+    def pin(self, scope: Scope, owner: str, keys: Sequence[bytes], ttl_s: float) -> int:
+        """Keeps leading blocks that are in memory there; how many."""
+        rows = self._find(scope, keys)
+        return self.pins.pin(scope, owner, keys, rows[: self._count_in_memory(rows)], ttl_s)
 
     def close(self) -> None:
         """Ends every session and gives all memory back. No copy may be running."""
@@ -254,6 +263,10 @@ class Store:
         if self.disk is not None:
             self.disk.close()
         self.arena.close()
+
+    def _most_pinned_bytes(self, tenant: str) -> int:
+        quota_bytes = min(self.tenants.memory_quota(tenant), self.arena.capacity_bytes)
+        return int(self.limits.pinned_fraction * quota_bytes)
 
     def _find(self, scope: Scope, keys: Sequence[bytes]) -> Sequence[int]:
         rows = self.index.prefix(keys, scope.number)
@@ -291,8 +304,10 @@ class Store:
         self.index.num_leases[self.index.find(key)] -= count
         return count
 
-    def _list_keys(self, tier: worker_pb2.Tier.ValueType) -> list[bytes]:
+    def _list_keys(self, tier: worker_pb2.Tier.ValueType, tenant: str) -> list[bytes]:
         index = self.index
+        scopes = {scope.number for scope in self.scopes.of_tenant(tenant)}
+        rows = (row for row in index.in_order() if index.scope[row] in scopes)
         if tier == MEMORY:
-            return [index.key(row) for row in index.in_order() if index.slot[row] != NO_SLOT]
-        return [index.key(row) for row in index.in_order() if index.on_disk[row]]
+            return [index.key(row) for row in rows if index.slot[row] != NO_SLOT]
+        return [index.key(row) for row in rows if index.on_disk[row]]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
+from shoal.blocks import KEY_BYTES
 from shoal.checksum import copy_crc32c_at
 from shoal.kv_store.counters import Counters
 from shoal.kv_store.disk_tier import DiskTier
@@ -58,7 +59,8 @@ class Writing:
         self._timeout_s = timeout_s
         self._clock = clock
         self._pending: dict[bytes, Reservation] = {}
-
+        self.on_stored: Callable[[Session, Sequence[bytes]], None] = lambda session, keys: None
+        """Told of blocks that became visible."""
         self._disk: DiskTier | None = None
 
     def __len__(self) -> int:
@@ -115,12 +117,34 @@ class Writing:
         session.num_copying += 1
         return CopyJob(session, found, checksums, moves, session.scope.block_bytes, [])
 
+    def receive(self, session: Session, keys: Sequence[bytes], parent_key: bytes) -> CopyJob:
+        """Room for blocks that come from another store: leading ones that are neither there nor on their way.
+
+        parent_key: empty for a sequence's first block. Whoever fills the slots of `reservations` sets `checksums`, one
+        each, adds to `copied` what it computed of leading ones, and calls `finish`.
+        """
+        found: list[Reservation | None] = []
+        before, is_root = parent_key or bytes(KEY_BYTES), not parent_key
+        reachable = is_root or self._is_reachable(session, before)
+        for key in keys if reachable else ():
+            if self._status(session, key) != pb.BLOCK_STATUS_RESERVED:
+                break
+            reservation = self._reserve_slot(session, key, before, is_root, 0.0, -1)
+            if reservation is None:
+                break
+            reservation.copying = True
+            found.append(reservation)
+            before, is_root = key, False
+        session.num_copying += 1
+        return CopyJob(session, found, (), [], session.scope.block_bytes, [])
+
     def finish(self, job: CopyJob) -> list[Status]:
         """Publishes what arrived as it was sent, in order; what became of each key."""
         session = job.session
         session.num_copying -= 1
         copied = iter(job.copied)
         statuses: list[Status] = []
+        stored: list[bytes] = []
         chain: list[bytes] = []
         chain_parent = b""
         for reservation, checksum in zip(job.reservations, job.checksums, strict=True):
@@ -133,12 +157,14 @@ class Writing:
             statuses.append(status)
             if status == pb.BLOCK_STATUS_PRESENT:
                 if chain and chain[-1] != reservation.parent_key:
-                    self._events.publish([Stored(tuple(chain), chain_parent, MEMORY)])
+                    self._events.publish([Stored(tuple(chain), chain_parent, MEMORY, session.scope.tenant)])
                     chain = []
                 chain_parent = chain_parent if chain else reservation.parent_key
                 chain.append(reservation.key)
+                stored.append(reservation.key)
         if chain:
-            self._events.publish([Stored(tuple(chain), chain_parent, MEMORY)])
+            self._events.publish([Stored(tuple(chain), chain_parent, MEMORY, session.scope.tenant)])
+            self.on_stored(session, stored)
         self._close_staging(session)
         return statuses
 
@@ -190,19 +216,26 @@ class Writing:
         block = session.staging.take() if session.staging is not None else None
         if block is None or session.staging is None:
             return None
+        if self._reserve_slot(session, key, parent_key, is_root, cost_s, block) is None:
+            session.staging.give_back(block)
+            return None
+        return block
+
+    def _reserve_slot(
+        self, session: Session, key: bytes, parent_key: bytes, is_root: bool, cost_s: float, block: int
+    ) -> Reservation | None:
         parent = ROOT if is_root else self._index.find(parent_key)
         if parent:
             self._index.num_memory_children[parent] += 1  # before there is an eviction that could take it
         slot = self._memory.allocate(session.scope)
         if slot is None:
-            session.staging.give_back(block)
             if parent:
                 self._index.num_memory_children[parent] -= 1
             return None
         deadline_s = self._clock() + self._timeout_s
         reservation = Reservation(key, parent_key, is_root, slot, block, session, cost_s, deadline_s, parent)
         session.reservations[key] = self._pending[key] = reservation
-        return block
+        return reservation
 
     def _publish(self, reservation: Reservation, checksum: int, arrived: int | None) -> Status:
         index, session = self._index, reservation.session
@@ -218,7 +251,8 @@ class Writing:
             status = pb.BLOCK_STATUS_ORPHAN
         if status == pb.BLOCK_STATUS_PRESENT:
             row = index.add(reservation.key, parent, session.scope.number, checksum)
-            self._memory.add(row, session.scope, reservation.slot, reservation.cost_s)
+            index.cost_s[row] = reservation.cost_s
+            self._memory.add(row, session.scope, reservation.slot)
             self._counters.add("stored")
             if self._disk is not None:
                 self._disk.write(row, session.scope)

@@ -66,6 +66,10 @@ class Arena:
         """Every pool."""
         return list(self._pools.values())
 
+    def pools_of(self, tenant: str) -> list[Pool]:
+        """A tenant's pools."""
+        return self._pools_of.get(tenant, [])
+
     def pool(self, tenant: str, block_bytes: int) -> Pool:
         """The pool for a tenant's blocks of a size. Raises ValueError when a chunk cannot hold one."""
         slot_bytes = round_up(block_bytes, PAGE_BYTES)

@@ -48,6 +48,14 @@ class BlockIndex:
         self.scope = array("H", [0])
         """0 for a row that is not in use."""
         self.num_leases = array("I", [0])
+        self.num_pins = array("H", [0])
+        """Owners who pinned the block: while there are any, it stays in memory."""
+        self.last_used_s = array("I", [0])
+        """`now_s` when the block was added or used."""
+        self.cost_s = array("f", [0.0])
+        """What computing the block again takes, as its writer said; 0 if unknown."""
+        self.now_s = 0
+        """Whole seconds since the store started, as far as it was told."""
         self.slot = array("Q", [NO_SLOT])
         """Packed slot in the arena; NO_SLOT when the block is not in memory."""
         self.on_disk = array("B", [0])
@@ -61,6 +69,11 @@ class BlockIndex:
     def __len__(self) -> int:
         return len(self._keys)
 
+    @property
+    def num_rows(self) -> int:
+        """One more than the greatest row."""
+        return len(self.scope)
+
     def add(self, key: bytes, parent: int, scope: int, checksum: int) -> int:
         """A row for a key that has none, in no tier yet. `parent` is a row in use, or ROOT."""
         row = self._keys.add(key)
@@ -69,6 +82,8 @@ class BlockIndex:
         self.parent[row] = parent
         self.checksum[row] = checksum
         self.scope[row] = scope
+        self.last_used_s[row] = self.now_s
+        self.cost_s[row] = 0.0
         self.sizes[scope].num_blocks += 1
         if parent:
             sibling = self._child[parent]
@@ -79,10 +94,10 @@ class BlockIndex:
         return row
 
     def remove(self, row: int) -> None:
-        """Ends a row without children, in no tier, without leases."""
+        """Ends a row without children, in no tier, without leases and pins."""
         parent, after, before = self.parent[row], self._next[row], self._previous[row]
-        if self._child[row] or self.num_leases[row]:
-            raise AssertionError("a block with children or leases cannot go")
+        if self._child[row] or self.num_leases[row] or self.num_pins[row]:
+            raise AssertionError("a block with children, leases or pins cannot go")
         if before:
             self._next[before] = after
         elif parent:
@@ -113,6 +128,12 @@ class BlockIndex:
         """Rows of the leading keys that are visible in the scope."""
         return self._keys.prefix(keys, self.scope, scope)
 
+    def touch(self, rows: Sequence[int]) -> None:
+        """Blocks were used."""
+        last_used_s, now_s = self.last_used_s, self.now_s
+        for row in rows:
+            last_used_s[row] = now_s
+
     def set_slot(self, row: int, slot: int) -> None:
         """Says that the block is in memory."""
         self.slot[row] = slot
@@ -139,7 +160,10 @@ class BlockIndex:
     def _extend(self) -> None:
         for column in (self.parent, self.num_memory_children, self.checksum, self.scope, self.num_leases):
             column.append(0)
+        for column in (self.num_pins, self.last_used_s):
+            column.append(0)
         for column in (self._child, self._next, self._previous):
             column.append(0)
+        self.cost_s.append(0.0)
         self.slot.append(NO_SLOT)
         self.on_disk.append(0)
