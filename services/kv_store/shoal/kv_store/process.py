@@ -15,11 +15,12 @@ from shoal.kv_store.arena import Arena
 from shoal.kv_store.config import KvStoreConfig
 from shoal.kv_store.control import Control
 from shoal.kv_store.disk import OutOfService, SegmentLog
-from shoal.kv_store.disk_tier import DiskTier, Worth
+from shoal.kv_store.disk_tier import DiskTier
 from shoal.kv_store.policy import make_policy
 from shoal.kv_store.store import Store, StoreLimits
 from shoal.kv_store.tenants import TenantsProblem, read_tenants
 from shoal.kv_store.unix_server import UnixServer
+from shoal.kv_store.worth import Worth
 
 EXPIRE_EVERY_S: Final = 1.0
 

@@ -114,24 +114,6 @@ def test_cheap_blocks_go_before_dear_ones(make: Make) -> None:
     assert {each for each in order[-3:] if each} == {key(1), key(4), key(7)}
 
 
-def test_idle_blocks_expire_from_the_end_of_their_chain(make: Make) -> None:
-    policy = make(64)
-    policy.advance(100)
-    policy.insert(key(0), 1, 1.0, None)
-    policy.insert(key(1), 1, 1.0, key(0))
-    policy.insert(key(2), 1, 1.0, None)
-    policy.advance(200)
-    policy.touch(key(2))
-    assert policy.expire(100, lambda _: True) is None
-    assert policy.expire(150, lambda each: each != key(1)) is None
-    policy.touch(key(0))
-    policy.touch(key(1))
-    policy.advance(300)
-    policy.touch(key(2))
-    assert [policy.expire(250, lambda _: True) for _ in range(3)] == [key(1), key(0), None]
-    assert key(2) in policy
-
-
 def test_ranks_follow_the_rates_that_were_seen(make: Make) -> None:
     policy = make(3200)
     before = [policy.rank(1, bucket) for bucket in range(19)]

@@ -22,7 +22,7 @@ struct block {
     uint32_t chain; /* the next of the same bucket, or of the free */
     uint32_t parent, num_children;
     uint32_t older, newer; /* neighbours in its list */
-    uint32_t last, last_s; /* unit and second of its last use */
+    uint32_t last; /* unit of its last use */
     uint8_t class, cost, state;
 };
 
@@ -33,7 +33,7 @@ struct list {
 struct policy {
     struct rates rates;
     double mean_cost; /* per byte */
-    uint32_t num_blocks, num_room, num_fresh, free, bucket_shift, set_shift, now_s, current, full_at, num_victims;
+    uint32_t num_blocks, num_room, num_fresh, free, bucket_shift, set_shift, current, full_at, num_victims;
     struct list lists[LISTS + 1];
     uint32_t *buckets;
     struct block *blocks;
@@ -205,7 +205,6 @@ struct policy *shoal_policy_make(uint32_t num_blocks) {
 
 uint32_t shoal_policy_len(struct policy *p) { return p->num_blocks; }
 int shoal_policy_has(struct policy *p, const uint64_t *key) { return find(p, key) != 0; }
-void shoal_policy_advance(struct policy *p, uint32_t now_s) { p->now_s = now_s; }
 
 /* How many of the n keys are known. */
 int64_t shoal_policy_touch(struct policy *p, const uint64_t *keys, int64_t n) {
@@ -216,7 +215,7 @@ int64_t shoal_policy_touch(struct policy *p, const uint64_t *keys, int64_t n) {
         struct block *b = &p->blocks[at];
         end_use(&p->rates, b->class, b->last);
         take_out(p, at);
-        b->class = (uint8_t)next_class(b->class), b->last = p->rates.now, b->last_s = p->now_s;
+        b->class = (uint8_t)next_class(b->class), b->last = p->rates.now;
         begin_use(&p->rates, b->class);
         put_newest(p, at, LISTED);
         count_access(p);
@@ -250,7 +249,7 @@ int shoal_policy_insert(struct policy *p, const uint64_t *key, const uint64_t *p
     if (p->free) p->free = b->chain;
     uint64_t *ghost = find_ghost(p, key);
     if (per_byte > 0) p->mean_cost += (per_byte - p->mean_cost) / (p->mean_cost > 0 ? 1024 : 1);
-    *b = (struct block){.key = {key[0], key[1]}, .last = p->rates.now, .last_s = p->now_s, .chain = *bucket};
+    *b = (struct block){.key = {key[0], key[1]}, .last = p->rates.now, .chain = *bucket};
     b->parent = parent_key ? find(p, parent_key) : 0;
     b->cost = (uint8_t)cost_level(per_byte, p->mean_cost);
     if (ghost) {
@@ -278,22 +277,13 @@ static const uint64_t *choose(struct policy *p, uint32_t at) {
     return at ? p->blocks[at].key : NULL;
 }
 
-/* The next three give a key, or NULL, and make it the current one for the calls after them. */
+/* The next two give a key, or NULL, and make it the current one for the calls after them. */
 const uint64_t *shoal_policy_worst(struct policy *p) {
     double worst;
     return choose(p, find_worst(p, &worst));
 }
 
 const uint64_t *shoal_policy_oldest_held(struct policy *p) { return choose(p, p->lists[HELD_LIST].oldest); }
-
-const uint64_t *shoal_policy_idle(struct policy *p, uint32_t since_s) {
-    for (int i = 0; i < LISTS; i++) {
-        struct list *list = &p->lists[i];
-        while (list->oldest && p->blocks[list->oldest].num_children) take_out(p, list->oldest);
-        if (list->oldest && p->blocks[list->oldest].last_s < since_s) return choose(p, list->oldest);
-    }
-    return choose(p, 0);
-}
 
 void shoal_policy_hold(struct policy *p) {
     take_out(p, p->current);
@@ -305,9 +295,9 @@ void shoal_policy_release(struct policy *p) {
     put_oldest(p, p->current);
 }
 
-/* `for_room`: it goes because there is no room, which says how many blocks there is room for. */
-void shoal_policy_give_up(struct policy *p, int for_room) {
-    if (for_room) p->full_at = p->num_blocks, p->num_victims++;
+/* It goes because there is no room, which says how many blocks there is room for. */
+void shoal_policy_give_up(struct policy *p) {
+    p->full_at = p->num_blocks, p->num_victims++;
     forget(p, p->current);
 }
 

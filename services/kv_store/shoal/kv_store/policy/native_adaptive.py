@@ -27,17 +27,15 @@ _SIGNATURES: Final[dict[str, tuple[Any, ...]]] = {
     "free": (None, _POINTER),
     "len": (_U32, _POINTER),
     "has": (_INT, _POINTER, _KEY),
-    "advance": (None, _POINTER, _U32),
     "touch": (_I64, _POINTER, _KEY, _I64),
     "admit": (_INT, _POINTER, _KEY, _DOUBLE),
     "insert": (_INT, _POINTER, _KEY, _KEY, _DOUBLE),
     "remove": (_INT, _POINTER, _KEY),
     "worst": (_POINTER, _POINTER),
     "oldest_held": (_POINTER, _POINTER),
-    "idle": (_POINTER, _POINTER, _U32),
     "hold": (None, _POINTER),
     "release": (None, _POINTER),
-    "give_up": (None, _POINTER, _INT),
+    "give_up": (None, _POINTER),
     "bytes": (ctypes.c_uint64, _POINTER),
     "rank": (_DOUBLE, _POINTER, _INT, _INT),
 }
@@ -86,10 +84,6 @@ class NativeAdaptive:
         """Of memory taken, touched or not."""
         return int(self._call["bytes"](self._policy))
 
-    def advance(self, now_s: int) -> None:
-        """See PythonAdaptive."""
-        self._call["advance"](self._policy, now_s)
-
     def touch(self, key: bytes) -> None:
         """See Policy."""
         self._touch(self._policy, _checked(key), 1)
@@ -120,20 +114,10 @@ class NativeAdaptive:
         while address := self._worst(policy):
             key = ctypes.string_at(address, KEY_BYTES)
             if is_evictable(key):
-                self._give_up(policy, 1)
+                self._give_up(policy)
                 return key
             self._call["hold"](policy)
         return self._victim_of_held(is_evictable)
-
-    def expire(self, since_s: int, is_evictable: IsEvictable) -> bytes | None:
-        """See PythonAdaptive."""
-        while address := self._call["idle"](self._policy, since_s):
-            key = ctypes.string_at(address, KEY_BYTES)
-            if is_evictable(key):
-                self._give_up(self._policy, 0)
-                return key
-            self._call["hold"](self._policy)
-        return None
 
     def rank(self, num_uses: int, bucket: int) -> float:
         """See PythonAdaptive."""
@@ -154,7 +138,7 @@ class NativeAdaptive:
             if not self._look_again(held, is_evictable):
                 first = first or held
             elif (address := self._worst(policy)) and is_evictable(key := ctypes.string_at(address, KEY_BYTES)):
-                self._give_up(policy, 1)
+                self._give_up(policy)
                 return key
         return None
 

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from shoal.kv_store.policy.policy import IsEvictable
 from shoal.kv_store.policy.python_rates import CLASSES, UNITS, ReuseRates
 from shoal.kv_store.policy.queues import Queue, QueuePolicy
 
@@ -25,7 +24,6 @@ class _Use:
     """Class: 0 for one use."""
     cost: int
     last: int
-    last_s: int
 
 
 class PythonAdaptive(QueuePolicy):
@@ -47,11 +45,6 @@ class PythonAdaptive(QueuePolicy):
         self._mean_cost = 0.0
         self._full_at = _NEVER
         self._num_victims = 0
-        self._now_s = 0
-
-    def advance(self, now_s: int) -> None:
-        """Tells the time, in whole seconds, for `expire`."""
-        self._now_s = now_s
 
     def admit(self, key: bytes, size: int, cost: float) -> bool:
         """See Policy."""
@@ -60,7 +53,7 @@ class PythonAdaptive(QueuePolicy):
         ghost = self._ghosts.get(key)
         uses = 0 if ghost is None else _next_class(ghost[0])
         now = self._rates.now
-        if self._rank(_Use(uses, _cost_level(cost / size, self._mean_cost), now, 0)) >= worst[0]:
+        if self._rank(_Use(uses, _cost_level(cost / size, self._mean_cost), now)) >= worst[0]:
             return True
         if ghost is not None:
             self._rates.end_use(*self._ghosts.pop(key))
@@ -75,19 +68,6 @@ class PythonAdaptive(QueuePolicy):
             super().insert(key, size, cost, parent)
             self._count_access()
 
-    def expire(self, since_s: int, is_evictable: IsEvictable) -> bytes | None:
-        """A leaf that was used last before a time, which is forgotten at once; None when there is none.
-
-        Looks at the old end of each list, so that a block may be missed while a younger one pinned lies before it.
-        """
-        for queue in self._queues:
-            while (key := self._oldest_leaf(queue)) is not None and self._use_of[key].last_s < since_s:
-                if is_evictable(key):
-                    self._forget(key, for_room=False)
-                    return key
-                self._hold(key)
-        return None
-
     def rank(self, num_uses: int, bucket: int) -> float:
         """Reuses per unit of time that keeping a block can bring, by its uses (1 to 5) and age."""
         return self._rates.ranks[num_uses - 1][bucket]
@@ -95,7 +75,7 @@ class PythonAdaptive(QueuePolicy):
     def _used(self, key: bytes) -> None:
         use = self._use_of[key]
         self._rates.end_use(use.uses, use.last)
-        use.uses, use.last, use.last_s = _next_class(use.uses), self._rates.now, self._now_s
+        use.uses, use.last = _next_class(use.uses), self._rates.now
         self._rates.begin_use(use.uses)
         self._move(key, self._queue_for(use))
         self._count_access()
@@ -104,7 +84,7 @@ class PythonAdaptive(QueuePolicy):
         per_byte = cost / size
         if per_byte > 0:
             self._mean_cost += (per_byte - self._mean_cost) / (1024 if self._mean_cost > 0 else 1)
-        use = _Use(0, _cost_level(per_byte, self._mean_cost), self._rates.now, self._now_s)
+        use = _Use(0, _cost_level(per_byte, self._mean_cost), self._rates.now)
         if (ghost := self._ghosts.pop(key, None)) is not None:
             use.uses = _next_class(ghost[0])
             self._rates.end_use(*ghost)
