@@ -15,34 +15,13 @@ from shoal.operator.envoy import Endpoint, EnvoyOptions, render_resources
 from shoal.operator.substrate.ports import PortReservations
 from shoal.operator.substrate.probes import http_get
 from shoal.operator.substrate.supervisor import read_healthy_hosts
-from shoal.operator.xds import DiscoveryServer, Snapshot, SnapshotStore, encode
+from shoal.operator.xds import Snapshot, encode
+from support.control_plane_running import ControlPlane
 from support.envoy_running import envoy_options, envoy_process
 from support.eventually import eventually
 
 Protocol = Literal["DELTA_GRPC", "GRPC"]
 CLUSTER = "default/test"
-
-
-class ControlPlane:
-    """A discovery server that can be stopped and started again at the same address."""
-
-    def __init__(self, address: Endpoint) -> None:
-        self.address = address
-        self.store = SnapshotStore()
-        self._server: grpc.aio.Server | None = None
-
-    async def start(self) -> None:
-        """Serves what is in the store."""
-        server = self._server = grpc.aio.server()
-        DiscoveryServer(self.store).add_to(server)
-        assert server.add_insecure_port(str(self.address)) == self.address.port
-        await server.start()
-
-    async def stop(self) -> None:
-        """Cuts every stream."""
-        if self._server is not None:
-            await self._server.stop(None)
-            self._server = None
 
 
 @dataclass

@@ -72,11 +72,13 @@ def render_files(options: EnvoyOptions, endpoints: Mapping[str, Sequence[Endpoin
 
 
 def render_resources(options: EnvoyOptions, endpoints: Mapping[str, Sequence[Endpoint]]) -> Resources:
-    """The same for a control plane to send. Routes are apart from listeners: they depend on the number of workers."""
+    """The same for a control plane to send. Routes are apart from listeners: they depend on the number of workers.
+    Endpoints of other clusters than Envoy's are for followers, who ask for them by name."""
     discovered = [listeners.discovered_routes(name) for name in (routes.EDGE, routes.MESH)]
+    names = (*clusters.NAMES, *(name for name in endpoints if name not in clusters.NAMES))
     return Resources(
         clusters=tuple(_clusters(options, None)),
-        endpoints=tuple(cluster_load_assignment(name, endpoints.get(name, ())) for name in clusters.NAMES),
+        endpoints=tuple(cluster_load_assignment(name, endpoints.get(name, ())) for name in names),
         listeners=tuple(_listeners(options, *discovered)),
         routes=_routes(options),
     )

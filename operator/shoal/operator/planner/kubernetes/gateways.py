@@ -153,7 +153,7 @@ def _follower(service: InferenceService, platform: Platform, owner: Owner) -> di
         f"--service-cluster={envoy_options(service, platform, owner).node_cluster}",
         "--service-node=$(POD_NAME)",
         f"--folder={RUN_DIR}",
-        *(f"--cluster={name}" for name in followed),
+        f"--clusters={','.join(followed)}",
     ]
     return container(
         platform,
