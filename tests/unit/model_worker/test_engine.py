@@ -35,6 +35,9 @@ class ScriptedInbox:
             raise ChannelClosed
         return []
 
+    def wait(self, timeout_s: float) -> None:
+        raise AssertionError("nothing but a KV store is waited for")
+
 
 def make_engine(
     script: Iterable[list[Command]],

@@ -53,11 +53,11 @@ def test_pool_refuses_to_release_a_free_block_and_to_give_more_than_it_has() -> 
 
 def test_index_maps_one_key_to_one_block() -> None:
     index = PrefixIndex(2)
-    index.put(b"k", 0)
+    index.put(b"k", 0, b"p")
     with pytest.raises(ValueError, match="already"):
-        index.put(b"k", 1)
+        index.put(b"k", 1, b"p")
     with pytest.raises(ValueError, match="already"):
-        index.put(b"other", 0)
+        index.put(b"other", 0, b"p")
     assert index.drop(0) == b"k"
     assert index.drop(0) is None
 

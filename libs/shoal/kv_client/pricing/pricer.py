@@ -78,6 +78,11 @@ class Pricer:
         self.budget_s -= reserved_s
         return Pending(decision, used, slack_s, reserved_s)
 
+    def skip(self, compute_s: float, waited_s: float = 0.0) -> None:
+        """A prompt that takes `compute_s` is computed without a decision, after waiting in vain for something to
+        decide about."""
+        self._earn(SHARE_OF_COMPUTING * compute_s - waited_s)
+
     def settle(self, pending: Pending, seconds: float, *, completed: bool) -> None:
         """The load ended, or was given up, `seconds` after it was decided."""
         lost_s = max(seconds - pending.slack_s, 0.0) - (pending.decision.saved_s if completed else 0.0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -25,6 +28,12 @@ class EngineChannel:
         sock.setblocking(True)
         self._socket = sock
         self._buffer = bytearray()
+        self._wake_reader, self._wake_writer = os.pipe()
+        for fd in (self._wake_reader, self._wake_writer):
+            os.set_blocking(fd, False)
+        self._poll = select.poll()
+        for fd in (sock.fileno(), self._wake_reader):
+            self._poll.register(fd, select.POLLIN)
 
     def send(self, body: bytes) -> None:
         """Sends one frame; blocks while the front is behind, so that it never has to hold much. ChannelClosed."""
@@ -48,6 +57,18 @@ class EngineChannel:
                 raise ChannelClosed
             self._buffer += data
             frames += self._split()
+
+    def wait(self, timeout_s: float) -> None:
+        """Returns when a frame may be there, somebody called `wake`, or the time is over."""
+        ready = self._poll.poll(max(0.0, 1e3 * timeout_s))
+        if any(fd == self._wake_reader for fd, _ in ready):
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_reader, _READ_BYTES)
+
+    def wake(self) -> None:
+        """Ends a `wait`, the one that runs or the next one. From any thread."""
+        with contextlib.suppress(BlockingIOError):  # full of wakes already
+            os.write(self._wake_writer, b"w")
 
     def _split(self) -> Iterator[bytes]:
         start = 0

@@ -90,6 +90,26 @@ class WorkerConfig:
     kv_event_buffer: Positive = option(8192, "KV events kept for subscribers that are behind; older: a snapshot.")
     drain_timeout_s: Seconds = option(60.0, "How long running requests may go on after SIGTERM.")
     load_timeout_s: Annotated[float, Meta(gt=0)] = option(1800.0, "Longest time that loading the model may take.")
+    kv_store_socket: str = option("", "Unix socket of the node's KV store; empty: blocks stay on the device.")
+    kv_store_address: str = option(
+        "", "Its gRPC address, host:port, to tell routers what it holds; empty: they are not told."
+    )
+    kv_store_write_back: Literal["committed", "reused", "evicted", "off"] = option(
+        "committed",
+        "Which blocks are stored: as they are computed, as a second request uses them, as the device is about to give "
+        "them up (the others do that too), or none.",
+    )
+    kv_store_timeout_ms: Annotated[int, Meta(ge=1, le=60_000)] = option(
+        250, "Time after which a store that does not answer counts as lost for a while."
+    )
+    kv_store_lookup_wait_ms: Annotated[int, Meta(ge=0, le=60_000)] = option(
+        20, "Longest time that a request waits to hear what the store has."
+    )
+    kv_store_wait_budget_ms: Annotated[int, Meta(ge=0, le=60_000)] = option(
+        250, "What waiting for it in vain may cost at first, all requests together; it grows by what loads save."
+    )
+    kv_store_queued_bytes: Positive = option(1 << 30, "Blocks that may wait to be stored; more are dropped.")
+    kv_store_event_keys: NotNegative = option(1 << 18, "Most blocks in the store that routers are told of; 0: none.")
     simulated_model: Literal["", SimulatedModel] = option(
         "",
         "What a simulated device times its steps like, with that device's sizes; empty: by --simulated-step-ms and "

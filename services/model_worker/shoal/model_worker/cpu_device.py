@@ -6,6 +6,7 @@ from shoal.model_worker.config import WorkerConfig
 from shoal.model_worker.device_loading import describe, load_for_device
 from shoal.model_worker.engine_setup import Device, Progress, SetupError, choose_max_model_len
 from shoal.model_worker.runner.cpu import CpuRunner, layout_for, num_blocks_for
+from shoal.model_worker.runner.cpu_kv_memory import CpuKvMemory
 from shoal.model_worker.sampling.sampler import Sampler
 
 
@@ -38,4 +39,4 @@ def make_cpu_device(config: WorkerConfig, progress: Progress) -> Device:
     progress("warm-up", 0.0)
     runner.warm_up()
     progress("warm-up", 1.0)
-    return describe(loaded, runner, kv_layout=layout.name)
+    return describe(loaded, runner, kv_layout=layout.name, kv_memory=CpuKvMemory(runner.kv_cache))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shoal.artifacts import ArtifactError, LogProgress, resolve
 from shoal.model_worker.config import WorkerConfig
 from shoal.model_worker.engine_setup import Device, Progress, SetupError
+from shoal.model_worker.kv_offload.memory import KvMemory
 from shoal.model_worker.loader import LoadedModel, ModelLoadError, load_model
 from shoal.model_worker.step import Runner
 
@@ -27,7 +28,7 @@ def load_for_device(config: WorkerConfig, progress: Progress, device: str) -> Lo
         raise SetupError(str(error)) from error
 
 
-def describe(loaded: LoadedModel, runner: Runner, *, kv_layout: str) -> Device:
+def describe(loaded: LoadedModel, runner: Runner, *, kv_layout: str, kv_memory: KvMemory | None = None) -> Device:
     """A runner with the model that was loaded for it."""
     return Device(
         runner=runner,
@@ -37,4 +38,5 @@ def describe(loaded: LoadedModel, runner: Runner, *, kv_layout: str) -> Device:
         vocab_size=loaded.config.vocab_size,
         eos_token_ids=loaded.config.eos_token_ids,
         max_position=loaded.config.max_position_embeddings,
+        kv_memory=kv_memory,
     )

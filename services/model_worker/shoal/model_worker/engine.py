@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from shoal.model_worker.failure import RequestRefused
 from shoal.model_worker.kv_cache import KVCacheManager, KvEvent
+from shoal.model_worker.kv_offload.stats import KvStoreStats
 from shoal.model_worker.messages import Add, Cancel, Command, StepFrame, Stop
 from shoal.model_worker.scheduler import Scheduler, SchedulerStats, StepOutput
 from shoal.model_worker.step import PendingStep, Runner, StepPlan
@@ -19,6 +20,16 @@ class Inbox(Protocol):
 
     def receive(self, *, wait: bool) -> Iterable[Command]:
         """The commands at hand; with `wait`, blocks until there is one."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Returns when there may be one, something else needs a turn, or the time is over."""
+
+
+class Offload(Protocol):
+    """Keeps blocks elsewhere as well; see `kv_offload`."""
+
+    def stepped(self, events: Sequence[KvEvent], num_tokens: int, step_s: float) -> KvStoreStats | None:
+        """A step has ended, and these are the cache's events since the last one; the counters, if they changed."""
 
 
 class Engine:
@@ -37,7 +48,10 @@ class Engine:
         emit: Callable[[StepFrame], None],
         *,
         clock: Callable[[], float] = time.monotonic,
+        offload: Offload | None = None,
     ) -> None:
+        """offload: keeps the cache's blocks elsewhere as well."""
+        self._offload = offload
         self._scheduler = scheduler
         self._cache = cache
         self._runner = runner
@@ -69,9 +83,12 @@ class Engine:
             if len(pending) < self._runner.max_pending_steps and not plan.forks:
                 return
         elif not pending:
-            if scheduler.has_work:
+            until_s = scheduler.waiting_until_s if scheduler.has_work else None
+            if until_s is None and scheduler.has_work:
                 raise RuntimeError("the scheduler has work but planned nothing; it would never end")
             self._say(0.0, 0, changed=changed)
+            if until_s is not None:
+                self._inbox.wait(until_s - self._clock())
             return
         self._finish_oldest(start_s)
         # Nothing may be planned after forks before they have their first tokens. Without work, what was planned for
@@ -94,7 +111,9 @@ class Engine:
         output = scheduler.take_output()
         if output.empty and not changed:
             return
-        self._emit(to_frame(output, self._cache.take_events(), scheduler.stats, step_s, num_tokens))
+        events = self._cache.take_events()
+        store = None if self._offload is None else self._offload.stepped(events, num_tokens, step_s)
+        self._emit(to_frame(output, events, scheduler.stats, step_s, num_tokens, store))
 
     def _handle(self, command: Add | Cancel) -> None:
         if isinstance(command, Cancel):
@@ -107,7 +126,12 @@ class Engine:
 
 
 def to_frame(
-    output: StepOutput, kv_events: list[KvEvent], stats: SchedulerStats, step_s: float, num_tokens: int
+    output: StepOutput,
+    kv_events: list[KvEvent],
+    stats: SchedulerStats,
+    step_s: float,
+    num_tokens: int,
+    kv_store: KvStoreStats | None = None,
 ) -> StepFrame:
     """What the front is told of a step."""
     return StepFrame(
@@ -122,4 +146,5 @@ def to_frame(
         stats,
         step_s,
         num_tokens,
+        kv_store,
     )

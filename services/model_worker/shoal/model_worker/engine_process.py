@@ -44,6 +44,10 @@ class ChannelInbox:
         """See `engine.Inbox`."""
         return map(decode_command, self._channel.receive(wait=wait))
 
+    def wait(self, timeout_s: float) -> None:
+        """See `engine.Inbox`."""
+        self._channel.wait(timeout_s)
+
 
 def main(set_up: SetUp = set_up) -> NoReturn:
     """Runs the engine to its end. Exit status 0 when it was told to end or its front went away, 1 when it failed.
@@ -90,7 +94,16 @@ def serve(channel: EngineChannel, config: WorkerConfig, set_up: SetUp) -> int:
     gc.collect()
     gc.freeze()
     inbox = ChannelInbox(channel)
-    engine = Engine(parts.scheduler, parts.cache, parts.runner, inbox, lambda frame: channel.send(encode(frame)))
+    if parts.offload is not None:
+        parts.offload.wake = channel.wake
+    engine = Engine(
+        parts.scheduler,
+        parts.cache,
+        parts.runner,
+        inbox,
+        lambda frame: channel.send(encode(frame)),
+        offload=parts.offload,
+    )
     try:
         engine.run()
     except ChannelClosed:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from shoal.model_worker.config import WorkerConfig
 from shoal.model_worker.kv_cache import KVCacheManager
+from shoal.model_worker.kv_offload.memory import KvMemory
 from shoal.model_worker.messages import EngineInfo
 from shoal.model_worker.scheduler import Scheduler, SchedulerConfig, make_policy
 from shoal.model_worker.simulated import SimulatedRunner
 from shoal.model_worker.simulated_timing import SIMULATED_GPUS, FixedTimer, StepTimer
 from shoal.model_worker.step import Runner
+
+if TYPE_CHECKING:
+    from shoal.model_worker.kv_offload.offload import KvOffload
 
 
 class SetupError(Exception):
@@ -36,6 +40,8 @@ class Device:
     eos_token_ids: tuple[int, ...]
     max_position: int
     """Longest sequence that the model can take."""
+    kv_memory: KvMemory | None = None
+    """The bytes of its KV cache, where it has one."""
 
 
 class MakeDevice(Protocol):
@@ -53,6 +59,8 @@ class EngineParts:
     cache: KVCacheManager
     runner: Runner
     info: EngineInfo
+    offload: KvOffload | None = None
+    """The use of a KV store, if there is one. Its threads run."""
 
 
 _DEVICES = {
@@ -75,7 +83,8 @@ def set_up(config: WorkerConfig, progress: Progress) -> EngineParts:
     cache = KVCacheManager(num_blocks, config.block_size)
     limits = _limits(config, max_model_len)
     policy = make_policy(config.scheduling_policy, priority_aging_s=config.priority_aging_s)
-    scheduler = Scheduler(limits, cache, policy, eos_token_ids=frozenset(device.eos_token_ids))
+    offload = _use_kv_store(config, device, cache) if config.kv_store_socket else None
+    scheduler = Scheduler(limits, cache, policy, eos_token_ids=frozenset(device.eos_token_ids), block_source=offload)
     info = EngineInfo(
         model_digest=device.model_digest,
         kv_layout=device.kv_layout,
@@ -88,7 +97,15 @@ def set_up(config: WorkerConfig, progress: Progress) -> EngineParts:
         device=config.device,
         dtype=device.dtype,
     )
-    return EngineParts(scheduler, cache, device.runner, info)
+    return EngineParts(scheduler, cache, device.runner, info, offload)
+
+
+def _use_kv_store(config: WorkerConfig, device: Device, cache: KVCacheManager) -> KvOffload:
+    from shoal.model_worker.kv_offload.setup import make_offload
+
+    if device.kv_memory is None:
+        raise SetupError(f"kv_store_socket is {config.kv_store_socket}, but device {config.device} has no KV to store")
+    return make_offload(config, device.kv_memory, cache, device.model_digest, device.kv_layout)
 
 
 def _limits(config: WorkerConfig, max_model_len: int) -> SchedulerConfig:

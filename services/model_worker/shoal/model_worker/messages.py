@@ -10,6 +10,7 @@ import msgspec
 from shoal.model_worker.engine_failure import EngineFailure
 from shoal.model_worker.failure import Failure
 from shoal.model_worker.kv_cache import KvEvent
+from shoal.model_worker.kv_offload.stats import KvStoreStats
 from shoal.model_worker.request import Request
 from shoal.model_worker.scheduler import Finished, SchedulerStats
 from shoal.model_worker.step import TokenLogprobs
@@ -86,6 +87,8 @@ class StepFrame(msgspec.Struct, array_like=True, tag=4):
     step_s: float
     """Time the runner took; 0 when no step ran."""
     num_step_tokens: int
+    kv_store: KvStoreStats | None = None
+    """Counters of the use of a KV store, when they may have changed."""
 
 
 Report = Loading | Ready | Broken | StepFrame

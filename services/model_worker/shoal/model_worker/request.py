@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from shoal.model_worker.block_source import Retrieval
 from shoal.model_worker.kv_cache import BlockTable
 from shoal.model_worker.sampling.params import SamplingParams
 from shoal.model_worker.step import IntArray
@@ -40,6 +41,8 @@ class Request:
     priority: int = 0
     deadline_s: float | None = None
     """time.monotonic() at which the client gives up."""
+    tenant: str = "default"
+    """Whose blocks these are, to a KV store. As many tenants as there are cache salts."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -97,6 +100,10 @@ class Sequence:
     table: BlockTable | None = None
     """None while it waits."""
     prompt_logprobs_sent: bool = False
+    retrieval: Retrieval | None = None
+    """What a KV store has of it, while it waits or is filled from there."""
+    is_loading: bool = False
+    """Whether it holds a slot and blocks that are being filled, and the runner does not know of it yet."""
 
     @property
     def request(self) -> Request:

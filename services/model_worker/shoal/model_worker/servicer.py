@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -47,6 +48,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
         self._draining = False
         self._stall_watch = StallWatch(config.client_stall_timeout_s)
         self._namespace_key = lru_cache(maxsize=4096)(self._make_namespace_key)
+        self._tenant = lru_cache(maxsize=4096)(tenant_of)
 
     def on_drain(self, stop_serving: Callable[[], Awaitable[None]]) -> None:
         """What to call first when a drain begins: it turns health checks to NOT_SERVING."""
@@ -167,6 +169,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
             sampling=sampling,
             seed=secrets.randbits(64) if sampling.seed is None else sampling.seed,
             namespace_key=self._namespace_key(request.cache_salt),
+            tenant=self._tenant(request.cache_salt),
             arrival_s=now_s,
             resume_token_ids=resumed,
             first_choice=request.choice,
@@ -182,6 +185,11 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
     def _make_namespace_key(self, cache_salt: bytes) -> bytes:
         info = self._info()
         return namespace_key(info.model_digest, info.kv_layout, "", cache_salt)
+
+
+def tenant_of(cache_salt: bytes) -> str:
+    """What a KV store calls the tenant with this salt, which is the tenant's own and so is not told."""
+    return hashlib.sha256(b"shoal.kv.tenant.v1" + cache_salt).hexdigest()[:32] if cache_salt else "default"
 
 
 def _check_token_ids(field: str, token_ids: tuple[int, ...], vocab_size: int) -> None:

@@ -56,14 +56,18 @@ class BlockPool:
             sentinel = self.num_blocks
             self._link(block_id, self._previous[sentinel] if reuse_last else sentinel)
 
-    def free_ids(self) -> list[int]:
-        """The free blocks in order of reuse. O(free blocks): for tests and debugging."""
-        ids = []
+    def next_free_ids(self, limit: int) -> list[int]:
+        """At most `limit` free blocks, the one to be reused first at the front. O(limit)."""
+        ids: list[int] = []
         block_id = self._next[self.num_blocks]
-        while block_id != self.num_blocks:
+        while block_id != self.num_blocks and len(ids) < limit:
             ids.append(block_id)
             block_id = self._next[block_id]
         return ids
+
+    def free_ids(self) -> list[int]:
+        """The free blocks in order of reuse. O(free blocks): for tests and debugging."""
+        return self.next_free_ids(self.num_blocks)
 
     def _link(self, block_id: int, after: int) -> None:
         following = self._next[after]

@@ -55,6 +55,7 @@ class KVCacheManager:
         self._index = PrefixIndex(num_blocks)
         self._log = EventLog()
         self._generation = 0
+        self._versions = [0] * num_blocks
 
     @property
     def num_blocks(self) -> int:
@@ -74,6 +75,31 @@ class KVCacheManager:
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
+
+    def count_cached(self, keys: Sequence[bytes]) -> int:
+        """Leading keys that can be found."""
+        return len(self._index.longest_prefix(keys))
+
+    def block_of(self, key: bytes) -> int | None:
+        """The block that is found under the key."""
+        return self._index.get(key)
+
+    def key_of(self, block_id: int) -> bytes | None:
+        """The key that a block is found under."""
+        return self._index.key_of(block_id)
+
+    def parent_of(self, block_id: int) -> bytes:
+        """The key before that of a block that can be found: another such block's, or a namespace key."""
+        return self._index.parent_of(block_id)
+
+    def version_of(self, block_id: int) -> int:
+        """Goes up whenever a block is given out anew. The bytes of a block that could be found were not touched as long
+        as it stays the same: the one thing here that any thread may ask, before reading and after."""
+        return self._versions[block_id]
+
+    def next_evicted(self, limit: int) -> list[int]:
+        """Blocks that can be found among the `limit` free ones that are reused first, in that order. O(limit)."""
+        return [block_id for block_id in self._pool.next_free_ids(limit) if self._index.key_of(block_id) is not None]
 
     def allocate(
         self, namespace_key: bytes, keys: Sequence[bytes], num_tokens: int, *, spare_blocks: int = 0
@@ -133,7 +159,7 @@ class KVCacheManager:
             if table.generation == self._generation:
                 existing = self._index.get(key)
                 if existing is None:
-                    self._index.put(key, table.block_ids[index])
+                    self._index.put(key, table.block_ids[index], table.last_key)
                     stored.append(key)
                 else:
                     self._log_stored(stored, parent_key)
@@ -164,6 +190,7 @@ class KVCacheManager:
 
     def _acquire(self) -> int:
         block_id = self._pool.acquire()
+        self._versions[block_id] += 1
         if (key := self._index.drop(block_id)) is not None:
             self._log.removed(key)
         return block_id

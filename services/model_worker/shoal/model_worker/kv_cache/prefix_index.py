@@ -12,11 +12,12 @@ class PrefixIndex:
     manager keeps the index prefix-closed: a key is found only if its parent is. Not thread-safe.
     """
 
-    __slots__ = ("_block_of", "_key_of")
+    __slots__ = ("_block_of", "_key_of", "_parent_of")
 
     def __init__(self, num_blocks: int) -> None:
         self._block_of: dict[bytes, int] = {}
         self._key_of: list[bytes | None] = [None] * num_blocks
+        self._parent_of: list[bytes] = [b""] * num_blocks
 
     def __len__(self) -> int:
         return len(self._block_of)
@@ -29,6 +30,10 @@ class PrefixIndex:
         """The key that the block is found under."""
         return self._key_of[block_id]
 
+    def parent_of(self, block_id: int) -> bytes:
+        """The key before that of a block in the index: another block's, or a namespace key."""
+        return self._parent_of[block_id]
+
     def longest_prefix(self, keys: Sequence[bytes]) -> list[int]:
         """The blocks of the leading keys that are all found."""
         blocks = []
@@ -39,12 +44,13 @@ class PrefixIndex:
             blocks.append(block_id)
         return blocks
 
-    def put(self, key: bytes, block_id: int) -> None:
+    def put(self, key: bytes, block_id: int, parent_key: bytes) -> None:
         """Makes the block findable. Neither the key nor the block may be in the index."""
         if key in self._block_of or self._key_of[block_id] is not None:
             raise ValueError(f"KV block {block_id} or its key is already in the prefix index")
         self._block_of[key] = block_id
         self._key_of[block_id] = key
+        self._parent_of[block_id] = parent_key
 
     def drop(self, block_id: int) -> bytes | None:
         """Forgets the block; returns the key it had."""

@@ -31,15 +31,17 @@ class PlanDraft:
 
         A block copy may stay: its target is computed anew by whoever gets it in this step.
         """
-        self._released.append(slot)
         if self._assigned:
             self._assigned = [entry for entry in self._assigned if entry.slot != slot]
         self.parts.pop(slot, None)
+        if any(admission.slot == slot for admission in self._admitted):  # the runner never heard of it
+            self._admitted = [admission for admission in self._admitted if admission.slot != slot]
+        else:
+            self._released.append(slot)
 
-    def admit(self, admission: Admission, num_tokens: int) -> None:
-        """A sequence enters a slot and computes its first tokens."""
+    def admit(self, admission: Admission) -> None:
+        """A sequence enters a slot."""
         self._admitted.append(admission)
-        self.parts[admission.slot] = num_tokens
 
     def assign(self, slot: int, index: int, block_id: int) -> None:
         """A slot gets a block at a position of its table."""

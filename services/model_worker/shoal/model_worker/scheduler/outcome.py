@@ -79,7 +79,10 @@ class Outcome:
         self._cache.free(sequence.table)
         sequence.table = None
         slot, sequence.slot = sequence.slot, -1
-        self._draft.release(slot)
+        if sequence.is_loading:
+            sequence.is_loading = False
+        else:
+            self._draft.release(slot)
         self._slots.empty(slot)
         for taken in (slot, *sequence.reserved_slots):
             self._slots.give_back(taken)

@@ -21,6 +21,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from shoal.model_worker.block_source import BlockSource
 from shoal.model_worker.failure import Failure, RequestRefused
 from shoal.model_worker.kv_cache import KVCacheManager
 from shoal.model_worker.request import Request, RequestGroup, Sequence
@@ -29,6 +30,7 @@ from shoal.model_worker.scheduler.limits import Rate, SchedulerConfig, check_que
 from shoal.model_worker.scheduler.outcome import Outcome, PlannedStep
 from shoal.model_worker.scheduler.output import SchedulerStats, StepOutput
 from shoal.model_worker.scheduler.policy import Policy
+from shoal.model_worker.scheduler.retrievals import Retrievals, hittable_keys
 from shoal.model_worker.scheduler.slots import SlotTable
 from shoal.model_worker.scheduler.waiting_queue import WaitingQueue
 from shoal.model_worker.step import Admission, Fork, IntArray, StepPlan, StepResult
@@ -50,7 +52,9 @@ class Scheduler:
         *,
         eos_token_ids: frozenset[int] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
+        block_source: BlockSource | None = None,
     ) -> None:
+        """block_source: where blocks are that the device does not hold."""
         self._config = config
         self._cache = cache
         self._policy = policy
@@ -64,6 +68,7 @@ class Scheduler:
         self._deadlines: list[tuple[float, int]] = []
         self._draft = PlanDraft(config.max_num_seqs)
         self._outcome = Outcome(self._slots, cache, self._draft, eos_token_ids)
+        self._retrievals = Retrievals(block_source, cache, self._slots)
         self._queue_rate = Rate(clock())
         self._num_arrivals = 0
         self._short_of_blocks = False
@@ -73,6 +78,13 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether anything is unfinished."""
         return bool(self._groups)
+
+    @property
+    def waiting_until_s(self) -> float | None:
+        """After a `schedule` without a plan: when to call it again although nothing came, if somebody only waits for
+        blocks from elsewhere."""
+        until_s = self._retrievals.waiting_until_s
+        return min(until_s, self._deadlines[0][0]) if until_s is not None and self._deadlines else until_s
 
     @property
     def stats(self) -> SchedulerStats:
@@ -102,6 +114,7 @@ class Scheduler:
         group.sequences.append(sequence)
         self._groups[request.stream_id] = group
         self._queue.push(sequence)
+        self._retrievals.ask(sequence, self._clock())
         if request.deadline_s is not None:
             heapq.heappush(self._deadlines, (request.deadline_s, request.stream_id))
 
@@ -113,6 +126,7 @@ class Scheduler:
         for sequence in group.sequences:
             if sequence in self._queue:
                 self._queue.remove(sequence)
+                self._retrievals.give_up(sequence, self._clock())
             else:
                 self._release(sequence)
         return True
@@ -132,16 +146,17 @@ class Scheduler:
         self._expire(now_s)
         self._short_of_blocks = False
         self._extend_decoding()
+        self._retrievals.advance(now_s, self._begin)
         budget = self._config.max_num_batched_tokens - len(self._slots.decoding())
         for sequence in self._prefilling:
             if budget == 0:
                 break
             budget -= self._plan_part(sequence, budget)
         while budget > 0 and not self._short_of_blocks and (head := self._queue.peek()) is not None:
-            num_tokens = self._admit(head, budget, now_s)
-            if num_tokens == 0:
+            if self._retrievals.must_wait(head, now_s) or not self._admit(head, now_s):
                 break
-            budget -= num_tokens
+            if not head.is_loading:
+                budget -= self._plan_part(head, budget)
         return self._build()
 
     def update(self, plan: StepPlan, result: StepResult) -> None:
@@ -195,35 +210,41 @@ class Scheduler:
         self._draft.parts[slot] = num_tokens
         return num_tokens
 
-    def _admit(self, sequence: Sequence, budget: int, now_s: float) -> int:
-        """Starts the head of the queue if slots and blocks allow. Returns how many of its tokens this step computes."""
+    def _admit(self, sequence: Sequence, now_s: float) -> bool:
+        """Gives the head of the queue a slot and blocks, if there are any. It begins unless a load comes first."""
         slots, cache, request = self._slots, self._cache, sequence.request
         while slots.num_free < sequence.num_slots_needed:
             if not self._preempt_for(request):
-                return 0
+                return False
         num_known = len(sequence.token_ids)
-        wants_prompt_logprobs = request.sampling.prompt_logprobs is not None and not sequence.prompt_logprobs_sent
-        num_hittable = 0 if wants_prompt_logprobs else (num_known - 1) // cache.block_size
-        keys = sequence.block_keys[:num_hittable]
+        keys = hittable_keys(sequence, cache.block_size)
         while True:
             spare = max(1, int(cache.num_blocks * self._config.watermark)) if slots.num_filled else 0
             table = cache.allocate(request.namespace_key, keys, num_known, spare_blocks=spare)
             if table is not None:
                 break
             if not self._preempt_for(request):
-                return 0
+                return False
         self._queue.remove(sequence)
         sequence.table = table
         slot = slots.take()
         slots.fill(slot, sequence, len(table.block_ids) * cache.block_size, table.num_committed)
-        num_hit = table.num_committed * cache.block_size
-        slots.num_computed[slot] = num_hit
+        slots.num_computed[slot] = table.num_committed * cache.block_size
         sequence.reserved_slots = [slots.take() for _ in range(sequence.num_slots_needed - 1)]
-        self._note_start(sequence, num_hit, now_s)
+        self._queue_rate.add(num_known, now_s)
+        if not self._retrievals.load(sequence, table, now_s):
+            self._begin(sequence)
+        return True
+
+    def _begin(self, sequence: Sequence) -> None:
+        """All that can be had of a sequence without computing is in its blocks: the runner gets it."""
+        slot, table, request = sequence.slot, sequence.table, sequence.request
+        assert table is not None
+        num_hit = int(self._slots.num_computed[slot])
+        self._note_start(sequence, num_hit)
         sampling = (
             replace(request.sampling, prompt_logprobs=None) if sequence.prompt_logprobs_sent else request.sampling
         )
-        num_tokens = min(budget, num_known - num_hit)
         self._draft.admit(
             Admission(
                 slot=slot,
@@ -234,14 +255,11 @@ class Scheduler:
                 sampling=sampling,
                 seed=request.seed,
                 choice=request.first_choice + sequence.choice,
-            ),
-            num_tokens,
+            )
         )
         insort(self._prefilling, sequence, key=_place)
-        return num_tokens
 
-    def _note_start(self, sequence: Sequence, num_hit: int, now_s: float) -> None:
-        self._queue_rate.add(len(sequence.token_ids), now_s)
+    def _note_start(self, sequence: Sequence, num_hit: int) -> None:
         group = sequence.group
         if not group.started:
             group.started = True
@@ -267,11 +285,13 @@ class Scheduler:
         self._release(sequence)
         self._outcome.prompt_logprobs.pop(sequence.stream_id, None)
         self._queue.push(sequence)
+        self._retrievals.ask(sequence, self._clock())
         self._stats.num_preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
+        self._retrievals.give_up(sequence, self._clock())
         self._outcome.release(sequence)
 
     def _build(self) -> StepPlan | None:

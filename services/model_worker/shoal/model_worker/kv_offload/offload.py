@@ -1,0 +1,102 @@
+"""The engine's side of the KV store, put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import cast
+
+import msgspec
+
+from shoal.model_worker.block_source import Retrieval
+from shoal.model_worker.kv_cache import KVCacheManager, KvEvent
+from shoal.model_worker.kv_offload.memory import KvMemory
+from shoal.model_worker.kv_offload.options import OffloadOptions
+from shoal.model_worker.kv_offload.prefetching import Prefetcher
+from shoal.model_worker.kv_offload.prefill_rate import PrefillRate
+from shoal.model_worker.kv_offload.reading import Reader
+from shoal.model_worker.kv_offload.retrieving import Retrieving
+from shoal.model_worker.kv_offload.sessions import Sessions
+from shoal.model_worker.kv_offload.stats import KvStoreStats
+from shoal.model_worker.kv_offload.storing import Storing
+from shoal.model_worker.kv_offload.ticket import Ticket
+from shoal.model_worker.kv_offload.write_back import WriteBack
+
+_CLOSE_TIMEOUT_S = 1.0
+_WRITER_PATIENCE = 8.0
+"""How many times as long as readers it waits for an answer: nobody waits for it."""
+
+
+class KvOffload:
+    """`block_source.BlockSource` and `engine.Offload`. Belongs to the engine's thread."""
+
+    def __init__(
+        self,
+        options: OffloadOptions,
+        cache: KVCacheManager,
+        memory: KvMemory,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Starts the threads; nothing is connected before it is used."""
+        self.stats = KvStoreStats()
+        self.wake: Callable[[], None] = _do_nothing
+        """Called by other threads when there is something to take in."""
+        self._sent = msgspec.msgpack.encode(self.stats)
+        self._rate = PrefillRate(options.tokens_per_s)
+        readers = replace(options.client, num_staging_blocks=0)
+        writer = replace(options.client, timeout_s=_WRITER_PATIENCE * options.client.timeout_s)
+        self._sessions = (Sessions(readers), Sessions(readers), Sessions(writer))
+        self._reader = Reader(self._sessions[0], memory, self.stats, self._settled, clock)
+        self._prefetcher = Prefetcher(self._sessions[1])
+        self.writer = WriteBack(self._sessions[2], memory, self.stats, cache.version_of, options.max_queued_blocks)
+        self._storing = Storing(options.write_back, cache, self._rate, self.stats, self.writer)
+        self._retrieving = Retrieving(
+            options, memory, cache.block_size, self._rate, self.stats, self._reader, self._prefetcher
+        )
+
+    def ask(
+        self, tenant: str, namespace_key: bytes, keys: Sequence[bytes], num_held: int, now_s: float
+    ) -> Retrieval | None:
+        """See `BlockSource.ask`."""
+        self._storing.know(tenant, namespace_key)
+        self._storing.reused(keys[:num_held])
+        return self._retrieving.ask(tenant, keys, num_held, now_s) if num_held < len(keys) else None
+
+    def advance(self, now_s: float) -> None:
+        """See `BlockSource.advance`."""
+        self._retrieving.advance()
+
+    def load(self, retrieval: Retrieval, first: int, block_ids: Sequence[int], now_s: float) -> int:
+        """See `BlockSource.load`."""
+        return self._retrieving.load(cast(Ticket, retrieval), first, block_ids, now_s) if block_ids else 0
+
+    def end(self, retrieval: Retrieval, now_s: float) -> int:
+        """See `BlockSource.end`."""
+        block_ids = self._retrieving.end(cast(Ticket, retrieval), now_s)
+        self._storing.mark(block_ids)
+        return len(block_ids)
+
+    def stepped(self, events: Sequence[KvEvent], num_tokens: int, step_s: float) -> KvStoreStats | None:
+        """See `engine.Offload.stepped`."""
+        self._rate.observe(num_tokens, step_s)
+        self._storing.stepped(events)
+        self.stats.problem = max(self._sessions, key=lambda sessions: sessions.used_s).problem
+        encoded = msgspec.msgpack.encode(self.stats)
+        if encoded == self._sent:
+            return None
+        self._sent = encoded
+        return self.stats
+
+    def close(self) -> None:
+        """Ends the threads, and with them all leases and reservations."""
+        for thread in (self._reader, self._prefetcher, self.writer):
+            thread.close(_CLOSE_TIMEOUT_S)
+
+    def _settled(self, ticket: Ticket) -> None:
+        self._retrieving.settled(ticket)
+        self.wake()
+
+
+def _do_nothing() -> None:
+    pass

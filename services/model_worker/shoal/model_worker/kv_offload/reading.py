@@ -1,0 +1,102 @@
+"""The thread that asks the store and copies blocks from it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from shoal.kv_client.lease import Reading
+from shoal.model_worker.kv_offload.memory import KvMemory
+from shoal.model_worker.kv_offload.sessions import Sessions
+from shoal.model_worker.kv_offload.stats import KvStoreStats
+from shoal.model_worker.kv_offload.ticket import Load, Stage, Ticket
+
+
+class Reader:
+    """Answers tickets in order. Everything it waits for ends within the client's timeout."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        memory: KvMemory,
+        stats: KvStoreStats,
+        settled: Callable[[Ticket], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """settled: called in this thread when a ticket is ANSWERED or LOADED."""
+        self._sessions = sessions
+        self._memory = memory
+        self._stats = stats
+        self._settled = settled
+        self._clock = clock
+        self._tickets: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
+        self._asking_since_s: float | None = None
+        self._thread = threading.Thread(target=self._run, name="kv reader", daemon=True)
+        self._thread.start()
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the store; empty if nothing."""
+        return self._sessions.problem
+
+    def post(self, ticket: Ticket) -> None:
+        """Has a ticket that is ASKED answered, or the load of one that is LOADING done."""
+        self._tickets.put(ticket)
+
+    def unanswered_s(self, now_s: float) -> float:
+        """How long it has been waiting for an answer of the store; 0 when it does not."""
+        since_s = self._asking_since_s
+        return 0.0 if since_s is None else now_s - since_s
+
+    def close(self, timeout_s: float) -> None:
+        """Ends the thread once it has done what it was given, if it does within the time."""
+        self._tickets.put(None)
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (ticket := self._tickets.get()) is not None:
+            if ticket.load is not None:
+                self._load(ticket, ticket.load)
+                ticket.stage = Stage.LOADED
+                self._settled(ticket)
+            elif ticket.stage is Stage.ASKED:
+                self._ask(ticket)
+                ticket.stage = Stage.ANSWERED
+                self._settled(ticket)
+        self._sessions.close()
+
+    def _ask(self, ticket: Ticket) -> None:
+        client = self._sessions.client(ticket.tenant)
+        self._asking_since_s = self._clock()
+        found = client.lookup(ticket.keys[ticket.num_held :])
+        self._asking_since_s = None
+        self._sessions.note(client)
+        ticket.num_visible = ticket.num_held + found.num_visible
+        ticket.num_in_memory = ticket.num_held + found.num_in_memory
+        ticket.answered_s = self._clock()
+        self._stats.num_lookups += 1
+        self._stats.lookup_s += ticket.answered_s - ticket.asked_s
+
+    def _load(self, ticket: Ticket, load: Load) -> None:
+        client = self._sessions.client(ticket.tenant)
+        keys = ticket.keys[load.first : load.first + len(load.block_ids)]
+        at_once = self._memory.blocks_at_once
+        self._asking_since_s = self._clock()
+        with client.view(keys) as lease:
+            self._asking_since_s = None
+            self._sessions.note(client)
+            for position in range(0, len(lease), at_once):
+                block_ids = load.block_ids[position : min(position + at_once, len(lease))]
+                with load.lock:
+                    if load.is_given_up:
+                        return
+                    num_loaded, reading = self._memory.load(lease, position, block_ids, load.mark)
+                    load.num_loaded = position + num_loaded
+                if reading is not Reading.VERIFIED:
+                    load.failure = reading.value
+                    self._stats.count(self._stats.failed_blocks, reading.value)
+                    return
+        if load.num_loaded < len(load.block_ids):
+            load.failure = "store" if client.problem else "evicted"

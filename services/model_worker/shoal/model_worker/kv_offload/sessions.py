@@ -1,0 +1,59 @@
+"""One thread's sessions with the store: one a tenant, for tenants do not see each other's blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Final
+
+from shoal.kv_client import KvClient, KvClientOptions
+
+MAX_TENANTS: Final = 8
+"""Sessions a thread keeps open. A store takes 256 by default: three threads each of ten workers."""
+_FINGERPRINT_DOMAIN: Final = b"shoal.kv.payload.v1"
+
+
+class Sessions:
+    """Belongs to one thread; `problem` may be read by any."""
+
+    def __init__(self, options: KvClientOptions, max_tenants: int = MAX_TENANTS) -> None:
+        """options: of all sessions; the tenant in them is replaced."""
+        self._options = options
+        self._max_tenants = max_tenants
+        self._clients: OrderedDict[str, KvClient] = OrderedDict()
+        self.problem = ""
+        """What was wrong with the store when it was last used; empty if nothing."""
+        self.used_s = 0.0
+        """When that was, by time.monotonic()."""
+
+    def client(self, tenant: str) -> KvClient:
+        """The session of a tenant. The one used longest ago ends when there are too many."""
+        client = self._clients.get(tenant)
+        if client is None:
+            client = self._clients[tenant] = KvClient(replace(self._options, tenant=tenant))
+            if len(self._clients) > self._max_tenants:
+                self._clients.popitem(last=False)[1].close()
+        self._clients.move_to_end(tenant)
+        return client
+
+    def note(self, client: KvClient) -> None:
+        """Brings `problem` up to date after a call."""
+        self.problem = client.problem
+        self.used_s = time.monotonic()
+
+    def close(self) -> None:
+        """Ends all sessions."""
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+
+
+def fingerprint_of(model_digest: str, kv_layout: str, codec: str = "none") -> bytes:
+    """What makes payloads exchangeable, 32 bytes. kv_layout: the layout's name, with its sizes and dtype."""
+    digest = hashlib.sha256(_FINGERPRINT_DOMAIN)
+    for part in (model_digest.encode(), kv_layout.encode(), codec.encode()):
+        digest.update(len(part).to_bytes(4, "little"))
+        digest.update(part)
+    return digest.digest()

@@ -1,0 +1,41 @@
+"""The use of a KV store, from the configuration."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shoal.kv_client import KvClientOptions
+from shoal.model_worker.config import DeviceName, WorkerConfig
+from shoal.model_worker.kv_cache import KVCacheManager
+from shoal.model_worker.kv_offload.memory import KvMemory
+from shoal.model_worker.kv_offload.offload import KvOffload
+from shoal.model_worker.kv_offload.options import OffloadOptions
+from shoal.model_worker.kv_offload.sessions import fingerprint_of
+
+_STAGING_BYTES: Final = 16 << 20
+"""Of each tenant: what is written before the store is asked to take it."""
+_TOKENS_PER_S: Final[dict[DeviceName, float]] = {"cpu": 500.0, "cuda": 20_000.0, "simulated": 500.0}
+
+
+def make_offload(
+    config: WorkerConfig, memory: KvMemory, cache: KVCacheManager, model_digest: str, kv_layout: str
+) -> KvOffload:
+    """config: with a store's socket. The store need not be there."""
+    num_staging_blocks = min(max(_STAGING_BYTES // memory.block_bytes, 2), 64)
+    client = KvClientOptions(
+        socket_path=config.kv_store_socket,
+        tenant="",
+        fingerprint=fingerprint_of(model_digest, kv_layout),
+        block_bytes=memory.block_bytes,
+        num_staging_blocks=0 if config.kv_store_write_back == "off" else num_staging_blocks,
+        timeout_s=config.kv_store_timeout_ms / 1e3,
+    )
+    options = OffloadOptions(
+        client=client,
+        write_back=config.kv_store_write_back,
+        max_queued_blocks=max(config.kv_store_queued_bytes // memory.block_bytes, 1),
+        lookup_wait_s=config.kv_store_lookup_wait_ms / 1e3,
+        wait_budget_s=config.kv_store_wait_budget_ms / 1e3,
+        tokens_per_s=_TOKENS_PER_S[config.device],
+    )
+    return KvOffload(options, cache, memory)

@@ -1,0 +1,73 @@
+"""One request's blocks in the store, from the question to the last byte."""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from shoal.kv_client.pricing import Pending
+
+
+class Stage(enum.Enum):
+    """What is under way."""
+
+    ASKED = "asked"
+    ANSWERED = "answered"
+    """It is known what the store has; the request has not started."""
+    LOADING = "loading"
+    LOADED = "loaded"
+    """... as far as it could be."""
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class Load:
+    """Some blocks on their way to the device. Handed to the reading threads; `lock` guards what they change."""
+
+    first: int
+    """Which of the ticket's keys the first block has."""
+    block_ids: Sequence[int]
+    mark: object
+    """See `KvMemory.mark`."""
+    pending: Pending
+    tier: str
+    """The slowest one that is loaded from."""
+    start_s: float
+    queued_bytes: int
+    """Of loads that were under way before it."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while blocks are written to."""
+    is_given_up: bool = False
+    num_loaded: int = 0
+    """Leading blocks that hold what they should."""
+    failure: str = ""
+    """Why not all."""
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """See `block_source.Retrieval`. The engine's thread changes it, but for what is said to come from others."""
+
+    tenant: str
+    keys: Sequence[bytes]
+    """All that may be hit, from the sequence's first block on."""
+    num_held: int
+    """Leading ones that the device held when it was asked."""
+    asked_s: float
+    deadline_s: float
+    stage: Stage = Stage.ASKED
+    """ANSWERED and LOADED are written by a reading thread, and by no other."""
+    num_visible: int = 0
+    """Leading keys that device and store have together. Written before ANSWERED."""
+    num_in_memory: int = 0
+    answered_s: float = 0.0
+    is_prefetching: bool = False
+    """Whether the store was told to bring blocks from disk."""
+    load: Load | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """See `Retrieval.is_settled`."""
+        return self.stage is Stage.ANSWERED or self.stage is Stage.LOADED

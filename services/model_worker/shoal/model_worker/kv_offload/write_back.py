@@ -1,0 +1,170 @@
+"""The thread that stores blocks while the device goes on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from shoal.api.kv_store.v1 import kv_store_pb2 as pb
+from shoal.kv_client import KvClient
+from shoal.kv_client.writes import PRESENT, Reserved
+from shoal.model_worker.kv_offload.memory import KvMemory
+from shoal.model_worker.kv_offload.sessions import Sessions
+from shoal.model_worker.kv_offload.stats import KvStoreStats
+
+EVICTED: Final = "evicted"
+"""The device gave the block out anew before it was copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Blocks of one chain, in order, that can be found on the device."""
+
+    tenant: str
+    namespace_key: bytes
+    parent_key: bytes
+    keys: Sequence[bytes]
+    block_ids: Sequence[int]
+    versions: Sequence[int]
+    """`KVCacheManager.version_of` each block when the run was made: later ones hold something else."""
+    cost_s: float
+    """What computing a block again takes."""
+
+
+class WriteBack:
+    """A bounded queue of runs and a thread that empties it. A block may be given out anew while it is stored: what was
+    read then is not published."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        memory: KvMemory,
+        stats: KvStoreStats,
+        version_of: Callable[[int], int],
+        max_queued_blocks: int,
+    ) -> None:
+        """version_of: see `KVCacheManager.version_of`."""
+        self._sessions = sessions
+        self._memory = memory
+        self._stats = stats
+        self._version_of = version_of
+        self._max_queued_blocks = max_queued_blocks
+        self._runs: deque[Run] = deque()
+        self._unstored: deque[tuple[int, int]] = deque(maxlen=max_queued_blocks)
+        self._changed = threading.Condition()
+        self._is_busy = False
+        self._is_ending = False
+        self._num_queued = 0
+        self._thread = threading.Thread(target=self._work, name="kv writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_queued_blocks(self) -> int:
+        """Blocks that wait, or are being stored."""
+        return self._num_queued
+
+    def post(self, run: Run) -> bool:
+        """Whether there was room for the run. Never waits."""
+        num_blocks = len(run.keys)
+        with self._changed:
+            if self._num_queued + num_blocks > self._max_queued_blocks:
+                return False
+            self._num_queued += num_blocks
+            self._runs.append(run)
+            self._changed.notify()
+        return True
+
+    def take_unstored(self) -> list[tuple[int, int]]:
+        """(block, version) of those that were not stored since the last call, though they may still be there."""
+        return [self._unstored.popleft() for _ in range(len(self._unstored))]
+
+    def flush(self, timeout_s: float) -> bool:
+        """Waits until nothing is queued; whether that came within the time. For tests and measurements."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._runs and not self._is_busy, timeout_s)
+
+    def close(self, timeout_s: float) -> None:
+        """Drops what is queued and ends the thread, if what it does ends within the time."""
+        with self._changed:
+            self._is_ending = True
+            self._runs.clear()
+            self._changed.notify()
+        self._thread.join(timeout_s)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._is_busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._runs or self._is_ending)
+                if self._is_ending:
+                    break
+                run = self._runs.popleft()
+                self._is_busy = True
+            start_s = time.monotonic()
+            num_stored = self._store(run)
+            self._stats.stored_blocks += num_stored
+            self._stats.stored_bytes += num_stored * self._memory.block_bytes
+            self._stats.store_s += time.monotonic() - start_s
+            with self._changed:
+                self._num_queued -= len(run.keys)
+        self._sessions.close()
+
+    def _store(self, run: Run) -> int:
+        """Stores a run in parts, as much as staging memory holds; how many blocks were stored by that."""
+        client = self._sessions.client(run.tenant)
+        num_stored, first, parent_key = 0, 0, run.parent_key
+        while first < len(run.keys) and not self._is_ending:
+            reserved = client.reserve(
+                run.keys[first:], parent_key=parent_key, namespace_key=run.namespace_key, cost_s=run.cost_s
+            )
+            self._sessions.note(client)
+            if reserved is None:
+                self._drop("store" if client.problem else "no_space", run, first)
+                break
+            stored, visible, reason = self._fill(client, run, first, reserved)
+            num_stored += stored
+            first += visible
+            if first < len(run.keys) and (reason == EVICTED or not visible):
+                self._drop(reason, run, first)
+                break
+            parent_key = run.keys[first - 1]
+        return num_stored
+
+    def _fill(self, client: KvClient, run: Run, first: int, reserved: Reserved) -> tuple[int, int, str]:
+        """Copies what was reserved and has it published: blocks stored, leading blocks visible, why not more."""
+        positions = list(reserved.addresses)
+        checksums = self._copy(run, first, reserved)
+        written = replace(reserved, addresses={at: reserved.addresses[at] for at in checksums})
+        statuses = client.commit(written, checksums)
+        if left := positions[len(checksums) :]:
+            client.abandon(replace(reserved, addresses={at: reserved.addresses[at] for at in left}))
+        self._sessions.note(client)
+        num_stored = sum(statuses[at] == PRESENT for at in checksums)
+        num_visible = next((at for at, status in enumerate(statuses) if status != PRESENT), len(statuses))
+        if left:
+            return num_stored, num_visible, EVICTED
+        failed = statuses[num_visible] if num_visible < len(statuses) else PRESENT
+        return num_stored, num_visible, pb.BlockStatus.Name(failed).removeprefix("BLOCK_STATUS_").lower()
+
+    def _copy(self, run: Run, first: int, reserved: Reserved) -> dict[int, int]:
+        """Copies leading reserved blocks, up to one that is found to hold something else; their checksums."""
+        positions = list(reserved.addresses)
+        checksums: dict[int, int] = {}
+        for start in range(0, len(positions), self._memory.blocks_at_once):
+            part = positions[start : start + self._memory.blocks_at_once]
+            block_ids = [run.block_ids[first + position] for position in part]
+            sums = self._memory.store(block_ids, [reserved.addresses[position] for position in part])
+            for position, block_id, checksum in zip(part, block_ids, sums, strict=True):
+                if self._version_of(block_id) != run.versions[first + position]:
+                    return checksums
+                checksums[position] = checksum
+        return checksums
+
+    def _drop(self, reason: str, run: Run, first: int) -> None:
+        self._stats.count(self._stats.dropped_blocks, reason, len(run.keys) - first)
+        self._unstored.extend(zip(run.block_ids[first:], run.versions[first:], strict=True))
