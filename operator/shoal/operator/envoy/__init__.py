@@ -8,13 +8,14 @@ one Envoy resource. Nothing here touches a file or a process.
 from shoal.operator.envoy import clusters
 from shoal.operator.envoy.binary import EnvoyMissing, find_envoy
 from shoal.operator.envoy.config import EnvoyOptions, Resources, render_files, render_resources
-from shoal.operator.envoy.endpoints import Endpoint, endpoints_file
+from shoal.operator.envoy.endpoints import Endpoint, cluster_load_assignment, endpoints_file
 
 __all__ = [
     "Endpoint",
     "EnvoyMissing",
     "EnvoyOptions",
     "Resources",
+    "cluster_load_assignment",
     "clusters",
     "endpoints_file",
     "find_envoy",

@@ -58,14 +58,19 @@ class Snapshot:
         """By name."""
         return self.resources.get(kind, _NONE)
 
+    def with_endpoints(self, assignments: Sequence[dict[str, AnyValue]]) -> Snapshot:
+        """The same but for these: endpoints change far more often than all the rest, which is not encoded again."""
+        endpoints = dict(self.of(Kind.ENDPOINTS)) | encode_all(assignments, "cluster_name")
+        return Snapshot(MappingProxyType({**self.resources, Kind.ENDPOINTS: MappingProxyType(endpoints)}))
+
 
 def encode(resources: Resources) -> Snapshot:
     """Raises ValueError for what is none of Envoy's types, or has fields that the type lacks."""
-    of_kind = {
-        Kind.CLUSTER: _encode_all(resources.clusters, "name"),
-        Kind.ENDPOINTS: _encode_all(resources.endpoints, "cluster_name"),
-        Kind.LISTENER: _encode_all(resources.listeners, "name"),
-        Kind.ROUTES: _encode_all(resources.routes, "name"),
+    of_kind: dict[Kind, Named] = {
+        Kind.CLUSTER: encode_all(resources.clusters, "name"),
+        Kind.ENDPOINTS: encode_all(resources.endpoints, "cluster_name"),
+        Kind.LISTENER: encode_all(resources.listeners, "name"),
+        Kind.ROUTES: encode_all(resources.routes, "name"),
     }
     return Snapshot(MappingProxyType(of_kind))
 
@@ -78,13 +83,14 @@ def version_of(resources: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _encode_all(values: Sequence[dict[str, AnyValue]], name_field: str) -> Named:
+def encode_all(values: Sequence[dict[str, AnyValue]], name_field: str) -> dict[str, Resource]:
+    """By name. Raises ValueError as `encode` does."""
     encoded = {}
     for value in values:
         body = _encode(value)
         version = hashlib.blake2b(body.value, digest_size=_DIGEST_SIZE).hexdigest()
         encoded[value[name_field]] = Resource(value[name_field], version, body)
-    return MappingProxyType(encoded)
+    return encoded
 
 
 def _encode(value: dict[str, AnyValue]) -> Any:
