@@ -42,6 +42,7 @@ class RunningStore:
     server: UnixServer
     path: Path
     loop: asyncio.AbstractEventLoop
+    control: Control
 
     def do(self, call: Callable[[Store], _T]) -> _T:
         async def run() -> _T:
@@ -82,7 +83,7 @@ def running_store(
     thread.start()
 
     async def start() -> UnixServer:
-        server = UnixServer(folder / "kv.sock", Control(store, copiers, 1024))
+        server = UnixServer(folder / "kv.sock", control)
         server.start(0o600)
         return server
 
@@ -91,9 +92,10 @@ def running_store(
         store.close()
 
     with concurrent.futures.ThreadPoolExecutor(2) as copiers:
+        control = Control(store, copiers, 1024)
         server = asyncio.run_coroutine_threadsafe(start(), loop).result(timeout=10)
         try:
-            yield RunningStore(store, server, folder / "kv.sock", loop)
+            yield RunningStore(store, server, folder / "kv.sock", loop, control)
         finally:
             asyncio.run_coroutine_threadsafe(end(server), loop).result(timeout=10)
             loop.call_soon_threadsafe(loop.stop)

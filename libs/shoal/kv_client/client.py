@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -29,6 +30,15 @@ class Prefix(NamedTuple):
     num_in_memory: int
 
 
+class Located(NamedTuple):
+    """How much of a chain the store has, or can get."""
+
+    num_visible: int
+    num_in_memory: int
+    num_with_peers: int
+    """Leading blocks that it has or another store has; `KvClient.prefetch` brings them."""
+
+
 class KvClient:
     """One session with the store, opened on first use and again after a failure. Threads take turns."""
 
@@ -53,6 +63,18 @@ class KvClient:
             return Prefix(min(found.num_visible, len(keys)), min(found.num_in_memory, len(keys)))
 
         return self._try(ask, Prefix(0, 0))
+
+    def locate(self, keys: Sequence[bytes], peers_timeout_s: float) -> Located:
+        """`lookup` that also asks other stores for what this one lacks, for so long at most."""
+
+        def ask(link: Link) -> Located:
+            asked = join_keys(keys[: link.session.max_batch_size])
+            request = pb.LookupRequest(keys=asked, peers_timeout_ms=math.ceil(1000 * peers_timeout_s))
+            found = link.call(Method.LOOKUP, request, pb.LookupResponse, peers_timeout_s + link.timeout_s)
+            nums = (found.num_visible, found.num_in_memory, max(found.num_visible, found.num_with_peers))
+            return Located(*(min(num, len(keys)) for num in nums))
+
+        return self._try(ask, Located(0, 0, 0))
 
     def get(self, keys: Sequence[bytes], into: Sequence[Buffer]) -> int:
         """Copies leading blocks into writable buffers of `block_bytes`, one a key; how many are there and verified.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from typing import Final, Protocol
@@ -10,6 +11,7 @@ from typing import Final, Protocol
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.blocks import KEY_BYTES
 from shoal.kv_store.draining import drain_store
+from shoal.kv_store.remote.exchange import Exchange
 from shoal.kv_store.reporting import list_blocks, make_stats
 from shoal.kv_store.scopes import Scope
 from shoal.kv_store.sessions import Session
@@ -21,6 +23,7 @@ from shoal.rpc.errors import Draining, InvalidArgument, PermissionDenied, Resour
 MAX_STAGING_BLOCKS: Final = 4096
 RETRY_AFTER_S: Final = 0.5
 MAX_PREFETCH_S: Final = 10.0
+MAX_PEERS_S: Final = 1.0
 MAX_OWNER_BYTES: Final = 64
 MAX_PIN_MS: Final = 86_400_000
 
@@ -40,6 +43,8 @@ class Control:
         self.store = store
         self.max_batch_size = max_batch_size
         self._copiers = copiers
+        self.exchange: Exchange | None = None
+        """Sharing with other stores, if any."""
 
     def open(self, request: pb.OpenRequest) -> Session:
         """A session. Raises InvalidArgument, PermissionDenied, ResourceExhausted."""
@@ -85,7 +90,18 @@ class Control:
             self.store.counters.add("misses", len(keys))
             return pb.LookupResponse()
         num_visible, num_in_memory = self.store.lookup(scope, keys)
-        return pb.LookupResponse(num_visible=num_visible, num_in_memory=num_in_memory)
+        return pb.LookupResponse(num_visible=num_visible, num_in_memory=num_in_memory, num_with_peers=num_visible)
+
+    async def lookup_with_peers(
+        self, request: pb.LookupRequest, session: Session | None = None, caller: Caller | None = None
+    ) -> pb.LookupResponse:
+        """See the proto."""
+        response = self.lookup(request, session, caller)
+        scope = self._scope(request, session, caller)
+        if self.exchange is not None and request.peers_timeout_ms and scope is not None:
+            keys, timeout_s = self._keys("keys", request.keys), min(request.peers_timeout_ms / 1000, MAX_PEERS_S)
+            response.num_with_peers = await self.exchange.locate(scope, keys, response.num_visible, timeout_s)
+        return response
 
     def reserve(self, request: pb.ReserveRequest, session: Session | None = None) -> pb.ReserveResponse:
         """See the proto."""
@@ -156,10 +172,16 @@ class Control:
         scope = self._scope(request, session, caller)
         if scope is None:
             return pb.PrefetchResponse()
+        timeout_s = min(request.timeout_ms / 1000 or MAX_PREFETCH_S, MAX_PREFETCH_S)
+        deadline_s = time.monotonic() + timeout_s
         reads = [asyncio.wrap_future(read) for read in self.store.start_prefetch(scope, keys)]
+        pull = None
+        if self.exchange is not None and not request.local_only:
+            pull = asyncio.ensure_future(self.exchange.pull(scope, keys, deadline_s))
         if reads:
-            timeout_s = min(request.timeout_ms / 1000 or MAX_PREFETCH_S, MAX_PREFETCH_S)
             await asyncio.wait(reads, timeout=timeout_s)
+        if pull is not None:
+            await pull
         return pb.PrefetchResponse(num_in_memory=self.store.lookup(scope, keys)[1])
 
     def evict(

@@ -17,6 +17,8 @@ from shoal.kv_store.control import Control
 from shoal.kv_store.disk import OutOfService, SegmentLog
 from shoal.kv_store.disk_tier import DiskTier
 from shoal.kv_store.policy import make_policy
+from shoal.kv_store.remote.exchange import Exchange
+from shoal.kv_store.remote.opening import SharingProblem, open_exchange, read_settings
 from shoal.kv_store.store import Store, StoreLimits
 from shoal.kv_store.tenants import TenantsProblem, read_tenants
 from shoal.kv_store.unix_server import UnixServer
@@ -88,13 +90,27 @@ async def open_control(config: KvStoreConfig) -> AsyncIterator[Control]:
         server.start(int(config.socket_mode, 8))
         housekeeping = asyncio.create_task(_keep_house(store, server))
         try:
-            yield control
+            async with _sharing(config, store) as control.exchange:
+                yield control
         finally:
             housekeeping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await housekeeping
             await server.close()
             store.close()
+
+
+@asynccontextmanager
+async def _sharing(config: KvStoreConfig, store: Store) -> AsyncIterator[Exchange | None]:
+    """Sharing with other stores, where there are any. Raises SettingsProblem, OSError."""
+    if not config.peers:
+        yield None
+        return
+    try:
+        async with open_exchange(store, read_settings(config)) as exchange:
+            yield exchange
+    except SharingProblem as problem:
+        raise SettingsProblem(str(problem)) from problem
 
 
 async def _keep_house(store: Store, server: UnixServer) -> None:

@@ -34,6 +34,8 @@ def make_stats(store: Store, tenant: str, caller: Caller) -> pb.StatsResponse:
         pinned_bytes=store.pins.bytes_of(tenant),
         draining=store.draining,
     )
+    if store.describe_peers is not None and not caller.tenant:
+        response.peers.extend(store.describe_peers())
     if disk is not None:
         response.disk_problem = disk.problem
         response.disk_bytes = (

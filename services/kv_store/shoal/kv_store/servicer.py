@@ -34,7 +34,7 @@ class KvStoreServicer(kv_store_pb2_grpc.KvStoreServiceServicer):
 
     async def Lookup(self, request: pb.LookupRequest, context: Any) -> pb.LookupResponse:  # noqa: N802
         """See the proto."""
-        return self._control.lookup(request, caller=self._caller(request, context))
+        return await self._control.lookup_with_peers(request, caller=self._caller(request, context))
 
     async def Reserve(self, request: pb.ReserveRequest, context: Any) -> pb.ReserveResponse:  # noqa: N802
         """See the proto."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.api.worker.v1 import worker_pb2
 from shoal.kv_store.ageing import Ageing
 from shoal.kv_store.arena import Arena, HugePages, SlotId, Staging
@@ -81,6 +82,8 @@ class Store:
         )
         self._ageing = Ageing(self.index, self.removal, limits.ttl_s)
         self.disk: DiskTier | None = None
+        self.describe_peers: Callable[[], list[pb.PeerStats]] | None = None
+        """What is known of other stores, where blocks are shared."""
         self.draining = False
         """Whether no more blocks are taken."""
         sharing = Sharing(

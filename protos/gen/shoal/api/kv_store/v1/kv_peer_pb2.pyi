@@ -113,6 +113,7 @@ class GrantResponse(_message.Message):
     PARENT_KEY_FIELD_NUMBER: _builtins.int
     DATA_PORT_FIELD_NUMBER: _builtins.int
     EXPIRES_MS_FIELD_NUMBER: _builtins.int
+    COSTS_S_FIELD_NUMBER: _builtins.int
     ticket: _builtins.bytes
     """Names and permits one transfer. 32 bytes that nobody can guess; empty without blocks."""
     block_bytes: _builtins.int
@@ -127,6 +128,10 @@ class GrantResponse(_message.Message):
     def checksums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """CRC32C of each payload; one a block that the ticket is for."""
 
+    @_builtins.property
+    def costs_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """What computing each block again costs, in seconds; 0 if unknown."""
+
     def __init__(
         self,
         *,
@@ -136,10 +141,11 @@ class GrantResponse(_message.Message):
         parent_key: _builtins.bytes = ...,
         data_port: _builtins.int = ...,
         expires_ms: _builtins.int = ...,
+        costs_s: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "checksums", b"checksums", "data_port", b"data_port", "expires_ms", b"expires_ms", "parent_key", b"parent_key", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "checksums", b"checksums", "costs_s", b"costs_s", "data_port", b"data_port", "expires_ms", b"expires_ms", "parent_key", b"parent_key", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,157 @@
+"""What this store answers to others: on the store's thread, on messages whose sender is known to be a peer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+from shoal.api.kv_store.v1 import kv_peer_pb2
+from shoal.api.kv_store.v1 import kv_store_pb2 as pb
+from shoal.blocks import KEY_BYTES
+from shoal.kv_store.index import NO_SLOT
+from shoal.kv_store.remote.hotness import Hotness
+from shoal.kv_store.remote.options import MAX_KEYS, RemoteOptions
+from shoal.kv_store.remote.tickets import Piece, TicketBook
+from shoal.kv_store.remote.wire import binding_of
+from shoal.kv_store.scopes import Scope
+from shoal.kv_store.sessions import Session
+from shoal.kv_store.store import Leased, Store
+from shoal.rpc.errors import InvalidArgument
+
+MAX_DISK_WAIT_S: Final = 5.0
+TakeOffer = Callable[[kv_peer_pb2.OfferRequest, Sequence[bytes]], int]
+Post = Callable[[Callable[[], object]], None]
+"""Runs something on the store's thread, soon. Called from any thread."""
+
+
+class Answers:
+    """Locates and grants. What a peer says of tenants is believed: it authenticated them."""
+
+    def __init__(
+        self,
+        store: Store,
+        book: TicketBook,
+        hotness: Hotness,
+        options: RemoteOptions,
+        post: Post,
+        data_port: int,
+        take_offer: TakeOffer,
+    ) -> None:
+        """data_port: 0 when payloads go over gRPC alone."""
+        self._store = store
+        self._book = book
+        self._hotness = hotness
+        self._options = options
+        self._post = post
+        self._data_port = data_port
+        self._take_offer = take_offer
+
+    async def locate(self, request: kv_peer_pb2.LocateRequest) -> kv_peer_pb2.LocateResponse:
+        """See the proto."""
+        keys = _keys(request.keys)
+        scope = self._scope(request.scope)
+        if scope is None:
+            return kv_peer_pb2.LocateResponse()
+        num_visible = self._count_visible(scope, keys)
+        if num_visible:
+            self._hotness.note(scope, keys[:num_visible])
+        return kv_peer_pb2.LocateResponse(num_visible=num_visible)
+
+    async def grant(self, request: kv_peer_pb2.GrantRequest) -> kv_peer_pb2.GrantResponse:
+        """See the proto."""
+        keys = _keys(request.keys)
+        scope = self._scope(request.scope)
+        if scope is None or not keys:
+            return kv_peer_pb2.GrantResponse()
+        keys = keys[: max(1, self._options.transfer_bytes // scope.block_bytes)]
+        await self._bring_to_memory(scope, keys, min(request.timeout_ms / 1000, MAX_DISK_WAIT_S))
+        store = self._store
+        session = store.open_session(scope.tenant, scope.fingerprint, scope.block_bytes, 0)
+        try:
+            leased, _ = store.acquire(session, keys)
+            if not leased:
+                store.close_session(session)
+                return kv_peer_pb2.GrantResponse()
+            return self._issue(session, keys[: len(leased)], leased)
+        except BaseException:
+            store.close_session(session)
+            raise
+
+    async def offer(self, request: kv_peer_pb2.OfferRequest) -> kv_peer_pb2.OfferResponse:
+        """See the proto."""
+        keys = _keys(request.keys)
+        self._scope(request.scope)
+        return kv_peer_pb2.OfferResponse(num_wanted=self._take_offer(request, keys))
+
+    def _issue(self, session: Session, keys: Sequence[bytes], leased: Sequence[Leased]) -> kv_peer_pb2.GrantResponse:
+        store, scope = self._store, session.scope
+        fds: dict[int, int] = {}
+        pieces = []
+        for lease in leased:
+            chunk = store.arena.chunk_numbered(lease.place.chunk)
+            if chunk is None:
+                raise AssertionError("a chunk with leased blocks is there")
+            if chunk.number not in fds:
+                fds[chunk.number] = os.dup(chunk.memory.fd)
+            offset = lease.place.slot * chunk.slot_bytes
+            view = store.arena.view(lease.place.packed(), scope.block_bytes)
+            pieces.append(Piece(fds[chunk.number], offset, view.toreadonly()))
+
+        def end() -> None:
+            for fd in fds.values():
+                os.close(fd)
+            self._post(partial(store.close_session, session))
+
+        def suspect(number: int) -> None:
+            self._post(lambda: store.removal.check(session, [keys[number]]))
+
+        timeout_s = min(self._options.ticket_timeout_s, store.limits.lease_timeout_s)
+        binding = binding_of(scope.tenant, scope.fingerprint, keys)
+        try:
+            ticket = self._book.issue(binding, pieces, scope.block_bytes, timeout_s, end, suspect)
+        except BaseException:
+            for fd in fds.values():
+                os.close(fd)
+            raise
+        index = store.index
+        rows = [index.find(key) for key in keys]
+        parent = index.parent[rows[0]]
+        return kv_peer_pb2.GrantResponse(
+            ticket=ticket,
+            checksums=[lease.checksum for lease in leased],
+            block_bytes=scope.block_bytes,
+            parent_key=index.key(parent) if parent else b"",
+            data_port=self._data_port,
+            expires_ms=int(1000 * timeout_s),
+            costs_s=[index.cost_s[row] for row in rows],
+        )
+
+    async def _bring_to_memory(self, scope: Scope, keys: Sequence[bytes], timeout_s: float) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        reads = [asyncio.wrap_future(read) for read in self._store.start_prefetch(scope, keys)]
+        if reads:
+            await asyncio.wait(reads, timeout=max(0.0, deadline_s - time.monotonic()))
+
+    def _count_visible(self, scope: Scope, keys: Sequence[bytes]) -> int:
+        store = self._store
+        rows = store.index.prefix(keys, scope.number)
+        if store.disk is not None and store.disk.problem:
+            slots = store.index.slot
+            return next((at for at, row in enumerate(rows) if slots[row] == NO_SLOT), len(rows))
+        return len(rows)
+
+    def _scope(self, named: pb.Scope) -> Scope | None:
+        if named.session:
+            raise InvalidArgument("scope.session", "a peer has none")
+        return self._store.scopes.find(named.tenant, named.fingerprint)
+
+
+def _keys(packed: bytes) -> list[bytes]:
+    num, rest = divmod(len(packed), KEY_BYTES)
+    if rest or num > MAX_KEYS:
+        raise InvalidArgument("keys", f"{len(packed)} bytes; give up to {MAX_KEYS} keys of {KEY_BYTES} bytes")
+    return [packed[start : start + KEY_BYTES] for start in range(0, len(packed), KEY_BYTES)]
