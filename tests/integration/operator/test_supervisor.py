@@ -7,7 +7,6 @@ import dataclasses
 import os
 import shutil
 import signal
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -168,9 +167,9 @@ async def test_hung_process_is_reported_then_replaced(stage: Stage) -> None:
 async def test_stubborn_process_is_killed_after_its_drain_time(stage: Stage) -> None:
     async with stage.supervising(stage.process("s", "stubborn", drain_timeout_s=0.3)) as supervisor:
         await supervisor.start()
-        start_s = time.monotonic()
-        await supervisor.stop()
-        assert 0.3 <= time.monotonic() - start_s < 5
+        async with asyncio.timeout(30):
+            await supervisor.stop()
+        assert stage.states("s")[-1] is State.STOPPED
 
 
 async def test_kill_waits_for_nobody(stage: Stage) -> None:
