@@ -9,6 +9,7 @@ import pytest
 
 from shoal.config import load
 from shoal.gateway.config import Config as GatewayConfig
+from shoal.kv_store.config import KvStoreConfig
 from shoal.model_worker.config import WorkerConfig
 from shoal.operator.api import load_manifest, parse_manifest
 from shoal.operator.planner import ProcessPlan, plan
@@ -18,6 +19,7 @@ from support.manifests import EVERYTHING, observe
 EXAMPLE = Path(__file__).parents[3] / "examples" / "two-workers.yaml"
 CONFIGS: dict[str, type[Any]] = {
     "shoal.gateway.main": GatewayConfig,
+    "shoal.kv_store.main": KvStoreConfig,
     "shoal.model_worker.main": WorkerConfig,
     "shoal.tokenizer.main": TokenizerConfig,
 }
@@ -39,7 +41,10 @@ def read_settings(process: ProcessPlan) -> dict[str, Any]:
 def test_services_take_their_flags(name: str) -> None:
     service = SERVICES[name]
     processes = [process for process in plan(service, observe(service)).processes if process.name != "envoy"]
-    assert {process.argv[2] for process in processes} == set(CONFIGS)
+    has_store = service.spec.kv_cache.cpu is not None
+    assert {process.argv[2] for process in processes} == set(CONFIGS) - (
+        set() if has_store else {"shoal.kv_store.main"}
+    )
     for process in processes:
         settings = read_settings(process)
         assert settings["host"] == "127.0.0.1"
@@ -57,6 +62,11 @@ def test_spec_arrives() -> None:
     assert (worker["dtype"], worker["load_format"], worker["max_model_len"]) == ("float32", "safetensors", 4096)
     assert (worker["threads"], worker["block_size"], worker["kv_cache_memory_bytes"]) == (2, 32, 1 << 30)
     assert (worker["max_num_seqs"], worker["max_num_batched_tokens"], worker["max_queued_requests"]) == (8, 256, 10)
+    store = read_settings(by_name["kv-store"])
+    assert worker["kv_store_socket"] == store["socket_path"]
+    assert worker["kv_store_address"] == f"127.0.0.1:{store['port']}"
+    assert (store["memory_bytes"], store["disk_bytes"], store["disk_folder"]) == (2 << 30, 10 << 30, "/disk/kv")
+    assert (store["chunk_bytes"], store["disk_segment_bytes"]) == (64 << 20, 256 << 20)
     gateway = read_settings(by_name["gateway-1"])
     limits = ("max_queued_requests", "max_queued_tokens", "max_queue_s", "priority_step_s", "worker_queue_ratio")
     assert [gateway[name] for name in limits] == [1000, 20_000_000, 30, 2.5, 0.5]

@@ -31,7 +31,7 @@ CONFIGS: dict[str, type[Any]] = {
     "shoal.tokenizer.main": TokenizerConfig,
 }
 SERVICES = {
-    **{path.stem: load_manifest(path) for path in sorted(EXAMPLES.glob("*.yaml"))},
+    **{path.stem: load_manifest(path) for path in sorted(EXAMPLES.glob("*.yaml")) if path.stem != "kv-store"},
     "everything": parse_manifest(EVERYTHING_ON_KUBERNETES, "everything"),
 }
 every_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)

@@ -172,6 +172,17 @@ def test_duplicate_keys_deep_down_are_all_found() -> None:
             {"workers": "{device: cuda}", "kvCache": "{blockSize: 8}"},
             "spec.kvCache.blockSize: 8 is too small for a GPU; give 16 or more (64 is the default)",
         ),
+        (
+            {"kvCache": "{ssd: 1Gi, ssdFolder: /kv}"},
+            "spec.kvCache.ssd: needs memory in front of it; give spec.kvCache.c",
+        ),
+        ({"kvCache": "{cpu: 1Gi, ssd: 1Gi}"}, "spec.kvCache.ssd: needs a place; give spec.kvCache.ssdFolder, a folder"),
+        ({"kvCache": "{cpu: 1Gi, ssdFolder: /kv}"}, "spec.kvCache.ssdFolder: has no meaning without spec.kvCache.ssd"),
+        ({"kvCache": "{cpu: 1Mi}"}, "spec.kvCache.cpu: '1Mi' is too small for a KV store; give 16.0Mi or more"),
+        (
+            {"workers": "{device: simulated}", "kvCache": "{cpu: 1Gi}"},
+            "spec.kvCache.cpu: has no meaning for spec.workers.device = simulated, which has no KV to store; leave it",
+        ),
         ({"workers": "{replicas: yes}"}, "spec.workers.replicas: True is not allowed; give an integer from 1 to 64"),
         ({"workers": "{replicas: }"}, "spec.workers.replicas: has no value: leave the field out, or give an integer"),
         ({"workers": "{replicas: 1.5}"}, "spec.workers.replicas: 1.5 is not allowed"),

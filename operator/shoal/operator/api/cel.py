@@ -37,6 +37,7 @@ class Rule:
 
 _WORKERS: Final = "self.spec.workers"
 _SIMULATED: Final = f"{_WORKERS}.simulated"
+_KV: Final = "self.spec.kvCache"
 _FLOW: Final = "self.spec.flowControl"
 _MODEL: Final = "self.spec.model"
 _PICKER: Final = "self.spec.gateway.endpointPicker"
@@ -76,6 +77,26 @@ RULES: Final = (
         f"string(self.spec.kvCache.blockSize) + ' is too small for a GPU; give {MIN_GPU_BLOCK_SIZE} or more (64 is the "
         "default)'",
         "spec.kvCache.blockSize",
+    ),
+    Rule(
+        f"!has({_KV}.cpu)",
+        "'nodes have no KV store on Kubernetes; leave it out'",
+        "spec.kvCache.cpu",
+    ),
+    Rule(
+        f"!has({_KV}.ssd) || has({_KV}.cpu)",
+        "'needs memory in front of it; give spec.kvCache.cpu'",
+        "spec.kvCache.ssd",
+    ),
+    Rule(
+        f"!has({_KV}.ssd) || has({_KV}.ssdFolder)",
+        "'needs a place; give spec.kvCache.ssdFolder, a folder of this service alone'",
+        "spec.kvCache.ssd",
+    ),
+    Rule(
+        f"!has({_KV}.ssdFolder) || has({_KV}.ssd)",
+        "'has no meaning without spec.kvCache.ssd'",
+        "spec.kvCache.ssdFolder",
     ),
     Rule(
         f"{_WORKERS}.device == 'simulated' || !has({_SIMULATED})",
@@ -126,7 +147,7 @@ RULES: Final = (
     ),
     Rule(
         f"!has({_PICKER}) || !({_PICKER}.port in {list(POD_PORTS)} || {_PICKER}.port == self.spec.gateway.port)",
-        f"string({_PICKER}.port) + ' is taken, by pods ({', '.join(map(str, POD_PORTS))}) or by spec.gateway.port = ' + "
+        f"string({_PICKER}.port) + ' is taken, by pods ({', '.join(map(str, POD_PORTS))}) or by spec.gateway.port ' + "
         "string(self.spec.gateway.port) + '; give another, such as 9002'",
         "spec.gateway.endpointPicker.port",
     ),

@@ -28,6 +28,19 @@ class WorkerSizes:
         return None if self.kv_cache_memory is None else parse_quantity(self.kv_cache_memory)
 
 
+@dataclass(frozen=True, slots=True)
+class KvStoreSizes:
+    """How large a node's KV store is."""
+
+    memory_bytes: int
+    disk_bytes: int
+    """0: no disk."""
+    chunk_bytes: int
+    """Memory that a tenant gets at a time: a sixteenth of it all, between 1 and 64 MiB."""
+    disk_segment_bytes: int
+    """Of a file on disk: a sixteenth of it all, between 16 and 256 MiB."""
+
+
 _ON_CPU: Final = WorkerSizes(16, 16, 512, "512Mi", None)
 DEFAULTS: Final[dict[DeviceName, WorkerSizes]] = {
     "cpu": _ON_CPU,
@@ -35,6 +48,25 @@ DEFAULTS: Final[dict[DeviceName, WorkerSizes]] = {
     "simulated": _ON_CPU,
 }
 _ON_SIMULATED_GPU: Final = WorkerSizes(64, 512, 8192, None, None)
+
+
+def kv_store_sizes(spec: InferenceServiceSpec) -> KvStoreSizes | None:
+    """The manifest's sizes of the store; None without one."""
+    cpu, ssd = spec.kv_cache.cpu, spec.kv_cache.ssd
+    if cpu is None:
+        return None
+    memory_bytes, disk_bytes = parse_quantity(cpu), 0 if ssd is None else parse_quantity(ssd)
+    return KvStoreSizes(
+        memory_bytes=memory_bytes,
+        disk_bytes=disk_bytes,
+        chunk_bytes=_part(memory_bytes, 1 << 20, 64 << 20),
+        disk_segment_bytes=_part(disk_bytes, 16 << 20, 256 << 20),
+    )
+
+
+def _part(total: int, smallest: int, largest: int) -> int:
+    """A power of two."""
+    return min(max(1 << (total // 16).bit_length() >> 1, smallest), largest)
 
 
 def worker_sizes(spec: InferenceServiceSpec) -> WorkerSizes:

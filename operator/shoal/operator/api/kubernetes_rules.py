@@ -19,7 +19,13 @@ _NAME: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 def find_kubernetes_contradictions(service: InferenceService) -> list[Problem]:
     """Every problem that `find_contradictions` does not list, since one machine does not have it."""
-    return _check_name(service) + _check_files(service) + _check_ports(service)
+    return _check_name(service) + _check_files(service) + _check_ports(service) + _check_kv_store(service)
+
+
+def _check_kv_store(service: InferenceService) -> list[Problem]:
+    if service.spec.kv_cache.cpu is None:
+        return []
+    return [Problem("spec.kvCache.cpu", "nodes have no KV store on Kubernetes; leave it out")]
 
 
 def _check_ports(service: InferenceService) -> list[Problem]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from shoal.operator.api.defaults import worker_sizes
+from shoal.operator.api.defaults import kv_store_sizes, worker_sizes
 from shoal.operator.api.problems import Problem
-from shoal.operator.api.quantity import format_bytes
+from shoal.operator.api.quantity import format_bytes, parse_quantity
 from shoal.operator.api.spec import InferenceService, InferenceServiceSpec
 
 MIN_GPU_BLOCK_SIZE: Final = 16
+MIN_KV_STORE: Final = 16 << 20
+MIN_KV_DISK: Final = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def find_contradictions(
     """Every impossible combination. Rules that need a machine or a model are left out when it is not given."""
     spec = service.spec
     problems = _check_device(spec) + _check_batch(spec) + _check_model_source(spec)
-    problems += _check_simulated(spec) + _check_gateway(spec) + _check_flow_control(spec)
+    problems += _check_simulated(spec) + _check_gateway(spec) + _check_flow_control(spec) + _check_kv_store(spec)
     if machine is not None:
         problems += _check_machine(spec, machine)
     if model is not None:
@@ -88,6 +90,26 @@ def _check_simulated(spec: InferenceServiceSpec) -> list[Problem]:
     times = {"stepMilliseconds": simulated.step_milliseconds, "tokenMicroseconds": simulated.token_microseconds}
     message = f"has no meaning beside {path}.model = {simulated.model}, whose times were measured; use timeScale"
     return [Problem(f"{path}.{name}", message) for name, time in times.items() if time and simulated.model is not None]
+
+
+def _check_kv_store(spec: InferenceServiceSpec) -> list[Problem]:
+    """The node's store, if there is one."""
+    kv_cache, path = spec.kv_cache, "spec.kvCache"
+    problems = []
+    if kv_cache.cpu is not None and spec.workers.device == "simulated":
+        message = "has no meaning for spec.workers.device = simulated, which has no KV to store; leave it out"
+        problems.append(Problem(f"{path}.cpu", message))
+    if kv_cache.ssd is not None and kv_cache.cpu is None:
+        problems.append(Problem(f"{path}.ssd", f"needs memory in front of it; give {path}.cpu"))
+    if kv_cache.ssd_folder is not None and kv_cache.ssd is None:
+        problems.append(Problem(f"{path}.ssdFolder", f"has no meaning without {path}.ssd"))
+    if kv_cache.ssd is not None and kv_cache.ssd_folder is None:
+        problems.append(Problem(f"{path}.ssd", f"needs a place; give {path}.ssdFolder, a folder of this service alone"))
+    for name, given, smallest in (("cpu", kv_cache.cpu, MIN_KV_STORE), ("ssd", kv_cache.ssd, MIN_KV_DISK)):
+        if given is not None and parse_quantity(given) < smallest:
+            message = f"{given!r} is too small for a KV store; give {format_bytes(smallest)} or more"
+            problems.append(Problem(f"{path}.{name}", message))
+    return problems
 
 
 def _check_gateway(spec: InferenceServiceSpec) -> list[Problem]:
@@ -155,6 +177,14 @@ def _check_machine(spec: InferenceServiceSpec, machine: Machine) -> list[Problem
     problems = _check_gpus(spec, machine) if spec.workers.device == "cuda" else []
     sizes = worker_sizes(spec)
     total_bytes = (sizes.kv_cache_memory_bytes or 0) * spec.workers.replicas
+    store = kv_store_sizes(spec)
+    if store is not None and total_bytes + store.memory_bytes > machine.memory_bytes:
+        message = (
+            f"{spec.kv_cache.cpu!r} beside the workers' {format_bytes(total_bytes)} is "
+            f"{format_bytes(total_bytes + store.memory_bytes)}, but this machine has "
+            f"{format_bytes(machine.memory_bytes)}; give less"
+        )
+        problems.append(Problem("spec.kvCache.cpu", message))
     if total_bytes > machine.memory_bytes:
         message = (
             f"{sizes.kv_cache_memory} for each of {spec.workers.replicas} workers is {format_bytes(total_bytes)}, but "

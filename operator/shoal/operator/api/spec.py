@@ -139,7 +139,7 @@ class Workers(Section, frozen=True, kw_only=True):
 
 
 class KvCache(Section, frozen=True, kw_only=True):
-    """The paged KV cache of each worker."""
+    """The paged KV cache of each worker, and the node's store behind it."""
 
     block_size: Annotated[
         Literal[8, 16, 32, 64, 128] | None, Meta(description="Tokens in a block. Default: 16, on a GPU 64.")
@@ -148,6 +148,18 @@ class KvCache(Section, frozen=True, kw_only=True):
         ByteQuantity | None,
         Meta(description="Memory for blocks, each worker. Not for device cuda. Default: 512Mi."),
     ] = None
+    cpu: Annotated[
+        ByteQuantity | None,
+        Meta(
+            description="Memory of the node's KV store, which its workers share: blocks that they give up, or that "
+            "another one computed, are loaded from there. Default: no store."
+        ),
+    ] = None
+    ssd: Annotated[
+        ByteQuantity | None,
+        Meta(description="Disk of the KV store, behind its memory. Needs cpu and ssdFolder. Default: none."),
+    ] = None
+    ssd_folder: Annotated[FilePath | None, Meta(description="Where that is: a folder of this service alone.")] = None
 
 
 class ApiKeysSecret(Section, frozen=True, kw_only=True):

@@ -4,14 +4,26 @@ variable or settings file can change what the manifest says."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from shoal.operator.api import InferenceService, worker_sizes
+from shoal.operator.api.defaults import KvStoreSizes
 from shoal.operator.api.spec import EndpointPicker, Failover, Workers
 from shoal.operator.envoy import Endpoint
 from shoal.operator.planner.plan import Observed
 
 Flags = dict[str, str | int | float | None]
 _ENVOY_LOG_LEVELS = {"debug": "info", "info": "warning", "warning": "warning", "error": "error"}
+
+
+@dataclass(frozen=True, slots=True)
+class KvStorePlace:
+    """Where a node's KV store is."""
+
+    socket: str
+    """Path of its Unix socket."""
+    address: str
+    """Of its gRPC port."""
 
 
 def worker(
@@ -22,6 +34,7 @@ def worker(
     *,
     threads: int,
     drain_timeout_s: float,
+    kv_store: KvStorePlace | None = None,
 ) -> tuple[str, ...]:
     """`shoal-worker`."""
     spec, sizes = service.spec, worker_sizes(service.spec)
@@ -40,9 +53,37 @@ def worker(
         "max-num-batched-tokens": sizes.max_num_batched_tokens,
         "max-queued-requests": spec.workers.max_queued_requests,
         **_simulated(spec.workers, observed),
+        **({} if kv_store is None else {"kv-store-socket": kv_store.socket, "kv-store-address": kv_store.address}),
         "drain-timeout-s": drain_timeout_s,
     }
     return _service(observed.python, "shoal.model_worker.main", flags | _listening(service, host, ports))
+
+
+def kv_store(
+    service: InferenceService,
+    observed: Observed,
+    host: str,
+    ports: Mapping[str, int],
+    *,
+    sizes: KvStoreSizes,
+    socket: str,
+    disk_folder: str,
+    drain_timeout_s: float,
+) -> tuple[str, ...]:
+    """`shoal-kv-store`."""
+    flags: Flags = {
+        "socket-path": socket,
+        "memory-bytes": sizes.memory_bytes,
+        "chunk-bytes": sizes.chunk_bytes,
+        "drain-timeout-s": drain_timeout_s,
+    }
+    if sizes.disk_bytes:
+        flags |= {
+            "disk-folder": disk_folder,
+            "disk-bytes": sizes.disk_bytes,
+            "disk-segment-bytes": sizes.disk_segment_bytes,
+        }
+    return _service(observed.python, "shoal.kv_store.main", flags | _listening(service, host, ports))
 
 
 def tokenizer(

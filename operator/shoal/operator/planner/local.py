@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shoal.operator.api import InferenceService
+from shoal.operator.api.defaults import kv_store_sizes
 from shoal.operator.envoy import Endpoint, EnvoyOptions, clusters, endpoints_file, render_files
 from shoal.operator.envoy.config import BOOTSTRAP_FILE, eds_file, render
 from shoal.operator.planner import commands
@@ -10,8 +11,10 @@ from shoal.operator.planner.plan import LocalPlan, Observed, ProcessPlan, Readin
 
 HOST = "127.0.0.1"
 ADMIN_SOCKET = "admin.sock"
+KV_STORE = "kv-store"
 
 _WORKER_DEADLINE_S = 600.0  # reads the weights: a large model from a slow disk
+_KV_STORE_DEADLINE_S = 120.0  # takes stock of its disk
 _TOKENIZER_DEADLINE_S = 120.0
 _GATEWAY_DEADLINE_S = 60.0
 _ENVOY_DEADLINE_S = 30.0
@@ -24,6 +27,8 @@ def required_ports(service: InferenceService) -> tuple[str, ...]:
     spec = service.spec
     names = ["edge", "mesh"]
     names += [f"tokenizer-{i}/{port}" for i in range(spec.tokenizer.replicas) for port in ("grpc", "metrics")]
+    if spec.kv_cache.cpu is not None:
+        names += [f"{KV_STORE}/{port}" for port in ("grpc", "metrics")]
     names += [f"worker-{i}/{port}" for i in range(spec.workers.replicas) for port in ("grpc", "metrics")]
     names += [f"gateway-{i}/{port}" for i in range(spec.gateway.replicas) for port in _gateway_ports(service)]
     return tuple(names)
@@ -33,6 +38,7 @@ def plan(service: InferenceService, observed: Observed) -> LocalPlan:
     """The plan. Raises KeyError when `observed.ports` lacks a required port, IndexError when a GPU is lacking."""
     spec = service.spec
     tokenizers = [_tokenizer(service, observed, i) for i in range(spec.tokenizer.replicas)]
+    stores = _kv_stores(service, observed)
     workers = [_worker(service, observed, i) for i in range(spec.workers.replicas)]
     envoy = _envoy(service, observed)
     behind = tuple(process.name for process in (envoy, *tokenizers, *workers))
@@ -40,7 +46,7 @@ def plan(service: InferenceService, observed: Observed) -> LocalPlan:
     edge = Endpoint(HOST, observed.ports["edge"])
     return LocalPlan(
         name=service.metadata.name,
-        processes=(envoy, *tokenizers, *workers, *gateways),
+        processes=(envoy, *tokenizers, *stores, *workers, *gateways),
         files={**render_files(_envoy_options(service, observed, edge), {}), **_peers_file(service)},
         edge=edge,
         notes=_notes(service, observed),
@@ -61,6 +67,40 @@ def _tokenizer(service: InferenceService, observed: Observed, index: int) -> Pro
     )
 
 
+def _kv_stores(service: InferenceService, observed: Observed) -> list[ProcessPlan]:
+    """The node's KV store, if there is to be one. Workers do not wait for it: they go on without."""
+    sizes = kv_store_sizes(service.spec)
+    if sizes is None:
+        return []
+    ports = _ports(observed, KV_STORE, ("grpc", "metrics"))
+    argv = commands.kv_store(
+        service,
+        observed,
+        HOST,
+        ports,
+        sizes=sizes,
+        socket=_kv_store_place(observed).socket,
+        disk_folder=service.spec.kv_cache.ssd_folder or "",
+        drain_timeout_s=_BEHIND_DRAIN_S,
+    )
+    return [
+        ProcessPlan(
+            name=KV_STORE,
+            component="kv_store",
+            argv=argv,
+            env=commands.environment(num_threads=1),
+            ports=ports,
+            readiness=_grpc_readiness(ports["grpc"], _KV_STORE_DEADLINE_S),
+            drain_timeout_s=_BEHIND_DRAIN_S + 5.0,
+        )
+    ]
+
+
+def _kv_store_place(observed: Observed) -> commands.KvStorePlace:
+    address = f"{HOST}:{observed.ports[f'{KV_STORE}/grpc']}"
+    return commands.KvStorePlace(socket=f"{observed.run_dir}/kv.sock", address=address)
+
+
 def _worker(service: InferenceService, observed: Observed, index: int) -> ProcessPlan:
     name = f"worker-{index}"
     ports = _ports(observed, name, ("grpc", "metrics"))
@@ -69,7 +109,15 @@ def _worker(service: InferenceService, observed: Observed, index: int) -> Proces
     return ProcessPlan(
         name=name,
         component="worker",
-        argv=commands.worker(service, observed, HOST, ports, threads=threads, drain_timeout_s=_BEHIND_DRAIN_S),
+        argv=commands.worker(
+            service,
+            observed,
+            HOST,
+            ports,
+            threads=threads,
+            drain_timeout_s=_BEHIND_DRAIN_S,
+            kv_store=None if service.spec.kv_cache.cpu is None else _kv_store_place(observed),
+        ),
         env=commands.environment(num_threads=threads, gpu=gpu),
         ports=ports,
         readiness=_grpc_readiness(ports["grpc"], _WORKER_DEADLINE_S),
