@@ -12,6 +12,7 @@ SIGTERM or SIGINT on; then running calls may finish within `drain_timeout_s`, an
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ class ServerOptions:
     drain_timeout_s: float = 60.0
     max_message_bytes: int = 64 << 20
     max_concurrent_streams: int = 8192
+    unix_path: str = ""
+    """A Unix socket to listen on as well, for this user alone; empty for none. One that is left over is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +144,24 @@ async def start_server(
         port = server.add_insecure_port(address)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: is the port in use? Choose another, or 0 for a free one") from error
+    if options.unix_path:
+        _listen_on_path(server, options.unix_path)
     await server.start()
     result = Server(server, health, names, port)
     await result.set_serving(False)
     for name in live_names:
         await health.set(name, health_pb2.HealthCheckResponse.SERVING)
     return result
+
+
+def _listen_on_path(server: grpc.aio.Server, path: str) -> None:
+    before = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {path}") from error
+    finally:
+        os.umask(before)
 
 
 def stop_signal() -> asyncio.Event:

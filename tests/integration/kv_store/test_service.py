@@ -158,9 +158,15 @@ async def test_metrics_count_hits_and_misses(service: LoggedProcess, client: KvC
     await asyncio.to_thread(put, client, 1, 2)
     await asyncio.to_thread(client.lookup, [key(1), key(3)])
     text = await asyncio.to_thread(service.read_metrics)
-    assert 'shoal_kv_store_events_total{event="hits_memory"} 1.0' in text
-    assert 'shoal_kv_store_events_total{event="misses"} 1.0' in text
+    assert 'shoal_kv_store_hits_total{tier="memory"} 1.0' in text
+    assert "shoal_kv_store_misses_total 1.0" in text
+    assert 'shoal_kv_store_evictions_total{reason="room"} 0.0' in text
+    assert 'shoal_kv_store_checksum_failures_total{place="memory"} 0.0' in text
+    assert 'shoal_kv_store_refusals_total{reason="no_space"} 0.0' in text
     assert "shoal_kv_store_blocks 2.0" in text
+    assert f'shoal_kv_store_used_bytes{{tier="memory"}} {2 * BLOCK_BYTES:.1f}' in text
+    assert 'shoal_kv_store_call_seconds_count{method="lookup"} 1.0' in text
+    assert 'shoal_kv_store_call_seconds_bucket{le="+Inf",method="commit"} 1.0' in text
 
 
 async def test_a_killed_store_is_a_miss_and_its_successor_serves(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ async def drain_store(store: Store, timeout_s: float) -> AsyncIterator[pb.DrainR
         now_s = time.monotonic()
         response = pb.DrainResponse(num_unwritten=len(waiting), num_reserved=len(store.writing))
         disk = store.disk
-        if not (writable or response.num_reserved) or disk is None or disk.problem or now_s >= deadline_s:
+        is_busy = bool(writable or response.num_reserved or (disk is not None and disk.num_waiting))
+        if not is_busy or disk is None or disk.problem or now_s >= deadline_s:
             response.problem = _problem(store, len(waiting), bool(writable))
             break
         if not disk.num_waiting:

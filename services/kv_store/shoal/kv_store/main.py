@@ -43,7 +43,13 @@ def main() -> None:
 
 async def _serve(config: KvStoreConfig) -> None:
     stop = stop_signal()
-    options = ServerOptions(config.host, config.port, config.drain_timeout_s, _MAX_MESSAGE_BYTES)
+    options = ServerOptions(
+        config.host,
+        config.port,
+        config.drain_timeout_s,
+        _MAX_MESSAGE_BYTES,
+        unix_path=f"{config.socket_path}.grpc",
+    )
     metrics_port, stop_metrics = serve_metrics(config.host, config.metrics_port)
     structlog.get_logger("shoal.kv_store").info("metrics", address=f"{config.host}:{metrics_port}")
     try:

@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from shoal.kv_store.latency import BOUNDS_S, Durations
+from shoal.kv_store.reporting import make_counters
 from shoal.kv_store.store import Store
+
+_FAMILIES: Final[tuple[tuple[str, str, str, Mapping[str, str]], ...]] = (
+    ("hits", "Blocks that were asked for and found, by where.", "tier", {"hits_memory": "memory", "hits_disk": "disk"}),
+    (
+        "evictions",
+        "Blocks that left the store, or memory for room, by why.",
+        "reason",
+        {
+            "evicted": "room",
+            "removed_asked": "asked",
+            "removed_wrong": "wrong",
+            "removed_expired": "expired",
+            "removed_lost": "lost",
+            "disk_dropped": "disk_room",
+        },
+    ),
+    (
+        "checksum_failures",
+        "Blocks whose bytes were not those that were stored, by where that was found.",
+        "place",
+        {
+            "checksum_failures_commit": "commit",
+            "checksum_failures_memory": "memory",
+            "checksum_failures_disk": "disk",
+            "checksum_failures_peer": "peer",
+        },
+    ),
+)
+"""Name, help, label, and the label's value for each of the store's counters that it takes."""
 
 
 class StoreCollector(Collector):
@@ -18,15 +51,56 @@ class StoreCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Called for each scrape, in the metrics thread."""
-        store = self._store
-        events = CounterMetricFamily(
-            "shoal_kv_store_events", "Blocks, leases and sessions by what happened to them.", labels=["event"]
-        )
-        for name, num in store.counters.items():
-            events.add_metric([name], num)
-        yield events
+        counters = make_counters(self._store)
+        for name, text, label, values in _FAMILIES:
+            family = CounterMetricFamily(f"shoal_kv_store_{name}", text, labels=[label])
+            for counter, value in values.items():
+                family.add_metric([value], counters.pop(counter, 0))
+            yield family
+        yield CounterMetricFamily("shoal_kv_store_misses", "Blocks asked for and not found.", counters.pop("misses"))
+        refusals = CounterMetricFamily("shoal_kv_store_refusals", "Blocks not taken, by why.", labels=["reason"])
+        events = CounterMetricFamily("shoal_kv_store_events", "What else happened, by what.", labels=["event"])
+        for name, num in counters.items():
+            kind, _, reason = name.partition("refused_")
+            if reason:
+                refusals.add_metric([kind + reason], num)
+            else:
+                events.add_metric([name], num)
+        yield from (refusals, events)
+        yield from self._sizes()
+        yield self._latency()
+
+    def _sizes(self) -> Iterator[Metric]:
+        store, disk = self._store, self._store.disk
+        sizes = list(store.index.sizes.values())
         yield GaugeMetricFamily("shoal_kv_store_blocks", "Visible blocks.", len(store.index))
-        yield GaugeMetricFamily("shoal_kv_store_memory_bytes", "Memory for blocks.", store.arena.capacity_bytes)
-        used = store.arena.num_used_bytes
-        yield GaugeMetricFamily("shoal_kv_store_used_memory_bytes", "Memory of blocks that are there.", used)
+        used = GaugeMetricFamily("shoal_kv_store_used_bytes", "Bytes of blocks that are there.", labels=["tier"])
+        capacity = GaugeMetricFamily("shoal_kv_store_capacity_bytes", "Bytes for blocks.", labels=["tier"])
+        tiers = GaugeMetricFamily("shoal_kv_store_tier_blocks", "Visible blocks by where they are.", labels=["tier"])
+        tiers.add_metric(["memory"], sum(each.num_in_memory for each in sizes))
+        used.add_metric(["memory"], store.arena.num_used_bytes)
+        capacity.add_metric(["memory"], store.arena.capacity_bytes)
+        if disk is not None:
+            tiers.add_metric(["disk"], sum(each.num_on_disk for each in sizes))
+            used.add_metric(["disk"], disk.used_bytes)
+            capacity.add_metric(["disk"], disk.capacity_bytes)
+            healthy = "Whether the disk tier is in service."
+            yield GaugeMetricFamily("shoal_kv_store_disk_healthy", healthy, 0 if disk.problem else 1)
+            admitted = "Share of the chains that the disk lets in."
+            yield GaugeMetricFamily("shoal_kv_store_disk_admitted_ratio", admitted, disk.stats().admitted_fraction)
+        yield from (tiers, used, capacity)
+        yield GaugeMetricFamily("shoal_kv_store_pinned_bytes", "Of blocks that owners pinned.", store.pins.bytes_of(""))
         yield GaugeMetricFamily("shoal_kv_store_sessions", "Open sessions.", len(store.sessions))
+        yield GaugeMetricFamily("shoal_kv_store_draining", "Whether it takes no more blocks.", int(store.draining))
+
+    def _latency(self) -> Metric:
+        text = "Time that calls over the Unix socket took in the store."
+        family = HistogramMetricFamily("shoal_kv_store_call_seconds", text, labels=["method"])
+        for method, durations in list(self._store.latency.items()):
+            family.add_metric([method], _buckets(durations), durations.sum_s)
+        return family
+
+
+def _buckets(durations: Durations) -> list[tuple[str, float]]:
+    bounds = [*(f"{bound:g}" for bound in BOUNDS_S), "+Inf"]
+    return list(zip(bounds, itertools.accumulate(durations.counts), strict=True))

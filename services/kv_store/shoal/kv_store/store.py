@@ -16,6 +16,7 @@ from shoal.kv_store.counters import Counters
 from shoal.kv_store.disk_tier import DiskTier
 from shoal.kv_store.events import MEMORY, EventHub
 from shoal.kv_store.index import NO_SLOT, BlockIndex
+from shoal.kv_store.latency import Latency
 from shoal.kv_store.memory_tier import MemoryTier
 from shoal.kv_store.pins import Pins
 from shoal.kv_store.removal import Removal
@@ -69,6 +70,7 @@ class Store:
         self.limits = limits
         self.tenants = tenants or Tenants()
         self.counters = Counters()
+        self.latency = Latency()
         self.index = BlockIndex()
         self.events = EventHub(epoch=self.epoch, buffer=limits.event_buffer, list_keys=self._list_keys)
         self.scopes = Scopes(arena, make_policy)

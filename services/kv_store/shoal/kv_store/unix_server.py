@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ _BACKLOG: Final = 128
 _READ_BYTES: Final = 1 << 18
 _INTERNAL: Final = 13
 _log = structlog.get_logger("shoal.kv_store")
+_NAMES: Final = {int(method): method.name.lower() for method in Method}
 _REQUESTS: Final[dict[int, type[Message]]] = {
     Method.LOOKUP: pb.LookupRequest,
     Method.RESERVE: pb.ReserveRequest,
@@ -100,6 +102,7 @@ class _Connection:
         self._unsent = bytearray()
         self._running: asyncio.Task[None] | None = None
         self._closed = False
+        self._began_s = 0.0
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._handlers: dict[int, Callable[..., Any]] = {
             Method.LOOKUP: control.lookup,
@@ -154,7 +157,15 @@ class _Connection:
                 return
             body = bytes(self._received[HEADER.size : end])
             del self._received[:end]
+            self._began_s = time.perf_counter()
             self._answer_one(method, body)
+            if self._running is None:
+                self._observe(method)
+
+    def _observe(self, method: int) -> None:
+        """A request was answered."""
+        name = _NAMES.get(method, "other")
+        self._control.store.latency[name].observe(time.perf_counter() - self._began_s)
 
     def _answer_one(self, method: int, body: bytes) -> None:
         try:
@@ -200,6 +211,7 @@ class _Connection:
             frame = pack(method, (await call).SerializeToString())
         except Exception as error:
             frame = _failure(method, error)
+        self._observe(method)
         self._running = None
         if self._closed:
             self._end()
