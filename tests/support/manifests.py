@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
+from hypothesis import strategies as st
+from msgspec import inspect
 
 from shoal.operator.api import InferenceService, Machine
+from shoal.operator.api.spec import InferenceServiceSpec
 from shoal.operator.planner import Observed, required_ports
 
 EVERYTHING = """
@@ -80,12 +83,12 @@ BAD_MANIFESTS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"spec.workers.maxNumSeqs": 600},
         "spec.workers.maxNumSeqs",
-        "600 is more than spec.workers.maxNumBatchedTokens = 512",
+        "is more than spec.workers.maxNumBatchedTokens (512",
     ),
     (
         {"spec.workers": {"maxNumSeqs": 9, "maxNumBatchedTokens": 8}},
         "spec.workers.maxNumSeqs",
-        "give at most 8",
+        "give at most that",
     ),
     ({"spec.workers.simulated": {}}, "spec.workers.simulated", "leave it out, or give simulated"),
     (
@@ -95,11 +98,11 @@ BAD_MANIFESTS: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"spec.workers.resources": {"cpu": "two"}}, "spec.workers.resources.cpu", "should match"),
     ({"spec.workers.resources": {"memory": "8GB"}}, "spec.workers.resources.memory", "should match"),
-    ({"spec.kvCache.blockSize": 24}, "spec.kvCache.blockSize", "8, 16, 32, 64, 128"),
+    ({"spec.kvCache.blockSize": 24}, "spec.kvCache.blockSize", '"8", "16", "32", "64", "128"'),
     (
         {"spec.workers": {"device": "cuda"}, "spec.kvCache.blockSize": 8},
         "spec.kvCache.blockSize",
-        "8 is too small for a GPU; give 16 or more",
+        "is too small for a GPU; give 16 or more",
     ),
     ({"spec.kvCache.memory": "1 GB"}, "spec.kvCache.memory", "should match"),
     ({"spec.kvCache.memory": 0}, "spec.kvCache.memory", "greater than or equal to 1"),
@@ -110,14 +113,18 @@ BAD_MANIFESTS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"spec.gateway": {"replicas": 2, "endpointPicker": {}}},
         "spec.gateway.endpointPicker",
-        "2 gateways cannot share a port",
+        "several gateways cannot share a port",
     ),
-    ({"spec.gateway.endpointPicker": {"port": 8080}}, "spec.gateway.endpointPicker.port", "8080 is taken"),
+    (
+        {"spec.gateway.endpointPicker": {"port": 8080}},
+        "spec.gateway.endpointPicker.port",
+        "is taken, by pods (8000, 8080",
+    ),
     ({"spec.routing.policy": "best"}, "spec.routing.policy", '"round_robin"'),
     (
         {"spec.flowControl": {"maxQueuedRequests": 10, "maxQueuedRequestsPerTenant": 11}},
         "spec.flowControl.maxQueuedRequestsPerTenant",
-        "11 is more than spec.flowControl.maxQueuedRequests = 10",
+        "is more than spec.flowControl.maxQueuedRequests for all",
     ),
     ({"spec.flowControl.tenants": [{"name": "a"}]}, "spec.flowControl.tenants", "told apart by their API keys"),
     (
@@ -126,7 +133,7 @@ BAD_MANIFESTS: list[tuple[dict[str, Any], str, str]] = [
             "spec.gateway.auth": {"apiKeysSecret": {"name": "k"}},
         },
         "spec.flowControl.tenants[0].maxQueuedTokens",
-        "spec.flowControl.maxQueuedTokens = 10",
+        "spec.flowControl.maxQueuedTokens for all",
     ),
     (
         {
@@ -146,6 +153,45 @@ EVERYTHING_ON_KUBERNETES = (
     .replace(", cpu: 2Gi, ssd: 10Gi, ssdFolder: /disk/kv", "")
     .replace("workers: {replicas: 3", "workers: {resources: {cpu: 3, memory: 8Gi}, replicas: 3")
 )
+
+
+def specs() -> st.SearchStrategy[InferenceServiceSpec]:
+    """Any spec that its types allow, contradictions and all."""
+    return _values(inspect.type_info(InferenceServiceSpec))
+
+
+def _values(info: inspect.Type) -> st.SearchStrategy[Any]:
+    match info:
+        case inspect.Metadata():
+            return _values(info.type)
+        case inspect.StructType():
+            required = {field.name: _values(field.type) for field in info.fields if field.required}
+            optional = {field.name: _values(field.type) for field in info.fields if not field.required}
+            fields = st.fixed_dictionaries(required, optional=optional)
+            return fields.map(lambda values: info.cls(**values))
+        case inspect.UnionType():
+            return st.one_of([_values(option) for option in info.types])
+        case inspect.LiteralType():
+            return st.sampled_from(info.values)
+        case inspect.IntType():
+            return st.integers(info.ge, info.le if info.le is not None else 1 << 62)
+        case inspect.FloatType():
+            low = info.gt if info.gt is not None else info.ge
+            excluded = info.gt is not None
+            return st.floats(low, info.le, exclude_min=excluded, allow_nan=False, allow_infinity=False)
+        case inspect.BoolType():
+            return st.booleans()
+        case inspect.NoneType():
+            return st.none()
+        case inspect.StrType(pattern=pattern, max_length=limit, min_length=least):
+            if pattern is None:
+                return st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=least or 0, max_size=20)
+            texts = st.from_regex(pattern, alphabet=st.characters(codec="ascii", exclude_categories=("C",)))
+            return texts.filter(lambda text: len(text) <= (limit or 100) and "\n" not in text)
+        case inspect.VarTupleType():
+            return st.lists(_values(info.item_type), max_size=2).map(tuple)
+        case _:
+            raise TypeError(f"no values for {info}")
 
 
 def with_fields(text: str, fields: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import yaml
 from shoal.operator.substrate import guardian
 from shoal.operator.substrate.ports import PortReservations
 from support.control_plane.certificates import write_certificates
+from support.control_plane.stages import render_stages
 from support.eventually import wait_until
 
 HOST = "127.0.0.1"
@@ -74,7 +75,7 @@ class ControlPlane:
 
 @contextlib.contextmanager
 def running_control_plane(programs: Mapping[str, Path], *, num_nodes: int = 2) -> Iterator[ControlPlane]:
-    """Starts one and yields it once `num_nodes` made-up nodes, with GPUs, are ready for pods."""
+    """Starts one and yields it once pods can be made; they will run on `num_nodes` made-up nodes with GPUs."""
     folder = Path(tempfile.mkdtemp(prefix="shoal-control-plane-"))
     with contextlib.ExitStack() as stack:
         processes = stack.enter_context(_Processes(folder))
@@ -98,10 +99,11 @@ def running_control_plane(programs: Mapping[str, Path], *, num_nodes: int = 2) -
         processes.start("kube-controller-manager", [str(programs["kube-controller-manager"]), *manager])
         scheduler = [kubeconfig, "--leader-elect=false", "--secure-port=0"]
         processes.start("kube-scheduler", [str(programs["kube-scheduler"]), *scheduler])
-        processes.start("kwok", [str(programs["kwok"]), kubeconfig, "--manage-all-nodes=true", "--enable-crds="])
+        (folder / "stages.yaml").write_text(render_stages())
+        kwok = [kubeconfig, "--manage-all-nodes=true", f"--config={folder / 'stages.yaml'}", "--cidr=10.0.0.0/16"]
+        processes.start("kwok", [str(programs["kwok"]), *kwok])
         for index in range(num_nodes):
             plane.request("POST", "/api/v1/nodes", yaml.safe_dump(_node(index)).encode(), "application/yaml")
-        processes.wait("kwok", lambda: _has_ready_nodes(plane, num_nodes), "nodes are ready")
         processes.wait("kube-controller-manager", lambda: _has_service_account(plane), "service accounts are made")
         yield plane
 
@@ -203,6 +205,9 @@ def _apiserver_flags(plane: ControlPlane, etcd: str) -> list[str]:
         f"--tls-cert-file={folder / 'apiserver.crt'}",
         f"--tls-private-key-file={folder / 'apiserver.key'}",
         f"--token-auth-file={folder / 'tokens.csv'}",
+        # Nodes are ready from the start: nobody is there who would take the taint away.
+        "--disable-admission-plugins=TaintNodesByCondition",
+        "--endpoint-reconciler-type=none",  # it refuses loopback addresses
         "--authorization-mode=RBAC",
         "--anonymous-auth=false",
         "--service-cluster-ip-range=10.96.0.0/16",
@@ -211,7 +216,6 @@ def _apiserver_flags(plane: ControlPlane, etcd: str) -> list[str]:
         f"--service-account-key-file={folder / 'accounts.pub'}",
         f"--audit-policy-file={folder / 'audit.yaml'}",
         f"--audit-log-path={plane.audit_log}",
-        "--watch-cache-initialization-post-start-hook=true",
     ]
 
 
@@ -224,7 +228,11 @@ def _node(index: int) -> dict[str, Any]:
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": name, "labels": labels, "annotations": {"kwok.x-k8s.io/node": "fake"}},
-        "status": {"capacity": resources, "allocatable": resources},
+        "status": {
+            "capacity": resources,
+            "allocatable": resources,
+            "conditions": [{"type": "Ready", "status": "True", "reason": "MadeUp", "message": "only kwok runs here"}],
+        },
     }
 
 
@@ -233,13 +241,6 @@ def _is_ready(plane: ControlPlane) -> bool:
         return bool(plane.request("GET", "/readyz") == "ok")
     except OSError:
         return False
-
-
-def _has_ready_nodes(plane: ControlPlane, num_nodes: int) -> bool:
-    nodes = plane.request("GET", "/api/v1/nodes")["items"]
-    conditions = [c for node in nodes for c in node["status"].get("conditions", ())]
-    num_ready = sum(1 for c in conditions if (c["type"], c["status"]) == ("Ready", "True"))
-    return num_ready >= num_nodes
 
 
 def _has_service_account(plane: ControlPlane) -> bool:

@@ -1,7 +1,8 @@
 """The rules over several fields that the API server can check by itself (CEL), as `rules.py` has them.
 
 Each has the same meaning as a rule there and points at the same field; tests hold both to one table of bad manifests.
-Expressions see the object after defaulting, `self` being the whole object.
+Expressions see the object after defaulting, `self` being the whole object. Messages quote text and no numbers: the API
+server takes the length of a number as text for unbounded, and refuses schemas whose messages could be long.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Rule:
     expression: str
     """True for what is allowed."""
     message: str
-    """A CEL expression of text, so that it can quote numbers."""
+    """A CEL expression of text, so that it can quote what was given."""
     field: str = ""
     """What it is about, below the object."""
 
@@ -74,8 +75,7 @@ RULES: Final = (
     Rule(
         f"{_WORKERS}.device != 'cuda' || !has(self.spec.kvCache.blockSize) || self.spec.kvCache.blockSize >= "
         f"{MIN_GPU_BLOCK_SIZE}",
-        f"string(self.spec.kvCache.blockSize) + ' is too small for a GPU; give {MIN_GPU_BLOCK_SIZE} or more (64 is the "
-        "default)'",
+        f"'is too small for a GPU; give {MIN_GPU_BLOCK_SIZE} or more (64 is the default)'",
         "spec.kvCache.blockSize",
     ),
     Rule(
@@ -103,17 +103,19 @@ RULES: Final = (
         f"'has no meaning for spec.workers.device = ' + {_WORKERS}.device + '; leave it out, or give simulated'",
         "spec.workers.simulated",
     ),
-    Rule(
-        f"!has({_SIMULATED}) || !has({_SIMULATED}.model) || ({_SIMULATED}.stepMilliseconds == 0.0 && "
-        f"{_SIMULATED}.tokenMicroseconds == 0.0)",
-        f"'stepMilliseconds and tokenMicroseconds have no meaning beside model = ' + {_SIMULATED}.model + ', whose "
-        "times were measured; use timeScale'",
-        "spec.workers.simulated",
+    *(
+        Rule(
+            f"!has({_SIMULATED}) || !has({_SIMULATED}.model) || {_SIMULATED}.{name} == 0.0",
+            f"'has no meaning beside spec.workers.simulated.model = ' + {_SIMULATED}.model + ', whose times were "
+            "measured; use timeScale'",
+            f"spec.workers.simulated.{name}",
+        )
+        for name in ("stepMilliseconds", "tokenMicroseconds")
     ),
     Rule(
         f"!has({_WORKERS}.maxNumSeqs) || {_WORKERS}.maxNumSeqs <= {_MAX_TOKENS}",
-        f"string({_WORKERS}.maxNumSeqs) + ' is more than spec.workers.maxNumBatchedTokens = ' + string({_MAX_TOKENS}) "
-        f"+ ', but every running sequence needs one token a step; give at most ' + string({_MAX_TOKENS})",
+        "'is more than spec.workers.maxNumBatchedTokens (512, on a GPU 8192, by default), but every running sequence "
+        "needs one token a step; give at most that'",
         "spec.workers.maxNumSeqs",
     ),
     Rule(
@@ -141,21 +143,18 @@ RULES: Final = (
     ),
     Rule(
         f"!has({_PICKER}) || self.spec.gateway.replicas == 1",
-        "string(self.spec.gateway.replicas) + ' gateways cannot share a port; give spec.gateway.replicas = 1, or leave "
-        "it out'",
+        "'several gateways cannot share a port; give spec.gateway.replicas = 1, or leave it out'",
         "spec.gateway.endpointPicker",
     ),
     Rule(
         f"!has({_PICKER}) || !({_PICKER}.port in {list(POD_PORTS)} || {_PICKER}.port == self.spec.gateway.port)",
-        f"string({_PICKER}.port) + ' is taken, by pods ({', '.join(map(str, POD_PORTS))}) or by spec.gateway.port ' + "
-        "string(self.spec.gateway.port) + '; give another, such as 9002'",
+        f"'is taken, by pods ({', '.join(map(str, POD_PORTS))}) or by spec.gateway.port; give another, such as 9002'",
         "spec.gateway.endpointPicker.port",
     ),
     *(
         Rule(
             _within(f"{_FLOW}.{field}PerTenant", f"{_FLOW}.{field}"),
-            f"string({_FLOW}.{field}PerTenant) + ' is more than spec.flowControl.{field} = ' + string({_FLOW}.{field}) "
-            "+ ' for all tenants; give at most that'",
+            f"'is more than spec.flowControl.{field} for all tenants; give at most that'",
             f"spec.flowControl.{field}PerTenant",
         )
         for field in ("maxQueuedRequests", "maxQueuedTokens")
@@ -164,8 +163,7 @@ RULES: Final = (
         Rule(
             f"!has({_FLOW}.tenants) || {_FLOW}.tenants.all(tenant, "
             f"!has(tenant.{field}) || tenant.{field} <= {_FLOW}.{field})",
-            f"'a tenant has more {field} than spec.flowControl.{field} = ' + string({_FLOW}.{field}) + ' for all; give "
-            "at most that'",
+            f"'a tenant has more {field} than spec.flowControl.{field} for all; give at most that'",
             "spec.flowControl.tenants",
         )
         for field in ("maxQueuedRequests", "maxQueuedTokens")

@@ -51,7 +51,10 @@ class Model(Section, frozen=True, kw_only=True):
     name: Annotated[ModelName, Meta(description="What clients call the model.")]
     uri: Annotated[Uri, Meta(description="Where the weights are.")]
     sha256: Annotated[Sha256 | None, Meta(description="Digest that the file must have.")] = None
-    revision: Annotated[str | None, Meta(description="Commit, tag or branch, for hf:// only.")] = None
+    revision: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=256)] | None,
+        Meta(description="Commit, tag or branch, for hf:// only."),
+    ] = None
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Meta(description="Type of weights in memory.")] = "auto"
     max_model_len: Annotated[
         Annotated[int, Meta(ge=1, le=1 << 24)] | None,

@@ -1,0 +1,60 @@
+"""What kwok does with pods that are bound to a node: it says at once that they run, and lets them go when deleted."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import yaml
+
+_RUNNING: Final = """
+{{ $now := Now }}
+phase: Running
+startTime: {{ $now | Quote }}
+conditions:
+{{ range $type := list "Initialized" "ContainersReady" "Ready" }}
+- {type: {{ $type }}, status: "True", lastTransitionTime: {{ $now | Quote }}}
+{{ end }}
+containerStatuses:
+{{ range .spec.containers }}
+- name: {{ .name | Quote }}
+  image: {{ .image | Quote }}
+  imageID: ""
+  ready: true
+  restartCount: 0
+  state: {running: {startedAt: {{ $now | Quote }}}}
+{{ end }}
+{{ with PodIPsWith .spec.nodeName false (or .metadata.uid "") (or .metadata.name "") (or .metadata.namespace "") }}
+podIP: {{ index . 0 | Quote }}
+podIPs:
+{{ range . }}
+- ip: {{ . | Quote }}
+{{ end }}
+{{ end }}
+"""
+
+
+def render_stages() -> str:
+    """The file for `kwok --config`."""
+    new = [
+        {"key": ".metadata.deletionTimestamp", "operator": "DoesNotExist"},
+        {"key": ".status.phase", "operator": "In", "values": ["Pending"]},
+    ]
+    ending = [{"key": ".metadata.deletionTimestamp", "operator": "Exists"}]
+    stages = [
+        _stage("pod-runs", new, {"statusTemplate": _RUNNING}),
+        _stage("pod-ends", ending, {"delete": True}),
+    ]
+    return yaml.safe_dump_all(stages, sort_keys=False)
+
+
+def _stage(name: str, expressions: list[dict[str, Any]], proceed: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": "kwok.x-k8s.io/v1alpha1",
+        "kind": "Stage",
+        "metadata": {"name": name},
+        "spec": {
+            "resourceRef": {"apiGroup": "v1", "kind": "Pod"},
+            "selector": {"matchExpressions": expressions},
+            "next": proceed,
+        },
+    }
