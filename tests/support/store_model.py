@@ -53,6 +53,7 @@ class StoreModel(RuleBasedStateMachine):
         super().__init__()
         self.now_s = 0.0
         self.ttl_s = 0.0
+        self.disk_quota_bytes = 1 << 62
 
     def start(self, num_chunks: int, quota: int, policy: str) -> None:
         self.make_store: Callable[[], Store] = partial(self.new_store, num_chunks, quota, policy)
@@ -69,7 +70,7 @@ class StoreModel(RuleBasedStateMachine):
     def new_store(self, num_chunks: int, quota: int, policy: str) -> Store:
         arena = Arena(4 * BLOCK_BYTES * num_chunks, 4 * BLOCK_BYTES, "off")
         limits = StoreLimits(lease_timeout_s=10.0, max_staging_bytes=1 << 20, ttl_s=self.ttl_s)
-        tenants = Tenants(memory_bytes=quota * BLOCK_BYTES)
+        tenants = Tenants(memory_bytes=quota * BLOCK_BYTES, disk_bytes=self.disk_quota_bytes)
         return Store(arena, partial(make_policy, policy), limits, tenants, clock=lambda: self.now_s)
 
     def session(self, number: int) -> Session:

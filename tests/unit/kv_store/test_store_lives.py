@@ -13,16 +13,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from shoal.kv_store.disk import SegmentLog
-from shoal.kv_store.disk_tier import DiskTier
 from shoal.kv_store.draining import drain_store
 from shoal.kv_store.index import NO_SLOT
 from shoal.kv_store.policy import POLICIES
 from shoal.kv_store.reporting import disk_bytes_of, list_blocks
 from shoal.kv_store.verifying import verify_blocks
-from shoal.kv_store.worth import Worth
 from support.disk_faults import CAPACITY_BYTES, OPTIONS, SEGMENT_BYTES
 from support.eventually import wait_until
+from support.kv_store_core import attach_disk
 from support.memory_disk import MemoryDisk
 from support.store_model import BLOCK_BYTES, NODES, SCOPE_OF_SESSION, SCOPES, SESSIONS, StoreModel, chain, payload
 
@@ -51,7 +49,7 @@ class StoreLives(StoreModel):
         self.ttl_s = ttl_s
         self.files = MemoryDisk()
         self.capacity_bytes = CAPACITY_BYTES // 4 if is_disk_small else CAPACITY_BYTES
-        self.disk_quota_bytes = DISK_QUOTA_BYTES if is_disk_rationed else 1 << 40
+        self.disk_quota_bytes = DISK_QUOTA_BYTES if is_disk_rationed else 1 << 62
         self.is_trusted = not is_disk_small
         """Nobody flipped bits, and nothing is dropped for room: what was written stays."""
         self.synced: set[bytes] = set()
@@ -62,16 +60,17 @@ class StoreLives(StoreModel):
     def open_disk(self) -> None:
         self.told: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         store = self.store
-        worth = Worth(store.index, self.told.put, 0.01)
-        options = replace(OPTIONS, num_threads=1)
-        log = SegmentLog(
-            "disk", self.capacity_bytes, SEGMENT_BYTES, 20.0, options=options, files=self.files, retention=worth
+        self.log = attach_disk(
+            store,
+            self.files,
+            self.told.put,
+            capacity_bytes=self.capacity_bytes,
+            segment_bytes=SEGMENT_BYTES,
+            io_timeout_s=20.0,
+            options=replace(OPTIONS, num_threads=1),
         )
-        parts = (store.memory, store.index, store.scopes, store.events, store.counters)
-        self.tier = DiskTier(log, *parts, self.told.put, lambda tenant: self.disk_quota_bytes)
-        self.log = log
-        worth.belong_to(self.tier)
-        store.attach_disk(self.tier)
+        assert store.disk is not None
+        self.tier = store.disk
 
     def hear(self) -> None:
         """Lets the store hear what the disk has said."""

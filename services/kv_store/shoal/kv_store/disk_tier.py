@@ -75,6 +75,11 @@ class DiskTier:
         return self._log.reason
 
     @property
+    def readable(self) -> bool:
+        """Whether what is on disk can be asked for."""
+        return self._log.readable
+
+    @property
     def capacity_bytes(self) -> int:
         """Bytes of disk for blocks."""
         return self._log.stats().capacity_bytes

@@ -171,7 +171,7 @@ class Store:
     def start_prefetch(self, scope: Scope, keys: Sequence[bytes]) -> list[Future[bool]]:
         """Reads of the leading blocks that are on disk only, as many as there is room for."""
         reads: list[Future[bool]] = []
-        if self.disk is None or self.disk.problem:
+        if self.disk is None or not self.disk.readable:
             return reads
         for key in keys:
             row = self.index.find(key)
@@ -296,8 +296,8 @@ class Store:
         return len(rows)
 
     def _count_visible(self, rows: Sequence[int], num_in_memory: int) -> int:
-        """What is on a disk that is out of service is not visible."""
-        return num_in_memory if self.disk is not None and self.disk.problem else len(rows)
+        """What is on a disk that cannot be read is not visible."""
+        return num_in_memory if self.disk is not None and not self.disk.readable else len(rows)
 
     def _count_hits(self, num_asked: int, num_visible: int, num_in_memory: int) -> None:
         self.counters.add("hits_memory", num_in_memory)

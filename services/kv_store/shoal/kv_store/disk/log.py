@@ -197,6 +197,11 @@ class SegmentLog:
         return self._health.healthy and not self._pool.exhausted
 
     @property
+    def readable(self) -> bool:
+        """Whether reads are in service; a disk that takes no writes may still have what it has."""
+        return self._health.reads.closed and not self._pool.exhausted
+
+    @property
     def reason(self) -> str:
         """What is out of service and why; empty while healthy."""
         if self._pool.exhausted:
