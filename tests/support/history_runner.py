@@ -10,6 +10,7 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shoal.model_worker.request import Request
 from shoal.model_worker.sampling.params import SamplingParams
@@ -74,6 +75,11 @@ class HistoryRunner(SynchronousRunner):
     @property
     def num_blocks(self) -> int:
         return len(self._kv)
+
+    @property
+    def kv(self) -> NDArray[np.int64]:
+        """The cache: a row a block."""
+        return self._kv
 
     def execute(self, plan: StepPlan) -> StepResult:
         self.plans.append(plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
+from shoal.model_worker.block_source import BlockSource
 from shoal.model_worker.failure import Failure
 from shoal.model_worker.kv_cache import KVCacheManager
 from shoal.model_worker.request import FinishReason, Request
@@ -44,7 +45,8 @@ class SchedulerHarness:
             max_queued_requests=self.max_queued_requests,
             max_queued_tokens=self.max_queued_tokens,
         )
-        self.scheduler = Scheduler(config, self.cache, self.policy, eos_token_ids=EOS, clock=lambda: self.now_s)
+        self.config = config
+        self.use(None)
         self.runner = HistoryRunner(
             num_blocks=self.num_blocks,
             block_size=self.block_size,
@@ -58,6 +60,12 @@ class SchedulerHarness:
         self.started: dict[int, int] = {}
         self.logprobs: dict[int, list[int]] = defaultdict(list)
         self.prompt_logprobs: dict[int, list[int]] = {}
+
+    def use(self, source: BlockSource | None) -> None:
+        """Makes the scheduler anew, with blocks from elsewhere."""
+        self.scheduler = Scheduler(
+            self.config, self.cache, self.policy, eos_token_ids=EOS, clock=lambda: self.now_s, block_source=source
+        )
 
     def step(self) -> StepPlan | None:
         """One step; None when there is nothing to compute."""
@@ -94,10 +102,16 @@ class SchedulerHarness:
             self.prompt_logprobs[stream_id] = [entry.token_id for entry in entries]
 
     def finish_all(self, max_steps: int = 5000) -> int:
-        """Steps until no work is left and returns how many; fails when somebody starves or a block stays taken."""
+        """Steps until no work is left and returns how many; fails when somebody starves or a block stays taken.
+
+        Whoever waits for blocks from elsewhere waits in vain: the clock moves on.
+        """
         steps = 0
         while self.scheduler.has_work:
-            assert self.step() is not None or self.steps_ahead, "there is work, but nothing to compute"
+            if self.step() is None:
+                until_s = self.scheduler.waiting_until_s
+                assert until_s is not None or self.steps_ahead, "there is work, but nothing to compute"
+                self.now_s = max(self.now_s, until_s or 0.0)
             steps += 1
             assert steps < max_steps, "somebody starves"
         self._update(len(self.pending))  # what was planned for those who turned out to have ended

@@ -76,6 +76,11 @@ class Server:
         for name in ("", *self._names):
             await self._health.set(name, state)
 
+    async def set_part(self, name: str, serving: bool) -> None:
+        """Tells health checkers that ask for `name`, something without which this server serves all the same."""
+        state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set(name, state)
+
     async def stop(self, grace_s: float) -> None:
         """Refuses new calls, lets running ones go on for `grace_s`, then cancels them. Ends health watches at once."""
         self._health.end_watches()

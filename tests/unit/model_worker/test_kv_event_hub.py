@@ -60,7 +60,7 @@ async def drain(stream: AsyncIterator[Response], follower: Follower, last_seq: i
 
 async def test_a_subscriber_that_is_up_to_date_gets_only_what_is_missing() -> None:
     hub = KvEventHub(epoch=EPOCH, buffer=10)
-    hub.publish([stored(1, 2), stored(3)])
+    hub.publish_device([stored(1, 2), stored(3)])
     follower = Follower()
     follower.seq = 1
     await drain(hub.follow(EPOCH, 2), follower, 2)
@@ -71,7 +71,7 @@ async def test_a_subscriber_that_is_up_to_date_gets_only_what_is_missing() -> No
 async def test_a_stranger_a_latecomer_and_one_from_the_future_get_a_snapshot() -> None:
     hub = KvEventHub(epoch=EPOCH, buffer=2)
     for number in range(5):
-        hub.publish([stored(number)])
+        hub.publish_device([stored(number)])
     for epoch, start_seq in ((0, 0), (EPOCH + 1, 5), (EPOCH, 2), (EPOCH, 9)):
         follower = Follower()
         await drain(hub.follow(epoch, start_seq), follower, 5)
@@ -81,10 +81,10 @@ async def test_a_stranger_a_latecomer_and_one_from_the_future_get_a_snapshot() -
 
 async def test_a_large_snapshot_comes_in_parts_of_one_moment() -> None:
     hub = KvEventHub(epoch=EPOCH, buffer=2)
-    hub.publish([stored(*range(SNAPSHOT_PART_KEYS + 1))])
+    hub.publish_device([stored(*range(SNAPSHOT_PART_KEYS + 1))])
     stream = hub.follow(0, 0)
     first = await anext(stream)
-    hub.publish([Cleared()])
+    hub.publish_device([Cleared()])
     second = await anext(stream)
     assert [first.snapshot.complete, second.snapshot.complete] == [False, True]
     assert first.seq == second.seq == 1
@@ -97,7 +97,7 @@ async def test_followers_wait_without_polling_and_end_with_the_hub() -> None:
     await anext(stream)
     waiting = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
-    hub.publish([stored(1)])
+    hub.publish_device([stored(1)])
     assert (await asyncio.wait_for(waiting, 5)).seq == 1
     ending = asyncio.ensure_future(anext(stream, None))
     await asyncio.sleep(0)
@@ -107,11 +107,11 @@ async def test_followers_wait_without_polling_and_end_with_the_hub() -> None:
 
 async def test_who_is_up_to_date_hears_heartbeats_that_change_nothing() -> None:
     hub = KvEventHub(epoch=EPOCH, buffer=2, heartbeat_s=0.001)
-    hub.publish([stored(1)])
+    hub.publish_device([stored(1)])
     stream = hub.follow(EPOCH, 2)
     beats = [await asyncio.wait_for(anext(stream), 5) for _ in range(2)]
     assert [(beat.epoch, beat.seq, beat.WhichOneof("event")) for beat in beats] == [(EPOCH, 1, None)] * 2
-    hub.publish([stored(2)])
+    hub.publish_device([stored(2)])
     assert (await asyncio.wait_for(anext(stream), 5)).seq == 2
 
 
@@ -145,7 +145,7 @@ async def test_whoever_comes_and_goes_ends_up_with_the_whole_set(
     hub = KvEventHub(epoch=EPOCH, buffer=buffer)
     follower, truth = Follower(), set[bytes]()
     for index, batch in enumerate(batches):
-        hub.publish(batch)
+        hub.publish_device(batch)
         for event in batch:
             match event:
                 case Stored():

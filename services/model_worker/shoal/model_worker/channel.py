@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import select
 import socket
@@ -60,7 +61,7 @@ class EngineChannel:
 
     def wait(self, timeout_s: float) -> None:
         """Returns when a frame may be there, somebody called `wake`, or the time is over."""
-        ready = self._poll.poll(max(0.0, 1e3 * timeout_s))
+        ready = self._poll.poll(None if timeout_s == math.inf else max(0.0, 1e3 * timeout_s))
         if any(fd == self._wake_reader for fd, _ in ready):
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_reader, _READ_BYTES)

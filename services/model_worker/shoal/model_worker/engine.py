@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -65,8 +66,11 @@ class Engine:
         """Serves until told to stop. Whatever the runner or the inbox raises ends the engine."""
         while True:
             # Idle, this blocks on the inbox; busy, it takes what came during the last step.
-            changed = False
-            for command in self._inbox.receive(wait=not self._scheduler.has_work):
+            changed, idle = False, not self._scheduler.has_work
+            if idle and self._offload is not None:
+                self._inbox.wait(math.inf)  # a store may have done something meanwhile
+                changed = True
+            for command in self._inbox.receive(wait=idle and not changed):
                 if isinstance(command, Stop):
                     return
                 self._handle(command)

@@ -264,7 +264,7 @@ class EngineClient:
                 metrics.failed(failure.reason)
         metrics.step(frame)
         if frame.kv_events:
-            self._kv_events.publish(frame.kv_events)
+            self._kv_events.publish_device(frame.kv_events)
 
     def _forget(self, stream: RequestStream) -> None:
         if stream.num_unfinished:

@@ -14,6 +14,7 @@ from shoal.model_worker.config import WorkerConfig
 from shoal.model_worker.engine_child import ENGINE_MODULE
 from shoal.model_worker.engine_client import EngineClient, EngineFailed
 from shoal.model_worker.kv_events import KvEventHub
+from shoal.model_worker.kv_store_watch import KvStoreWatch
 from shoal.model_worker.metrics import WorkerMetrics
 from shoal.model_worker.orca import OrcaService
 from shoal.model_worker.servicer import ModelWorkerServicer
@@ -37,7 +38,9 @@ async def run_front(config: WorkerConfig, *, engine_module: str = ENGINE_MODULE)
     metrics_port, stop_metrics = serve_metrics(config.host, config.metrics_port)
     _log.info("metrics", address=f"{config.host}:{metrics_port}")
     # 63 random bits: no two runs share an epoch, and it stays an exact integer for every client.
-    kv_events = KvEventHub(epoch=secrets.randbits(63) | 1, buffer=config.kv_event_buffer)
+    kv_events = KvEventHub(
+        epoch=secrets.randbits(63) | 1, buffer=config.kv_event_buffer, max_store_keys=config.kv_store_event_keys
+    )
     coalescer = Coalescer(
         above_streams=config.coalesce_above_streams,
         max_tokens=config.coalesce_max_tokens,
@@ -68,6 +71,7 @@ async def _serve(
     servicer = ModelWorkerServicer(config, engine, kv_events, metrics)
     orca = OrcaService(metrics, max_num_seqs=config.max_num_seqs)
     options = ServerOptions(host=config.host, port=config.port, drain_timeout_s=config.drain_timeout_s)
+    metrics.kv_store.is_configured = bool(config.kv_store_socket)
     registration = Registration(worker_pb2_grpc.add_ModelWorkerServiceServicer_to_server, servicer, SERVICE)
     server = await start_server(options, [registration], [orca.handler()])
     servicer.on_drain(lambda: server.set_serving(False))
@@ -89,6 +93,11 @@ async def _serve(
         asyncio.create_task(_stop_when_dead(engine, stop), name="engine death watch"),
         asyncio.create_task(servicer.watch_clients(), name="client stall watch"),
     ]
+    if config.kv_store_socket:
+        watches.append(asyncio.create_task(metrics.kv_store.tell(server.set_part), name="KV store health"))
+    if config.kv_store_socket and config.kv_store_address and config.kv_store_event_keys:
+        followed = KvStoreWatch(config.kv_store_address, kv_events)
+        watches.append(asyncio.create_task(followed.run(), name="KV store events"))
     await serve_until_stopped(server, stop, options, drain=drain)
     for watch in watches:
         watch.cancel()

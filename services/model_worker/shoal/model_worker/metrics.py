@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from shoal.model_worker.engine_failure import EngineFailureReason
+from shoal.model_worker.kv_store_status import KvStoreStatus
 from shoal.model_worker.messages import StepFrame
 from shoal.model_worker.request import FinishReason
 from shoal.model_worker.scheduler import SchedulerStats
@@ -55,6 +56,7 @@ class WorkerMetrics(Collector):
 
     def __init__(self) -> None:
         self.stats = SchedulerStats()
+        self.kv_store = KvStoreStatus()
         self.num_overload_errors = 0
         """Requests that failed because of this worker, not because of what they asked."""
         self._finished: Counter[str] = Counter()
@@ -88,6 +90,8 @@ class WorkerMetrics(Collector):
     def step(self, frame: StepFrame) -> None:
         """The engine took a turn."""
         self.stats = frame.stats
+        if frame.kv_store is not None:
+            self.kv_store.update(frame.kv_store)
         if frame.num_step_tokens:
             self._step.observe(frame.step_s)
             self._step_tokens.observe(frame.num_step_tokens)
@@ -133,6 +137,7 @@ class WorkerMetrics(Collector):
         for engine_failure in get_args(EngineFailureReason):
             engine_failed.add_metric([engine_failure], self._engine_failed[engine_failure])
         yield engine_failed
+        yield from self.kv_store.collect(prefix)
         yield self._ttft.family(prefix + "time_to_first_token_seconds", "From a request's arrival to its first token.")
         yield self._itl.family(prefix + "inter_token_latency_seconds", "Between tokens of one completion.")
         yield self._step.family(prefix + "step_seconds", "Time of one engine step in the runner.")

@@ -93,7 +93,9 @@ def position_logprobs(entry: TokenLogprobs) -> generation_pb2.PositionLogprobs:
     )
 
 
-def info_response(model: str, info: EngineInfo, epoch: int, heartbeat_s: float) -> worker_pb2.GetInfoResponse:
+def info_response(
+    model: str, info: EngineInfo, epoch: int, heartbeat_s: float, kv_store_problem: str = ""
+) -> worker_pb2.GetInfoResponse:
     """What GetInfo answers."""
     return worker_pb2.GetInfoResponse(
         model=model,
@@ -109,4 +111,5 @@ def info_response(model: str, info: EngineInfo, epoch: int, heartbeat_s: float) 
         device=info.device,
         dtype=info.dtype,
         kv_heartbeat_ms=round(1000 * heartbeat_s),
+        kv_store_problem=kv_store_problem,
     )

@@ -60,8 +60,8 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
 
     async def GetInfo(self, request: worker_pb2.GetInfoRequest, context: Any) -> worker_pb2.GetInfoResponse:  # noqa: N802
         """What this worker serves."""
-        events = self._kv_events
-        return info_response(self._config.model_name, self._info(), events.epoch, events.heartbeat_s)
+        events, problem = self._kv_events, self._metrics.kv_store.problem
+        return info_response(self._config.model_name, self._info(), events.epoch, events.heartbeat_s, problem)
 
     async def Generate(  # type: ignore[override]  # the stubs know only of generators  # noqa: N802
         self, request: worker_pb2.GenerateRequest, context: Any

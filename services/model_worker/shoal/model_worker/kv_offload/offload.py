@@ -49,7 +49,14 @@ class KvOffload:
         self._sessions = (Sessions(readers), Sessions(readers), Sessions(writer))
         self._reader = Reader(self._sessions[0], memory, self.stats, self._settled, clock)
         self._prefetcher = Prefetcher(self._sessions[1])
-        self.writer = WriteBack(self._sessions[2], memory, self.stats, cache.version_of, options.max_queued_blocks)
+        self.writer = WriteBack(
+            self._sessions[2],
+            memory,
+            self.stats,
+            cache.version_of,
+            options.max_queued_blocks,
+            idle=lambda: self.wake(),
+        )
         self._storing = Storing(options.write_back, cache, self._rate, self.stats, self.writer)
         self._retrieving = Retrieving(
             options, memory, cache.block_size, self._rate, self.stats, self._reader, self._prefetcher

@@ -46,8 +46,10 @@ class WriteBack:
         stats: KvStoreStats,
         version_of: Callable[[int], int],
         max_queued_blocks: int,
+        idle: Callable[[], None],
     ) -> None:
-        """version_of: see `KVCacheManager.version_of`."""
+        """version_of: see `KVCacheManager.version_of`. idle: called in its thread when nothing is queued any more."""
+        self._idle = idle
         self._sessions = sessions
         self._memory = memory
         self._stats = stats
@@ -112,6 +114,9 @@ class WriteBack:
             self._stats.store_s += time.monotonic() - start_s
             with self._changed:
                 self._num_queued -= len(run.keys)
+                is_idle = not self._runs
+            if is_idle:
+                self._idle()
         self._sessions.close()
 
     def _store(self, run: Run) -> int:

@@ -25,39 +25,39 @@ _sym_db = _symbol_database.Default()
 from shoal.api.generation.v1 import generation_pb2 as shoal_dot_api_dot_generation_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n shoal/api/worker/v1/worker.proto\x12\x13shoal.api.worker.v1\x1a(shoal/api/generation/v1/generation.proto\"\x10\n\x0eGetInfoRequest\"\x90\x02\n\x0fGetInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x11\n\tkv_layout\x18\x03 \x01(\t\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x12\n\nnum_blocks\x18\x05 \x01(\r\x12\x15\n\rmax_model_len\x18\x06 \x01(\r\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\x12\x14\n\x0cmax_num_seqs\x18\t \x01(\r\x12\x15\n\reos_token_ids\x18\n \x03(\r\x12\x0e\n\x06\x64\x65vice\x18\x0b \x01(\t\x12\r\n\x05\x64type\x18\x0c \x01(\t\x12\x17\n\x0fkv_heartbeat_ms\x18\r \x01(\r\"\xc3\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x39\n\x08sampling\x18\x03 \x01(\x0b\x32\'.shoal.api.generation.v1.SamplingParams\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x12\n\ncache_salt\x18\x05 \x01(\x0c\x12\x18\n\x10resume_token_ids\x18\x06 \x03(\r\x12\x0e\n\x06\x63hoice\x18\x07 \x01(\r\"\xec\x02\n\x10GenerateResponse\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x19\n\x11\x66irst_token_index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12;\n\x08logprobs\x18\x04 \x03(\x0b\x32).shoal.api.generation.v1.PositionLogprobs\x12<\n\rfinish_reason\x18\x05 \x01(\x0e\x32%.shoal.api.generation.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x42\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32).shoal.api.generation.v1.PositionLogprobs\x12-\n\x05usage\x18\x08 \x01(\x0b\x32\x1e.shoal.api.generation.v1.UsageB\x10\n\x0e_stop_token_id\"<\n\x18SubscribeKvEventsRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x11\n\tstart_seq\x18\x02 \x01(\x04\"U\n\x08KvStored\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\x12\x12\n\nparent_key\x18\x02 \x01(\x0c\x12\'\n\x04tier\x18\x03 \x01(\x0e\x32\x19.shoal.api.worker.v1.Tier\"B\n\tKvRemoved\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\x12\'\n\x04tier\x18\x02 \x01(\x0e\x32\x19.shoal.api.worker.v1.Tier\"\x0b\n\tKvCleared\"U\n\nKvSnapshot\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\x12\'\n\x04tier\x18\x02 \x01(\x0e\x32\x19.shoal.api.worker.v1.Tier\x12\x10\n\x08\x63omplete\x18\x03 \x01(\x08\"\x8c\x02\n\x19SubscribeKvEventsResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12/\n\x06stored\x18\x03 \x01(\x0b\x32\x1d.shoal.api.worker.v1.KvStoredH\x00\x12\x31\n\x07removed\x18\x04 \x01(\x0b\x32\x1e.shoal.api.worker.v1.KvRemovedH\x00\x12\x31\n\x07\x63leared\x18\x05 \x01(\x0b\x32\x1e.shoal.api.worker.v1.KvClearedH\x00\x12\x33\n\x08snapshot\x18\x06 \x01(\x0b\x32\x1f.shoal.api.worker.v1.KvSnapshotH\x00\x42\x07\n\x05\x65vent\"\"\n\x0c\x44rainRequest\x12\x12\n\ntimeout_ms\x18\x01 \x01(\r\"+\n\rDrainResponse\x12\x1a\n\x12\x63\x61ncelled_requests\x18\x01 \x01(\r*M\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTIER_DEVICE\x10\x01\x12\x0f\n\x0bTIER_MEMORY\x10\x02\x12\r\n\tTIER_DISK\x10\x03\x32\x8b\x03\n\x12ModelWorkerService\x12T\n\x07GetInfo\x12#.shoal.api.worker.v1.GetInfoRequest\x1a$.shoal.api.worker.v1.GetInfoResponse\x12Y\n\x08Generate\x12$.shoal.api.worker.v1.GenerateRequest\x1a%.shoal.api.worker.v1.GenerateResponse0\x01\x12t\n\x11SubscribeKvEvents\x12-.shoal.api.worker.v1.SubscribeKvEventsRequest\x1a..shoal.api.worker.v1.SubscribeKvEventsResponse0\x01\x12N\n\x05\x44rain\x12!.shoal.api.worker.v1.DrainRequest\x1a\".shoal.api.worker.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n shoal/api/worker/v1/worker.proto\x12\x13shoal.api.worker.v1\x1a(shoal/api/generation/v1/generation.proto\"\x10\n\x0eGetInfoRequest\"\xaa\x02\n\x0fGetInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x11\n\tkv_layout\x18\x03 \x01(\t\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x12\n\nnum_blocks\x18\x05 \x01(\r\x12\x15\n\rmax_model_len\x18\x06 \x01(\r\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\x12\x14\n\x0cmax_num_seqs\x18\t \x01(\r\x12\x15\n\reos_token_ids\x18\n \x03(\r\x12\x0e\n\x06\x64\x65vice\x18\x0b \x01(\t\x12\r\n\x05\x64type\x18\x0c \x01(\t\x12\x17\n\x0fkv_heartbeat_ms\x18\r \x01(\r\x12\x18\n\x10kv_store_problem\x18\x0e \x01(\t\"\xc3\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x39\n\x08sampling\x18\x03 \x01(\x0b\x32\'.shoal.api.generation.v1.SamplingParams\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x12\n\ncache_salt\x18\x05 \x01(\x0c\x12\x18\n\x10resume_token_ids\x18\x06 \x03(\r\x12\x0e\n\x06\x63hoice\x18\x07 \x01(\r\"\xec\x02\n\x10GenerateResponse\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x19\n\x11\x66irst_token_index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12;\n\x08logprobs\x18\x04 \x03(\x0b\x32).shoal.api.generation.v1.PositionLogprobs\x12<\n\rfinish_reason\x18\x05 \x01(\x0e\x32%.shoal.api.generation.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x42\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32).shoal.api.generation.v1.PositionLogprobs\x12-\n\x05usage\x18\x08 \x01(\x0b\x32\x1e.shoal.api.generation.v1.UsageB\x10\n\x0e_stop_token_id\"<\n\x18SubscribeKvEventsRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x11\n\tstart_seq\x18\x02 \x01(\x04\"U\n\x08KvStored\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\x12\x12\n\nparent_key\x18\x02 \x01(\x0c\x12\'\n\x04tier\x18\x03 \x01(\x0e\x32\x19.shoal.api.worker.v1.Tier\"B\n\tKvRemoved\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\x12\'\n\x04tier\x18\x02 \x01(\x0e\x32\x19.shoal.api.worker.v1.Tier\"\x0b\n\tKvCleared\"U\n\nKvSnapshot\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\x12\'\n\x04tier\x18\x02 \x01(\x0e\x32\x19.shoal.api.worker.v1.Tier\x12\x10\n\x08\x63omplete\x18\x03 \x01(\x08\"\x8c\x02\n\x19SubscribeKvEventsResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12/\n\x06stored\x18\x03 \x01(\x0b\x32\x1d.shoal.api.worker.v1.KvStoredH\x00\x12\x31\n\x07removed\x18\x04 \x01(\x0b\x32\x1e.shoal.api.worker.v1.KvRemovedH\x00\x12\x31\n\x07\x63leared\x18\x05 \x01(\x0b\x32\x1e.shoal.api.worker.v1.KvClearedH\x00\x12\x33\n\x08snapshot\x18\x06 \x01(\x0b\x32\x1f.shoal.api.worker.v1.KvSnapshotH\x00\x42\x07\n\x05\x65vent\"\"\n\x0c\x44rainRequest\x12\x12\n\ntimeout_ms\x18\x01 \x01(\r\"+\n\rDrainResponse\x12\x1a\n\x12\x63\x61ncelled_requests\x18\x01 \x01(\r*M\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTIER_DEVICE\x10\x01\x12\x0f\n\x0bTIER_MEMORY\x10\x02\x12\r\n\tTIER_DISK\x10\x03\x32\x8b\x03\n\x12ModelWorkerService\x12T\n\x07GetInfo\x12#.shoal.api.worker.v1.GetInfoRequest\x1a$.shoal.api.worker.v1.GetInfoResponse\x12Y\n\x08Generate\x12$.shoal.api.worker.v1.GenerateRequest\x1a%.shoal.api.worker.v1.GenerateResponse0\x01\x12t\n\x11SubscribeKvEvents\x12-.shoal.api.worker.v1.SubscribeKvEventsRequest\x1a..shoal.api.worker.v1.SubscribeKvEventsResponse0\x01\x12N\n\x05\x44rain\x12!.shoal.api.worker.v1.DrainRequest\x1a\".shoal.api.worker.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.api.worker.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TIER']._serialized_start=1626
-  _globals['_TIER']._serialized_end=1703
+  _globals['_TIER']._serialized_start=1652
+  _globals['_TIER']._serialized_end=1729
   _globals['_GETINFOREQUEST']._serialized_start=99
   _globals['_GETINFOREQUEST']._serialized_end=115
   _globals['_GETINFORESPONSE']._serialized_start=118
-  _globals['_GETINFORESPONSE']._serialized_end=390
-  _globals['_GENERATEREQUEST']._serialized_start=393
-  _globals['_GENERATEREQUEST']._serialized_end=588
-  _globals['_GENERATERESPONSE']._serialized_start=591
-  _globals['_GENERATERESPONSE']._serialized_end=955
-  _globals['_SUBSCRIBEKVEVENTSREQUEST']._serialized_start=957
-  _globals['_SUBSCRIBEKVEVENTSREQUEST']._serialized_end=1017
-  _globals['_KVSTORED']._serialized_start=1019
-  _globals['_KVSTORED']._serialized_end=1104
-  _globals['_KVREMOVED']._serialized_start=1106
-  _globals['_KVREMOVED']._serialized_end=1172
-  _globals['_KVCLEARED']._serialized_start=1174
-  _globals['_KVCLEARED']._serialized_end=1185
-  _globals['_KVSNAPSHOT']._serialized_start=1187
-  _globals['_KVSNAPSHOT']._serialized_end=1272
-  _globals['_SUBSCRIBEKVEVENTSRESPONSE']._serialized_start=1275
-  _globals['_SUBSCRIBEKVEVENTSRESPONSE']._serialized_end=1543
-  _globals['_DRAINREQUEST']._serialized_start=1545
-  _globals['_DRAINREQUEST']._serialized_end=1579
-  _globals['_DRAINRESPONSE']._serialized_start=1581
-  _globals['_DRAINRESPONSE']._serialized_end=1624
-  _globals['_MODELWORKERSERVICE']._serialized_start=1706
-  _globals['_MODELWORKERSERVICE']._serialized_end=2101
+  _globals['_GETINFORESPONSE']._serialized_end=416
+  _globals['_GENERATEREQUEST']._serialized_start=419
+  _globals['_GENERATEREQUEST']._serialized_end=614
+  _globals['_GENERATERESPONSE']._serialized_start=617
+  _globals['_GENERATERESPONSE']._serialized_end=981
+  _globals['_SUBSCRIBEKVEVENTSREQUEST']._serialized_start=983
+  _globals['_SUBSCRIBEKVEVENTSREQUEST']._serialized_end=1043
+  _globals['_KVSTORED']._serialized_start=1045
+  _globals['_KVSTORED']._serialized_end=1130
+  _globals['_KVREMOVED']._serialized_start=1132
+  _globals['_KVREMOVED']._serialized_end=1198
+  _globals['_KVCLEARED']._serialized_start=1200
+  _globals['_KVCLEARED']._serialized_end=1211
+  _globals['_KVSNAPSHOT']._serialized_start=1213
+  _globals['_KVSNAPSHOT']._serialized_end=1298
+  _globals['_SUBSCRIBEKVEVENTSRESPONSE']._serialized_start=1301
+  _globals['_SUBSCRIBEKVEVENTSRESPONSE']._serialized_end=1569
+  _globals['_DRAINREQUEST']._serialized_start=1571
+  _globals['_DRAINREQUEST']._serialized_end=1605
+  _globals['_DRAINRESPONSE']._serialized_start=1607
+  _globals['_DRAINRESPONSE']._serialized_end=1650
+  _globals['_MODELWORKERSERVICE']._serialized_start=1732
+  _globals['_MODELWORKERSERVICE']._serialized_end=2127
 # @@protoc_insertion_point(module_scope)

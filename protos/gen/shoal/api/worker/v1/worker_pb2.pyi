@@ -84,6 +84,7 @@ class GetInfoResponse(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     KV_HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
+    KV_STORE_PROBLEM_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's public name."""
     model_digest: _builtins.str
@@ -108,6 +109,10 @@ class GetInfoResponse(_message.Message):
     """Type of the weights in memory, such as "bfloat16"."""
     kv_heartbeat_ms: _builtins.int
     """Longest pause between two messages of SubscribeKvEvents. 0: not said, so silence means nothing."""
+    kv_store_problem: _builtins.str
+    """Why the node's KV store is of no use to this worker right now, which computes instead. Empty while it is, or if
+    there is none.
+    """
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ids that end a completion unless ignore_eos is set."""
@@ -128,10 +133,11 @@ class GetInfoResponse(_message.Message):
         device: _builtins.str = ...,
         dtype: _builtins.str = ...,
         kv_heartbeat_ms: _builtins.int = ...,
+        kv_store_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "epoch", b"epoch", "kv_heartbeat_ms", b"kv_heartbeat_ms", "kv_layout", b"kv_layout", "max_model_len", b"max_model_len", "max_num_seqs", b"max_num_seqs", "model", b"model", "model_digest", b"model_digest", "num_blocks", b"num_blocks", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "epoch", b"epoch", "kv_heartbeat_ms", b"kv_heartbeat_ms", "kv_layout", b"kv_layout", "kv_store_problem", b"kv_store_problem", "max_model_len", b"max_model_len", "max_num_seqs", b"max_num_seqs", "model", b"model", "model_digest", b"model_digest", "num_blocks", b"num_blocks", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
