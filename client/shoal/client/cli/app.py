@@ -20,6 +20,7 @@ _COMMANDS = {
     "tokenize": "tokenize",
     "validate": "validate",
     "bench": "bench",
+    "kv": "kv",
     "demo": "demo",
     "version": "version",
 }

@@ -1,0 +1,100 @@
+"""What people and tools ask of a KV store: sizes, blocks, whether all of it is right, and to drain it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Final, Self
+
+import grpc
+
+from shoal.api.kv_store.v1 import kv_store_pb2 as pb
+from shoal.api.kv_store.v1 import kv_store_pb2_grpc
+from shoal.client.endpoint import parse_endpoint
+from shoal.rpc.status import from_rpc_error
+
+GRPC_SUFFIX: Final = ".grpc"
+"""A store listens for gRPC beside the socket of its clients, at that path and this."""
+
+
+class KvAdmin:
+    """A connection to one store. Not for the data: that is `shoal.kv_client`. Calls raise ShoalError."""
+
+    def __init__(
+        self, *, endpoint: str = "", socket_path: str = "", token: str | None = None, timeout_s: float = 600.0
+    ) -> None:
+        """Either an endpoint or the path of a store's Unix socket. Raises InvalidArgument. Does not connect."""
+        self._timeout_s = timeout_s
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        options = [("grpc.enable_http_proxy", 0)]
+        if socket_path:
+            self._channel = grpc.insecure_channel(f"unix:{socket_path}{GRPC_SUFFIX}", options)
+        else:
+            parsed = parse_endpoint(endpoint)
+            if parsed.tls:
+                self._channel = grpc.secure_channel(parsed.target, grpc.ssl_channel_credentials(), options)
+            else:
+                self._channel = grpc.insecure_channel(parsed.target, options)
+        self._stub: Any = kv_store_pb2_grpc.KvStoreServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._channel.close()
+
+    def info(self) -> pb.GetInfoResponse:
+        """What the store is."""
+        with _typed():
+            response: pb.GetInfoResponse = self._stub.GetInfo(
+                pb.GetInfoRequest(), timeout=self._timeout_s, metadata=self._metadata
+            )
+            return response
+
+    def stats(self, tenant: str = "") -> pb.StatsResponse:
+        """Sizes, of one tenant's blocks if that is named, and counters for the operator."""
+        with _typed():
+            response: pb.StatsResponse = self._stub.Stats(
+                pb.StatsRequest(tenant=tenant), timeout=self._timeout_s, metadata=self._metadata
+            )
+            return response
+
+    def blocks(self, tenant: str = "", limit: int = 0) -> Iterator[pb.Block]:
+        """Visible blocks, in no particular order; at most `limit` if that is not 0."""
+        request = pb.ListRequest(tenant=tenant, limit=limit)
+        with _typed():
+            for part in self._stub.List(request, timeout=self._timeout_s, metadata=self._metadata):
+                yield from part.blocks
+
+    def verify(self, tenant: str = "", max_bytes_per_s: int = 0) -> Iterator[pb.VerifyResponse]:
+        """Reads every block; progress, the last of which is `done`. 0: at the store's own rate, 1 GiB a second."""
+        request = pb.VerifyRequest(tenant=tenant, max_bytes_per_s=max_bytes_per_s)
+        with _typed():
+            yield from self._stub.Verify(request, timeout=self._timeout_s, metadata=self._metadata)
+
+    def drain(self, timeout_s: float = 0.0) -> Iterator[pb.DrainResponse]:
+        """Lets the store take no more blocks and write what it has; progress, the last of which is `done`."""
+        request = pb.DrainRequest(timeout_ms=int(1000 * timeout_s))
+        with _typed():
+            yield from self._stub.Drain(request, timeout=self._timeout_s, metadata=self._metadata)
+
+    def resume(self) -> None:
+        """Ends `drain`: the store takes blocks again."""
+        with _typed():
+            for _ in self._stub.Drain(pb.DrainRequest(resume=True), timeout=self._timeout_s, metadata=self._metadata):
+                pass
+
+
+@contextmanager
+def _typed() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
