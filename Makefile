@@ -1,6 +1,6 @@
 # Everything a contributor runs. `make` alone prints this list.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format protos protos-check bench clean
+.PHONY: help install demo test cluster test-cluster lint format protos protos-check bench clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3.11
@@ -31,6 +31,13 @@ demo: $(STAMP) ## Serve a real model, chat with it over gRPC and HTTP, print a t
 
 test: $(STAMP) ## Run every test that needs neither a GPU nor a cluster
 	@$(BIN)/python -m pytest -m 'not gpu and not cluster' $(PYTEST_ARGS)
+
+cluster: $(STAMP) ## Run a Kubernetes control plane to try things on, until Ctrl-C; pods only pretend to run
+	@PYTHONPATH=tests $(BIN)/python -m support.control_plane.main
+
+test-cluster: $(STAMP) ## Run the tests that need a Kubernetes API server (built from Go modules first: once, some ten minutes)
+	@PYTHONPATH=tests $(BIN)/python -m support.control_plane.main --build-only
+	@$(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
 
 lint: $(STAMP) $(BUF) protos-check ## Check style, types, layers and protos
 	@$(BIN)/ruff check .

@@ -4,6 +4,8 @@ of pods that they run. Everything listens on 127.0.0.1 and ends with the process
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import secrets
 import shutil
@@ -74,8 +76,13 @@ class ControlPlane:
 
 
 @contextlib.contextmanager
-def running_control_plane(programs: Mapping[str, Path], *, num_nodes: int = 2) -> Iterator[ControlPlane]:
-    """Starts one and yields it once pods can be made; they will run on `num_nodes` made-up nodes with GPUs."""
+def running_control_plane(
+    programs: Mapping[str, Path], *, definitions: Sequence[Mapping[str, Any]] = (), num_nodes: int = 2
+) -> Iterator[ControlPlane]:
+    """Starts one and yields it once pods can be made; they will run on `num_nodes` made-up nodes with GPUs.
+
+    definitions: CustomResourceDefinitions to serve. The garbage collector looks for later ones twice a minute only.
+    """
     folder = Path(tempfile.mkdtemp(prefix="shoal-control-plane-"))
     with contextlib.ExitStack() as stack:
         processes = stack.enter_context(_Processes(folder))
@@ -86,6 +93,10 @@ def running_control_plane(programs: Mapping[str, Path], *, num_nodes: int = 2) -
         processes.start("etcd", [str(programs["etcd"]), *_etcd_flags(folder, etcd, peers)])
         processes.start("kube-apiserver", [str(programs["kube-apiserver"]), *_apiserver_flags(plane, etcd)])
         processes.wait("kube-apiserver", lambda: _is_ready(plane), "the API server answers")
+        for definition in definitions:
+            plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(definition))
+            what = f"{definition['metadata']['name']} is served"
+            processes.wait("kube-apiserver", functools.partial(_is_served, plane, definition["spec"]), what)
         kubeconfig = f"--kubeconfig={plane.kubeconfig}"
         manager = [
             kubeconfig,
@@ -205,7 +216,7 @@ def _apiserver_flags(plane: ControlPlane, etcd: str) -> list[str]:
         f"--tls-cert-file={folder / 'apiserver.crt'}",
         f"--tls-private-key-file={folder / 'apiserver.key'}",
         f"--token-auth-file={folder / 'tokens.csv'}",
-        # Nodes are ready from the start: nobody is there who would take the taint away.
+        # Nobody is there who would take the taint of new nodes away.
         "--disable-admission-plugins=TaintNodesByCondition",
         "--endpoint-reconciler-type=none",  # it refuses loopback addresses
         "--authorization-mode=RBAC",
@@ -228,11 +239,7 @@ def _node(index: int) -> dict[str, Any]:
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": name, "labels": labels, "annotations": {"kwok.x-k8s.io/node": "fake"}},
-        "status": {
-            "capacity": resources,
-            "allocatable": resources,
-            "conditions": [{"type": "Ready", "status": "True", "reason": "MadeUp", "message": "only kwok runs here"}],
-        },
+        "status": {"capacity": resources, "allocatable": resources},
     }
 
 
@@ -241,6 +248,14 @@ def _is_ready(plane: ControlPlane) -> bool:
         return bool(plane.request("GET", "/readyz") == "ok")
     except OSError:
         return False
+
+
+def _is_served(plane: ControlPlane, spec: Mapping[str, Any]) -> bool:
+    try:
+        plane.request("GET", f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}")
+    except urllib.error.HTTPError:
+        return False
+    return True
 
 
 def _has_service_account(plane: ControlPlane) -> bool:

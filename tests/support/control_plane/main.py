@@ -1,4 +1,4 @@
-"""`make cluster`: a control plane to try things on, until Ctrl-C."""
+"""`make cluster`: a control plane to try things on, until Ctrl-C. With --build-only its programs are built, no more."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 
+from shoal.operator.api.crd import custom_resource_definition
 from support.control_plane.binaries import BinariesMissing, find_binaries
 from support.control_plane.cluster import running_control_plane
 
@@ -18,11 +19,13 @@ def main() -> int:
     except BinariesMissing as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if "--build-only" in sys.argv[1:]:
+        return 0
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with contextlib.ExitStack() as stack:
-        plane = stack.enter_context(running_control_plane(programs))
+        plane = stack.enter_context(running_control_plane(programs, definitions=[custom_resource_definition()]))
         print(f"export KUBECONFIG={plane.kubeconfig}", flush=True)
         print(f"# kubectl is {plane.programs['kubectl']}; logs are in {plane.folder}. Ctrl-C ends it.", flush=True)
         stop.wait()

@@ -33,6 +33,19 @@ podIPs:
 """
 
 
+# Without a stage for nodes kwok looks after none of them, nor their pods.
+_READY_NODE: Final = """
+{{ $now := Now }}
+conditions:
+- type: Ready
+  status: "True"
+  reason: MadeUp
+  message: only kwok runs here
+  lastTransitionTime: {{ $now | Quote }}
+  lastHeartbeatTime: {{ $now | Quote }}
+"""
+
+
 def render_stages() -> str:
     """The file for `kwok --config`."""
     new = [
@@ -40,20 +53,25 @@ def render_stages() -> str:
         {"key": ".status.phase", "operator": "In", "values": ["Pending"]},
     ]
     ending = [{"key": ".metadata.deletionTimestamp", "operator": "Exists"}]
+    is_ready = '.status.conditions.[] | select(.type == "Ready") | .status'
+    not_ready = {"key": is_ready, "operator": "NotIn", "values": ["True"]}
     stages = [
+        _stage("node-is-ready", [not_ready], {"statusTemplate": _READY_NODE}, kind="Node"),
         _stage("pod-runs", new, {"statusTemplate": _RUNNING}),
         _stage("pod-ends", ending, {"delete": True}),
     ]
     return yaml.safe_dump_all(stages, sort_keys=False)
 
 
-def _stage(name: str, expressions: list[dict[str, Any]], proceed: dict[str, Any]) -> dict[str, Any]:
+def _stage(
+    name: str, expressions: list[dict[str, Any]], proceed: dict[str, Any], *, kind: str = "Pod"
+) -> dict[str, Any]:
     return {
         "apiVersion": "kwok.x-k8s.io/v1alpha1",
         "kind": "Stage",
         "metadata": {"name": name},
         "spec": {
-            "resourceRef": {"apiGroup": "v1", "kind": "Pod"},
+            "resourceRef": {"apiGroup": "v1", "kind": kind},
             "selector": {"matchExpressions": expressions},
             "next": proceed,
         },

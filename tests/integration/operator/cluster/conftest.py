@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import urllib.error
 from collections.abc import Iterator
 
 import pytest
@@ -12,19 +11,16 @@ import pytest
 from shoal.operator.api.crd import custom_resource_definition
 from support.control_plane.binaries import BinariesMissing, find_binaries
 from support.control_plane.cluster import ControlPlane, running_control_plane
-from support.eventually import wait_until
 
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
-    """With the CustomResourceDefinition, established."""
+    """One for the whole run, which serves InferenceServices."""
     try:
         programs = find_binaries()
     except BinariesMissing as error:
         pytest.skip(str(error))
-    with running_control_plane(programs) as plane:
-        plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(custom_resource_definition()))
-        wait_until(lambda: _is_served(plane), "InferenceServices are served")
+    with running_control_plane(programs, definitions=[custom_resource_definition()]) as plane:
         yield plane
 
 
@@ -37,12 +33,3 @@ def namespace(control_plane: ControlPlane) -> Iterator[str]:
     control_plane.request("POST", "/api/v1/namespaces", json.dumps(body).encode())
     yield name
     control_plane.request("DELETE", f"/api/v1/namespaces/{name}")
-
-
-def _is_served(plane: ControlPlane) -> bool:
-    try:
-        resources = plane.request("GET", "/apis/shoal.dev/v1alpha1")["resources"]
-        plane.request("GET", "/apis/shoal.dev/v1alpha1/inferenceservices")
-    except urllib.error.HTTPError:
-        return False
-    return bool(resources)

@@ -1,0 +1,154 @@
+"""The few calls of the Kubernetes API that reconciling needs, on plain data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+from kubernetes_asyncio import client, config
+
+from shoal.operator.planner.kubernetes import FIELD_MANAGER, Manifest
+from shoal.operator.planner.kubernetes.plan import Kind
+
+_TIMEOUT_S: Final = 30.0
+_APPLY: Final = "application/apply-patch+yaml"
+
+
+class ApiError(Exception):
+    """The API server refused a call, or could not be reached (`code` 0)."""
+
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        """As in the answer: `NotFound`, `Conflict`, `Invalid`, ..."""
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the same call may go through later, with nothing changed by anybody."""
+        return self.code in (0, 409, 429) or self.code >= 500
+
+
+class ApiClient:
+    """One connection pool to an API server. Use as an asynchronous context manager."""
+
+    def __init__(self, configuration: client.Configuration) -> None:
+        self.configuration = configuration
+        self._api = client.ApiClient(configuration)
+
+    @classmethod
+    async def connect(cls, kubeconfig: Path | None = None) -> ApiClient:
+        """By `kubeconfig`; without one by the pod's service account; outside of pods by KUBECONFIG or `~/.kube/config`.
+
+        Raises ConfigException when there is none of them.
+        """
+        configuration = client.Configuration()
+        configuration.connection_pool_maxsize = 16
+        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        else:
+            path = None if kubeconfig is None else str(kubeconfig)
+            await config.load_kube_config(config_file=path, client_configuration=configuration)
+        return cls(configuration)
+
+    async def __aenter__(self) -> ApiClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._api.close()
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Manifest | None:
+        """The object, or None."""
+        try:
+            return await self.request("GET", object_path(kind, namespace, name))
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    async def list(self, kind: Kind, namespace: str | None, label_selector: str = "") -> list[Manifest]:
+        """All objects of a namespace, or of all of them, with those labels."""
+        query = {"labelSelector": label_selector, "limit": "500"}
+        found: list[Manifest] = []
+        while True:
+            answer = await self.request("GET", collection_path(kind, namespace), query=query)
+            # Items of a list leave these out.
+            found += [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in answer["items"]]
+            proceed = answer["metadata"].get("continue")
+            if not proceed:
+                return found
+            query["continue"] = proceed
+
+    async def apply(self, kind: Kind, manifest: Manifest, *, dry_run: bool = False, subresource: str = "") -> Manifest:
+        """Server-side apply: the object has the given fields afterwards, and no others that we gave before."""
+        metadata = manifest["metadata"]
+        path = object_path(kind, metadata["namespace"], metadata["name"]) + (f"/{subresource}" if subresource else "")
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
+        return await self.request("PATCH", path, manifest, query=query, content_type=_APPLY)
+
+    async def delete(self, kind: Kind, manifest: Manifest) -> None:
+        """That very object, if it is still there; what it owns goes later."""
+        metadata = manifest["metadata"]
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": metadata["uid"]}}
+        try:
+            await self.request("DELETE", object_path(kind, metadata["namespace"], metadata["name"]), body)
+        except ApiError as error:
+            if error.code not in (404, 409):  # gone, or another by now
+                raise
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> Manifest:
+        """One call. Raises ApiError."""
+        headers = {"Content-Type": content_type, "Accept": "application/json"}
+        await self._api.update_params_for_auth(headers, [], ["BearerToken"])
+        url = f"{self.configuration.host}{path}"
+        try:
+            answer = await self._api.rest_client.request(
+                method,
+                url,
+                headers=headers,
+                body=body,
+                query_params=dict(query or {}),
+                _request_timeout=_TIMEOUT_S,
+            )
+        except client.ApiException as error:
+            raise _as_error(error) from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            text = f"{self.configuration.host} cannot be reached: {error or type(error).__name__}"
+            raise ApiError(0, "Unreachable", text) from error
+        decoded: Manifest = msgspec.json.decode(answer.data)
+        return decoded
+
+
+def collection_path(kind: Kind, namespace: str | None) -> str:
+    """`/apis/apps/v1/namespaces/default/deployments`."""
+    root = f"/api/{kind.api_version}" if "/" not in kind.api_version else f"/apis/{kind.api_version}"
+    return f"{root}/{kind.plural}" if namespace is None else f"{root}/namespaces/{namespace}/{kind.plural}"
+
+
+def object_path(kind: Kind, namespace: str, name: str) -> str:
+    """`/apis/apps/v1/namespaces/default/deployments/x`."""
+    return f"{collection_path(kind, namespace)}/{name}"
+
+
+def _as_error(error: client.ApiException) -> ApiError:
+    try:
+        status = msgspec.json.decode(error.body or b"{}")
+    except msgspec.DecodeError:
+        status = {}
+    message = status.get("message") or f"{error.status} {error.reason}"
+    return ApiError(int(error.status), str(status.get("reason", error.reason)), str(message))

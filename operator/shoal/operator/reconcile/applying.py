@@ -1,0 +1,121 @@
+"""Makes the objects on the cluster those of a plan."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from shoal.operator.planner.kubernetes import KINDS, MANAGED_BY, Manifest
+from shoal.operator.planner.kubernetes.plan import Kind
+from shoal.operator.reconcile.api_client import ApiClient
+from shoal.operator.reconcile.object_store import Key, ObjectStore, owner_key
+
+_KIND_OF: Final = {kind.kind: kind for kind in KINDS}
+
+
+class NameTaken(Exception):
+    """An object of that name belongs to somebody else; the message says whose name it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Applied:
+    """What was wanted of an object, and what became of it."""
+
+    wanted: bytes
+    live: bytes
+
+
+@dataclass(slots=True)
+class Changes:
+    """What an `apply` did, by kind and name."""
+
+    applied: list[str] = field(default_factory=list)
+    pruned: list[str] = field(default_factory=list)
+
+
+class Applier:
+    """Applies what differs from what was applied last or was changed since, and nothing else.
+
+    Its memory only saves calls: a new one applies everything once, to the same effect.
+    """
+
+    def __init__(self, api: ApiClient, store: ObjectStore) -> None:
+        self._api = api
+        self._store = store
+        self._applied: dict[Key, dict[tuple[str, str], _Applied]] = {}
+
+    async def apply(self, key: Key, uid: str, plan: Sequence[Manifest]) -> Changes:
+        """Raises NameTaken and ApiError; what came before in the plan is applied then, and nothing is pruned."""
+        memory = self._applied.setdefault(key, {})
+        changes = Changes()
+        for wanted in plan:
+            identity = (wanted["kind"], wanted["metadata"]["name"])
+            digest = _digest(wanted)
+            live = self._store.get(key, *identity)
+            known = memory.get(identity)
+            if live is not None and known == _Applied(digest, _mark(live)):
+                continue
+            if live is None or not _is_owned(live, uid):
+                await self._require_ours(wanted, key)
+            applied = await self._api.apply(_KIND_OF[wanted["kind"]], wanted)
+            self._store.put(applied)
+            memory[identity] = _Applied(digest, _mark(applied))
+            changes.applied.append("/".join(identity))
+        await self._prune(key, uid, plan, changes)
+        return changes
+
+    def forget(self, key: Key) -> None:
+        """The InferenceService is gone, or everything is to be applied again."""
+        self._applied.pop(key, None)
+
+    async def _prune(self, key: Key, uid: str, plan: Sequence[Manifest], changes: Changes) -> None:
+        planned = {(wanted["kind"], wanted["metadata"]["name"]) for wanted in plan}
+        for live in self._store.of(key):
+            identity = (live["kind"], live["metadata"]["name"])
+            if live["kind"] not in _KIND_OF or identity in planned or not _is_owned(live, uid):
+                continue
+            await self._api.delete(_KIND_OF[live["kind"]], live)
+            self._store.remove(live)
+            self._applied[key].pop(identity, None)
+            changes.pruned.append("/".join(identity))
+
+    async def _require_ours(self, wanted: Manifest, key: Key) -> None:
+        """Server-side apply would quietly take over an object that somebody else made."""
+        kind, metadata = _KIND_OF[wanted["kind"]], wanted["metadata"]
+        live = await self._api.get(kind, metadata["namespace"], metadata["name"])
+        if live is None or owner_key(live) == key:
+            return
+        manager = (live["metadata"].get("labels") or {}).get(MANAGED_BY, "nobody that it names")
+        of_other = owner_key(live)
+        holder = f"InferenceService {of_other[1]}" if of_other else f"managed by {manager}"
+        raise NameTaken(
+            f"there is a {kind.kind} {metadata['name']} already ({holder}), which is left alone; rename or delete it, "
+            "or rename this InferenceService"
+        )
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of a planned object."""
+    return _KIND_OF[name]
+
+
+def _is_owned(live: Manifest, uid: str) -> bool:
+    return any(owner.get("uid") == uid for owner in live["metadata"].get("ownerReferences", ()))
+
+
+def _mark(live: Manifest) -> bytes:
+    """A digest of all that people and programs can want of an object, as opposed to what is."""
+    metadata = {
+        name: value
+        for name, value in live["metadata"].items()
+        if name not in ("managedFields", "resourceVersion", "generation")
+    }
+    return _digest({**{name: value for name, value in live.items() if name != "status"}, "metadata": metadata})
+
+
+def _digest(value: Any) -> bytes:
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).digest()

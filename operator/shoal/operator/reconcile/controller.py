@@ -1,0 +1,184 @@
+"""The operator's life: what the API server tells it, what it does about that, and when it looks again by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import kopf
+import structlog
+
+from shoal.operator.planner.kubernetes import FIELD_MANAGER, KINDS, MANAGED_BY, Manifest, Platform
+from shoal.operator.planner.kubernetes.plan import Kind
+from shoal.operator.reconcile.api_client import ApiClient, ApiError
+from shoal.operator.reconcile.handlers import WatchHandlers, make_registry
+from shoal.operator.reconcile.object_store import Key, ObjectStore
+from shoal.operator.reconcile.publishing import Publisher
+from shoal.operator.reconcile.reconciler import SERVICE_KIND, Reconciler
+from shoal.operator.reconcile.work_queue import WorkQueue
+from shoal.operator.xds import SnapshotStore
+
+WATCHED: Final = (
+    *(kind for kind in KINDS),
+    Kind("v1", "Pod", "pods"),
+    Kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices"),
+)
+"""What is seen of the cluster beside InferenceServices: what plans hold, and what Kubernetes makes of it."""
+OURS: Final = f"{MANAGED_BY}={FIELD_MANAGER}"
+_log = structlog.get_logger("shoal.operator")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerOptions:
+    """How the operator works."""
+
+    namespaces: tuple[str, ...] = ()
+    """Those that it looks after; empty: all."""
+    num_reconcilers: int = 4
+    resync_interval_s: float = 300.0
+    """How often everything is listed and compared, should a watch have missed something."""
+
+
+class Controller:
+    """Reconciles until `stop` is set. One for each operator process."""
+
+    def __init__(
+        self, api: ApiClient, platform: Platform, snapshots: SnapshotStore, options: ControllerOptions | None = None
+    ) -> None:
+        self._api = api
+        self._options = options or ControllerOptions()
+        self.store = ObjectStore()
+        self.publisher = Publisher(self.store, snapshots, platform)
+        self.reconciler = Reconciler(api, self.store, platform, on_planned=self.publisher.on_planned)
+        self.queue: WorkQueue[Key] = WorkQueue()
+
+    async def run(self, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
+        """Sets `ready` once everything is watched. Raises ApiError when the API server cannot be read at first."""
+        await self._relist()
+        handlers = WatchHandlers(self)
+        watching = kopf.operator(
+            registry=make_registry(handlers, self._api.configuration, WATCHED),
+            settings=_settings(),
+            clusterwide=not self._options.namespaces,
+            namespaces=self._options.namespaces,
+            standalone=True,
+            stop_flag=stop,
+            ready_flag=ready,
+        )
+        async with _running(self._resync(), *(self._reconcile() for _ in range(self._options.num_reconcilers))):
+            await watching
+
+    def seen(self, found: Manifest) -> None:
+        """An InferenceService is there, or changed."""
+        key = (found["metadata"]["namespace"], found["metadata"]["name"])
+        known = self.reconciler.services.get(key)
+        self.reconciler.services[key] = found
+        if known is None or _is_other(known, found):
+            self.queue.add(key)
+
+    def gone(self, found: Manifest) -> None:
+        """An InferenceService is there no more."""
+        key = (found["metadata"]["namespace"], found["metadata"]["name"])
+        self.reconciler.services.pop(key, None)
+        self.queue.forget(key)
+        self.queue.add(key)
+        self.publisher.drop(key)
+
+    def object_seen(self, found: Manifest) -> None:
+        """Something that belongs to an InferenceService is there, or changed."""
+        self._touched(self.store.put(found), found["kind"])
+
+    def object_gone(self, found: Manifest) -> None:
+        """It is there no more."""
+        self._touched(self.store.remove(found), found["kind"])
+
+    def _touched(self, key: Key | None, kind: str) -> None:
+        if key is None:
+            return
+        if kind == "EndpointSlice":
+            self.publisher.publish(key)  # at once: calls go to pods that are no more until Envoy knows
+        elif key in self.reconciler.services:
+            self.queue.add(key)
+
+    async def _reconcile(self) -> None:
+        while True:
+            key = await self.queue.get()
+            try:
+                await self.reconciler.reconcile(key)
+            except Exception as error:  # one service must not keep the others from being looked after
+                delay_s = self.queue.failed(key)
+                is_told = isinstance(error, ApiError) and error.is_temporary
+                _log.warning(
+                    "not reconciled", service="/".join(key), error=str(error) or type(error).__name__,
+                    again_in_s=round(delay_s, 1), exc_info=not is_told and not isinstance(error, ApiError),
+                )  # fmt: skip
+            else:
+                self.queue.done(key)
+
+    async def _resync(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.resync_interval_s)
+            try:
+                await self._relist()
+            except ApiError as error:
+                _log.warning("cannot list", error=str(error))
+                continue
+            for key in list(self.reconciler.services):
+                self.reconciler.forget_applied(key)
+                self.queue.add(key)
+
+    async def _relist(self) -> None:
+        """Reads everything anew: watches tell of what changes, lists of what is."""
+        started = time.monotonic()
+        for kind in WATCHED:
+            found = [item for ns in self._namespaces() for item in await self._api.list(kind, ns, OURS)]
+            for key in self.store.replace([kind.kind], found):
+                self.queue.add(key)
+        services = [item for ns in self._namespaces() for item in await self._api.list(SERVICE_KIND, ns)]
+        listed = {(item["metadata"]["namespace"], item["metadata"]["name"]) for item in services}
+        for key in set(self.reconciler.services) - listed:
+            self.gone(self.reconciler.services[key])
+        for item in services:
+            self.seen(item)
+        _log.info("listed", services=len(services), took_s=round(time.monotonic() - started, 2))
+
+    def _namespaces(self) -> Iterable[str | None]:
+        return self._options.namespaces or (None,)
+
+
+def _is_other(known: Manifest, found: Manifest) -> bool:
+    """Whether there is something to do. Our own status writes come back from the watch."""
+    before, after = known["metadata"], found["metadata"]
+    names = ("uid", "generation", "deletionTimestamp")
+    return any(before.get(name) != after.get(name) for name in names) or known.get("status") != found.get("status")
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.posting.loggers = False
+    settings.watching.server_timeout = 300
+    settings.watching.reconnect_backoff = 0.2
+    # A closed connection of a dead API server is noticed by the missing bookmarks; one that drops packets, by this.
+    settings.watching.connect_timeout = 10
+    for kind in WATCHED:
+        settings.watching.label_selectors[kind.plural] = OURS
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    return settings
+
+
+@contextlib.asynccontextmanager
+async def _running(*coroutines: Any) -> AsyncIterator[None]:
+    """Runs them beside the block, and ends them with it."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,58 @@
+"""Kubernetes Events: what happened to an InferenceService, as `kubectl describe` shows it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+from shoal.operator.api.spec import API_VERSION, KIND
+from shoal.operator.api.status import Condition
+from shoal.operator.planner.kubernetes import FIELD_MANAGER, Manifest
+
+_BAD_WHEN_FALSE: Final = ("Accepted", "Planned")
+_SHOWN: Final = ("Accepted", "Planned", "WorkersReady", "GatewaysReady", "Degraded", "Ready")
+
+
+def events_of(found: Manifest, before: Sequence[Condition], after: Sequence[Condition], now: str) -> list[Manifest]:
+    """One Event for each condition that changed its status, or why it is not met."""
+    known = {condition.type: condition for condition in before}
+    events = []
+    for condition in after:
+        was = known.get(condition.type)
+        if was is not None and (was.status, was.reason) == (condition.status, condition.reason):
+            continue
+        if was is None and condition.status != "True" and condition.type not in _BAD_WHEN_FALSE:
+            continue  # that nothing is ready at first needs no telling
+        events.append(_event(found, condition, now))
+    return events
+
+
+def _event(found: Manifest, condition: Condition, now: str) -> Manifest:
+    metadata = found["metadata"]
+    digest = hashlib.sha256(f"{metadata['uid']}{condition}{now}".encode()).hexdigest()[:16]
+    is_bad = (condition.status == "False" and condition.type in _BAD_WHEN_FALSE) or (
+        condition.status == "True" and condition.type == "Degraded"
+    )
+    yes = {"True": "", "False": "Not", "Unknown": "Unknown"}[condition.status]
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{metadata['name']}.{digest}", "namespace": metadata["namespace"]},
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "uid": metadata["uid"],
+            "resourceVersion": metadata["resourceVersion"],
+        },
+        "type": "Warning" if is_bad else "Normal",
+        "reason": f"{yes}{condition.type}",
+        "message": f"{condition.reason}: {condition.message}"[:1024],
+        "source": {"component": FIELD_MANAGER},
+        "reportingComponent": FIELD_MANAGER,
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }

@@ -1,0 +1,99 @@
+"""What is on the cluster, as far as the operator was told: by watches, by its own writes, and by lists now and then."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from shoal.operator.planner.kubernetes import FIELD_MANAGER, MANAGED_BY, OWNER_LABEL, Manifest
+
+Key = tuple[str, str]
+"""Namespace and name of an InferenceService."""
+_Id = tuple[str, str]
+"""Kind and name of an object."""
+
+
+class ObjectStore:
+    """Objects that carry the operator's labels, by the InferenceService that they belong to.
+
+    Belongs to one event loop. Of two versions of an object the newer one stays, in whatever order they come.
+    """
+
+    def __init__(self) -> None:
+        self._objects: defaultdict[Key, dict[_Id, Manifest]] = defaultdict(dict)
+
+    def put(self, found: Manifest) -> Key | None:
+        """Remembers it; whom it belongs to. None for objects that are not the operator's."""
+        key = owner_key(found)
+        if key is None:
+            return None
+        known = self._objects[key].get(_id_of(found))
+        if known is None or _version(known) <= _version(found):
+            self._objects[key][_id_of(found)] = found
+        return key
+
+    def remove(self, found: Manifest) -> Key | None:
+        """Forgets it, unless it is there anew."""
+        key = owner_key(found)
+        if key is None:
+            return None
+        known = self._objects[key].get(_id_of(found))
+        if known is not None and _version(known) <= _version(found):
+            del self._objects[key][_id_of(found)]
+        if not self._objects[key]:
+            del self._objects[key]
+        return key
+
+    def replace(self, kinds: Iterable[str], found: Iterable[Manifest]) -> set[Key]:
+        """All there is of some kinds. Those who lost an object that a watch did not tell of."""
+        found = list(found)
+        kept, listed = set(kinds), {_uid(item) for item in found}
+        lost: set[Key] = set()
+        for key, objects in list(self._objects.items()):
+            gone = [item for item in objects.values() if item["kind"] in kept and _uid(item) not in listed]
+            for item in gone:
+                del objects[_id_of(item)]
+                lost.add(key)
+            if not objects:
+                del self._objects[key]
+        for item in found:
+            self.put(item)
+        return lost
+
+    def get(self, key: Key, kind: str, name: str) -> Manifest | None:
+        """The object, if it is known."""
+        return self._objects.get(key, {}).get((kind, name))
+
+    def of(self, key: Key, kind: str | None = None) -> list[Manifest]:
+        """All objects of an InferenceService, or those of one kind, by name."""
+        objects = self._objects.get(key, {})
+        return [objects[item] for item in sorted(objects) if kind is None or item[0] == kind]
+
+    def keys(self) -> list[Key]:
+        """Those that have any object."""
+        return list(self._objects)
+
+
+def owner_key(found: Manifest) -> Key | None:
+    """The InferenceService that an object's labels name."""
+    metadata = found["metadata"]
+    labels = metadata.get("labels") or {}
+    name = labels.get(OWNER_LABEL)
+    if name is None:
+        return None
+    # Pods have the labels of their template, slices those of their Service.
+    return (metadata["namespace"], name) if labels.get(MANAGED_BY) == FIELD_MANAGER else None
+
+
+def _id_of(found: Manifest) -> _Id:
+    return found["kind"], found["metadata"]["name"]
+
+
+def _uid(found: Manifest) -> str:
+    return str(found["metadata"].get("uid"))
+
+
+def _version(found: Manifest) -> int:
+    """API servers count versions up, one for all objects of a kind. What has none is taken as it comes."""
+    text = found["metadata"].get("resourceVersion", "")
+    return int(text) if text.isdigit() else 0

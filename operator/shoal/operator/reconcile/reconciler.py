@@ -1,0 +1,177 @@
+"""One InferenceService, from what is to what should be."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from shoal.operator.api import InferenceService, find_contradictions
+from shoal.operator.api.checking import check
+from shoal.operator.api.crd import PLURAL
+from shoal.operator.api.kubernetes_rules import find_kubernetes_contradictions
+from shoal.operator.api.spec import API_VERSION, KIND
+from shoal.operator.api.status import Condition, InferenceServiceStatus
+from shoal.operator.planner.kubernetes import Manifest, Owner, Platform, plan
+from shoal.operator.planner.kubernetes.plan import Kind
+from shoal.operator.reconcile.api_client import ApiClient, ApiError, collection_path
+from shoal.operator.reconcile.applying import Applier, NameTaken
+from shoal.operator.reconcile.events import events_of
+from shoal.operator.reconcile.object_store import Key, ObjectStore
+from shoal.operator.reconcile.observing import observe_roles
+from shoal.operator.reconcile.status import Findings, status_of
+
+SERVICE_KIND: Final = Kind(API_VERSION, KIND, PLURAL)
+EVENT_KIND: Final = Kind("v1", "Event", "events")
+_log = structlog.get_logger("shoal.operator")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An InferenceService with a valid spec, and its objects: for whoever publishes its endpoints."""
+
+    service: InferenceService
+    owner: Owner
+    objects: tuple[Manifest, ...]
+
+
+class Reconciler:
+    """Brings InferenceServices, one at a time, to what their specs say. Knows no events, only keys."""
+
+    def __init__(
+        self,
+        api: ApiClient,
+        store: ObjectStore,
+        platform: Platform,
+        *,
+        on_planned: Callable[[Key, Planned], object] = lambda key, planned: None,
+        now: Callable[[], str] = lambda: datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    ) -> None:
+        """on_planned: called for each valid service once its objects are applied, and again at each reconcile."""
+        self.services: dict[Key, Manifest] = {}
+        """What the API server holds, as last told. The caller keeps it."""
+        self._api = api
+        self._store = store
+        self._platform = platform
+        self._applier = Applier(api, store)
+        self._on_planned = on_planned
+        self._now = now
+
+    async def reconcile(self, key: Key) -> None:
+        """Raises ApiError or NameTaken when it is to be tried again; the status says so if it could be written."""
+        found = self.services.get(key)
+        if found is None or found["metadata"].get("deletionTimestamp"):
+            # What it owned goes by itself: Kubernetes collects what has no owner.
+            self._applier.forget(key)
+            return
+        findings, failure = await self._bring_about(key, found)
+        await self._show(found, findings)
+        if failure is not None:
+            raise failure
+
+    def forget_applied(self, key: Key) -> None:
+        """The next reconcile applies every object, whatever it looks like."""
+        self._applier.forget(key)
+
+    async def _bring_about(self, key: Key, found: Manifest) -> tuple[Findings, Exception | None]:
+        metadata = found["metadata"]
+        generation, namespace = int(metadata["generation"]), str(metadata["namespace"])
+        service, invalid = read_service(found)
+        if service is None:
+            return Findings(generation=generation, invalid=invalid, namespace=namespace), None
+        owner = Owner(namespace=namespace, uid=metadata["uid"])
+        objects = plan(service, self._platform, owner)
+        failure: Exception | None = None
+        not_applied: tuple[str, str] | None = None
+        if not service.spec.paused:
+            try:
+                changes = await self._applier.apply(key, metadata["uid"], objects)
+                if changes.applied or changes.pruned:
+                    _log.info("applied", service="/".join(key), applied=changes.applied, pruned=changes.pruned)
+            except NameTaken as error:
+                failure, not_applied = error, ("NameTaken", str(error))
+            except ApiError as error:
+                failure, not_applied = error, (error.reason or "ApiError", str(error))
+        self._on_planned(key, Planned(service, owner, objects))
+        roles = observe_roles(objects, self._store.of(key))
+        findings = Findings(
+            generation=generation, service=service, not_applied=not_applied, roles=roles, namespace=namespace
+        )
+        return findings, failure
+
+    async def _show(self, found: Manifest, findings: Findings) -> None:
+        """Writes the status if it differs, and Events of what changed."""
+        before, conditions = found.get("status") or {}, conditions_of(found)
+        now = self._now()
+        status = status_of(findings, conditions, now)
+        shown = as_json(status)
+        if shown == before:
+            return
+        metadata = found["metadata"]
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+            "status": shown,
+        }
+        try:
+            written = await self._api.apply(SERVICE_KIND, body, subresource="status")
+        except ApiError as error:
+            if error.code == 404:  # deleted meanwhile
+                return
+            raise
+        self._remember(written)
+        for event in events_of(found, conditions, status.conditions or (), now):
+            await self._api.request("POST", collection_path(EVENT_KIND, metadata["namespace"]), event)
+
+    def _remember(self, written: Manifest) -> None:
+        """So that the next reconcile does not compare with a status that the watch has yet to bring."""
+        key = (written["metadata"]["namespace"], written["metadata"]["name"])
+        if key in self.services and self.services[key]["metadata"]["uid"] == written["metadata"]["uid"]:
+            self.services[key] = {**self.services[key], "status": written.get("status")}
+
+
+def read_service(found: Manifest) -> tuple[InferenceService | None, str]:
+    """The object's spec, or everything that is wrong with it in one text.
+
+    Objects of other schemas come here too: one written before a field was taken away, or with a value of a later
+    version.
+    """
+    metadata = found["metadata"]
+    value = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+        "spec": found.get("spec") or {},
+    }
+    service, problems = check(InferenceService, value)
+    if service is not None:
+        problems = find_contradictions(service) + find_kubernetes_contradictions(service)
+    if service is None or problems:
+        return None, "; ".join(map(str, problems))
+    return service, ""
+
+
+def conditions_of(found: Manifest) -> Sequence[Condition]:
+    """Those that the object shows; none if they are not ours to read."""
+    try:
+        return msgspec.convert((found.get("status") or {}).get("conditions") or (), tuple[Condition, ...])
+    except msgspec.ValidationError:
+        return ()
+
+
+def as_json(status: InferenceServiceStatus) -> dict[str, Any]:
+    """Without what is not said."""
+    shown = msgspec.to_builtins(status)
+    cleaned: dict[str, Any] = _without_none(shown)
+    return cleaned
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, (list, tuple)) else value

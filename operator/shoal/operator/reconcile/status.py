@@ -1,0 +1,169 @@
+"""What is, as conditions, a phase and one line for people. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from shoal.operator.api import InferenceService
+from shoal.operator.api.status import (
+    Condition,
+    ConditionState,
+    ConditionType,
+    Endpoints,
+    InferenceServiceStatus,
+    Phase,
+    RoleStatus,
+)
+from shoal.operator.planner.kubernetes import selector
+from shoal.operator.planner.kubernetes.envoy import EDGE_PORT
+from shoal.operator.reconcile.observing import COMPONENTS, RoleState
+
+_MAX_MESSAGE: Final = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What a reconcile came to know. Each step's problem keeps the later steps from being tried."""
+
+    generation: int
+    service: InferenceService | None = None
+    """None: the object holds no valid spec."""
+    invalid: str = ""
+    """Why the spec is not accepted."""
+    not_applied: tuple[str, str] | None = None
+    """Reason and message of why the plan could not be applied."""
+    roles: Mapping[str, RoleState] = field(default_factory=dict)
+    namespace: str = "default"
+
+
+def status_of(findings: Findings, before: Sequence[Condition], now: str) -> InferenceServiceStatus:
+    """The status to show. `before`: the conditions shown so far; `now`: RFC 3339, for those that change."""
+    facts = _facts(findings)
+    conditions = tuple(_condition(kind, *fact, findings.generation, before, now) for kind, fact in facts.items())
+    phase, message = _phase(findings, facts)
+    service = findings.service
+    if service is None:
+        return InferenceServiceStatus(
+            observed_generation=findings.generation, phase=phase, message=message, conditions=conditions
+        )
+    name = service.metadata.name
+    workers = findings.roles.get("worker")
+    labels = selector(name, "worker")
+    host = f"{name}.{findings.namespace}.svc"
+    port = service.spec.gateway.port or EDGE_PORT
+    return InferenceServiceStatus(
+        observed_generation=findings.generation,
+        phase=phase,
+        message=message,
+        gateways=_role(findings.roles.get("gateway")),
+        tokenizers=_role(findings.roles.get("tokenizer")),
+        workers=_role(workers),
+        workers_ready=f"{workers.ready}/{workers.desired}" if workers is not None else None,
+        worker_selector=",".join(f"{key}={value}" for key, value in labels.items()),
+        endpoints=Endpoints(grpc=f"{host}:{port}", http=f"http://{host}:{port}"),
+        conditions=conditions,
+    )
+
+
+_Fact = tuple[ConditionState, str, str]
+
+
+def _facts(findings: Findings) -> dict[ConditionType, _Fact]:
+    """Type -> status, reason and message."""
+    facts: dict[ConditionType, _Fact] = {}
+    if findings.service is None:
+        facts["Accepted"] = ("False", "InvalidSpec", findings.invalid)
+        facts["Ready"] = ("False", "InvalidSpec", findings.invalid)
+        return facts
+    facts["Accepted"] = ("True", "Valid", "the spec is valid")
+    if findings.service.spec.paused:
+        facts["Planned"] = ("Unknown", "Paused", "spec.paused is true: nothing is changed until it is false")
+    elif findings.not_applied is not None:
+        facts["Planned"] = ("False", *findings.not_applied)
+    else:
+        facts["Planned"] = ("True", "Applied", "every object is as planned")
+    roles = findings.roles
+    facts["WorkersReady"] = _role_fact([roles[name] for name in ("worker",) if name in roles])
+    facts["GatewaysReady"] = _role_fact([roles[name] for name in ("gateway", "tokenizer") if name in roles])
+    facts["Degraded"] = _degraded(roles)
+    facts["Ready"] = _ready(findings, facts)
+    return facts
+
+
+def _role_fact(roles: Sequence[RoleState]) -> _Fact:
+    if not roles:
+        return "Unknown", "NotObserved", "there is no plan yet"
+    behind = [role for role in roles if not role.is_ready]
+    if not behind:
+        return "True", "AllReady", ", ".join(_count(role) for role in roles)
+    told = next((role for role in behind if role.trouble), behind[0])
+    text = "; ".join(filter(None, [", ".join(_count(role) for role in behind), told.trouble]))
+    return "False", told.reason or "Starting", text
+
+
+def _degraded(roles: Mapping[str, RoleState]) -> _Fact:
+    """Serving, with less than what was asked for."""
+    if not _serves(roles):
+        return "False", "NotServing", "nothing is served yet, or any more"
+    missing = [_count(role) for role in roles.values() if role.ready < role.desired]
+    if not missing:
+        return "False", "AllReady", "every pod is ready"
+    return "True", "PodsMissing", ", ".join(missing)
+
+
+def _ready(findings: Findings, facts: Mapping[ConditionType, _Fact]) -> _Fact:
+    if not _serves(findings.roles):
+        for kind in ("Planned", "WorkersReady", "GatewaysReady"):
+            status, reason, message = facts[kind]
+            if status != "True":
+                return "False", reason, message
+        return "False", "NotObserved", "nothing is known of the pods yet"
+    return "True", "Serving", "every role has a ready pod"
+
+
+def _serves(roles: Mapping[str, RoleState]) -> bool:
+    return set(roles) == set(COMPONENTS) and all(role.ready > 0 for role in roles.values())
+
+
+def _phase(findings: Findings, facts: Mapping[ConditionType, _Fact]) -> tuple[Phase, str]:
+    if facts["Accepted"][0] == "False":
+        return "Failed", facts["Accepted"][2][:_MAX_MESSAGE]
+    if facts["Planned"][1] == "Paused":
+        return "Paused", facts["Planned"][2]
+    if facts["Planned"][0] == "False":
+        return "Failed", facts["Planned"][2][:_MAX_MESSAGE]
+    behind = [facts[kind][2] for kind in ("WorkersReady", "GatewaysReady") if facts[kind][0] != "True"]
+    if not behind:
+        return "Ready", ""
+    return ("Degraded" if _serves(findings.roles) else "Starting"), "; ".join(behind)[:_MAX_MESSAGE]
+
+
+def _condition(
+    kind: ConditionType,
+    status: ConditionState,
+    reason: str,
+    message: str,
+    generation: int,
+    before: Sequence[Condition],
+    now: str,
+) -> Condition:
+    same = next((condition for condition in before if condition.type == kind and condition.status == status), None)
+    return Condition(
+        type=kind,
+        status=status,
+        reason=reason,
+        message=message[:_MAX_MESSAGE],
+        last_transition_time=now if same is None else same.last_transition_time,
+        observed_generation=generation,
+    )
+
+
+def _role(role: RoleState | None) -> RoleStatus | None:
+    return None if role is None else RoleStatus(desired=role.desired, ready=role.ready)
+
+
+def _count(role: RoleState) -> str:
+    rolling = "" if role.is_current or role.ready < role.desired else ", being replaced"
+    return f"{role.ready} of {role.desired} {COMPONENTS[role.component]} ready{rolling}"
