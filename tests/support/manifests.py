@@ -186,7 +186,7 @@ def _values(info: inspect.Type) -> st.SearchStrategy[Any]:
         case inspect.StrType(pattern=pattern, max_length=limit, min_length=least):
             if pattern is None:
                 return st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=least or 0, max_size=20)
-            texts = st.from_regex(pattern, alphabet=st.characters(codec="ascii", exclude_categories=("C",)))
+            texts = st.from_regex(pattern, alphabet=st.characters(codec="ascii", exclude_categories=["C"]))
             return texts.filter(lambda text: len(text) <= (limit or 100) and "\n" not in text)
         case inspect.VarTupleType():
             return st.lists(_values(info.item_type), max_size=2).map(tuple)

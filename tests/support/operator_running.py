@@ -14,7 +14,6 @@ from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, collection_path, object_path
 from shoal.operator.reconcile.controller import Controller, ControllerOptions
 from shoal.operator.reconcile.reconciler import SERVICE_KIND
-from shoal.operator.xds import SnapshotStore
 from support.control_plane.cluster import ControlPlane
 from support.eventually import eventually
 
@@ -31,7 +30,7 @@ async def running_controller(
     await connected.__aexit__(None, None, None)
     stop, ready = asyncio.Event(), asyncio.Event()
     async with make_client(connected.configuration) as api:
-        controller = Controller(api, Platform(), SnapshotStore(), ControllerOptions(namespaces=(namespace,)))
+        controller = Controller(api, Platform(), ControllerOptions(namespaces=(namespace,)))
         running = asyncio.ensure_future(controller.run(stop, ready))
         try:
             waiting = asyncio.ensure_future(ready.wait())

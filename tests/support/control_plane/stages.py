@@ -48,13 +48,13 @@ conditions:
 
 def render_stages() -> str:
     """The file for `kwok --config`."""
-    new = [
+    new: list[dict[str, Any]] = [
         {"key": ".metadata.deletionTimestamp", "operator": "DoesNotExist"},
         {"key": ".status.phase", "operator": "In", "values": ["Pending"]},
     ]
-    ending = [{"key": ".metadata.deletionTimestamp", "operator": "Exists"}]
+    ending: list[dict[str, Any]] = [{"key": ".metadata.deletionTimestamp", "operator": "Exists"}]
     is_ready = '.status.conditions.[] | select(.type == "Ready") | .status'
-    not_ready = {"key": is_ready, "operator": "NotIn", "values": ["True"]}
+    not_ready: dict[str, Any] = {"key": is_ready, "operator": "NotIn", "values": ["True"]}
     stages = [
         _stage("node-is-ready", [not_ready], {"statusTemplate": _READY_NODE}, kind="Node"),
         _stage("pod-runs", new, {"statusTemplate": _RUNNING}),

@@ -9,7 +9,7 @@ from msgspec import Meta
 from shoal.operator.api.spec import Section
 
 Phase = Literal["Pending", "Starting", "Ready", "Degraded", "Paused", "Failed"]
-ConditionType = Literal["Accepted", "Planned", "GatewaysReady", "WorkersReady", "Degraded", "Ready"]
+ConditionType = Literal["Accepted", "Planned", "GatewaysReady", "WorkersReady", "RoutesProgrammed", "Degraded", "Ready"]
 ConditionState = Literal["True", "False", "Unknown"]
 
 

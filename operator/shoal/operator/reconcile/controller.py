@@ -14,12 +14,14 @@ import kopf
 import structlog
 
 from shoal.operator.planner.kubernetes import FIELD_MANAGER, KINDS, MANAGED_BY, Manifest, Platform
+from shoal.operator.planner.kubernetes.envoy import envoy_options, node_cluster
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError
 from shoal.operator.reconcile.handlers import WatchHandlers, make_registry
 from shoal.operator.reconcile.object_store import Key, ObjectStore
 from shoal.operator.reconcile.publishing import Publisher
-from shoal.operator.reconcile.reconciler import SERVICE_KIND, Reconciler
+from shoal.operator.reconcile.reconciler import SERVICE_KIND, Planned, Reconciler
+from shoal.operator.reconcile.routes import RoutesState, backends
 from shoal.operator.reconcile.work_queue import WorkQueue
 from shoal.operator.xds import SnapshotStore
 
@@ -47,15 +49,16 @@ class ControllerOptions:
 class Controller:
     """Reconciles until `stop` is set. One for each operator process."""
 
-    def __init__(
-        self, api: ApiClient, platform: Platform, snapshots: SnapshotStore, options: ControllerOptions | None = None
-    ) -> None:
+    def __init__(self, api: ApiClient, platform: Platform, options: ControllerOptions | None = None) -> None:
         self._api = api
         self._options = options or ControllerOptions()
+        self._platform = platform
         self.store = ObjectStore()
-        self.publisher = Publisher(self.store, snapshots, platform)
-        self.reconciler = Reconciler(api, self.store, platform, on_planned=self.publisher.on_planned)
+        self.snapshots = SnapshotStore(self._envoys_changed)
+        """What Envoys are told: for the discovery server."""
+        self.reconciler = Reconciler(api, self.store, platform, on_planned=self._plan_routes)
         self.queue: WorkQueue[Key] = WorkQueue()
+        self._publisher = Publisher(self.snapshots)
 
     async def run(self, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
         """Sets `ready` once everything is watched. Raises ApiError when the API server cannot be read at first."""
@@ -87,23 +90,37 @@ class Controller:
         self.reconciler.services.pop(key, None)
         self.queue.forget(key)
         self.queue.add(key)
-        self.publisher.drop(key)
+        self._publisher.remove(node_cluster(*key))
 
     def object_seen(self, found: Manifest) -> None:
         """Something that belongs to an InferenceService is there, or changed."""
-        self._touched(self.store.put(found), found["kind"])
+        key = self.store.put(found)
+        if found["kind"] == "EndpointSlice":
+            # At once: calls go to pods that are no more until Envoy knows.
+            self._publisher.put_slice(*_slice_names(found), found)
+        elif key in self.reconciler.services:
+            self.queue.add(key)
 
     def object_gone(self, found: Manifest) -> None:
         """It is there no more."""
-        self._touched(self.store.remove(found), found["kind"])
-
-    def _touched(self, key: Key | None, kind: str) -> None:
-        if key is None:
-            return
-        if kind == "EndpointSlice":
-            self.publisher.publish(key)  # at once: calls go to pods that are no more until Envoy knows
+        key = self.store.remove(found)
+        if found["kind"] == "EndpointSlice":
+            self._publisher.drop_slice(*_slice_names(found))
         elif key in self.reconciler.services:
             self.queue.add(key)
+
+    def _plan_routes(self, planned: Planned) -> RoutesState:
+        namespace, name = planned.owner.namespace, planned.service.metadata.name
+        options = envoy_options(planned.service, self._platform, planned.owner)
+        self._publisher.configure(namespace, options, backends(name))
+        cluster = node_cluster(namespace, name)
+        rejections = self.snapshots.rejections(cluster)
+        return RoutesState(len(self.snapshots.nodes(cluster)), rejections[0].message if rejections else "")
+
+    def _envoys_changed(self, cluster: str) -> None:
+        namespace, _, name = cluster.partition("/")
+        if (namespace, name) in self.reconciler.services:
+            self.queue.add((namespace, name))
 
     async def _reconcile(self) -> None:
         while True:
@@ -137,8 +154,10 @@ class Controller:
         started = time.monotonic()
         for kind in WATCHED:
             found = [item for ns in self._namespaces() for item in await self._api.list(kind, ns, OURS)]
-            for key in self.store.replace([kind.kind], found):
-                self.queue.add(key)
+            for lost in self.store.replace(kind.kind, found):
+                self.object_gone(lost)
+            for item in found:
+                self.object_seen(item)
         services = [item for ns in self._namespaces() for item in await self._api.list(SERVICE_KIND, ns)]
         listed = {(item["metadata"]["namespace"], item["metadata"]["name"]) for item in services}
         for key in set(self.reconciler.services) - listed:
@@ -149,6 +168,12 @@ class Controller:
 
     def _namespaces(self) -> Iterable[str | None]:
         return self._options.namespaces or (None,)
+
+
+def _slice_names(found: Manifest) -> tuple[str, str, str]:
+    """Namespace, Service and the slice's own name."""
+    metadata = found["metadata"]
+    return metadata["namespace"], metadata["labels"].get("kubernetes.io/service-name", ""), metadata["name"]
 
 
 def _is_other(known: Manifest, found: Manifest) -> bool:

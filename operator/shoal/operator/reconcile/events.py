@@ -10,8 +10,7 @@ from shoal.operator.api.spec import API_VERSION, KIND
 from shoal.operator.api.status import Condition
 from shoal.operator.planner.kubernetes import FIELD_MANAGER, Manifest
 
-_BAD_WHEN_FALSE: Final = ("Accepted", "Planned")
-_SHOWN: Final = ("Accepted", "Planned", "WorkersReady", "GatewaysReady", "Degraded", "Ready")
+_BAD_WHEN_FALSE: Final = ("Accepted", "Planned", "RoutesProgrammed")
 
 
 def events_of(found: Manifest, before: Sequence[Condition], after: Sequence[Condition], now: str) -> list[Manifest]:
@@ -19,6 +18,8 @@ def events_of(found: Manifest, before: Sequence[Condition], after: Sequence[Cond
     known = {condition.type: condition for condition in before}
     events = []
     for condition in after:
+        if condition.type == "RoutesProgrammed" and condition.status != "False":
+            continue  # Envoys come and go with their pods
         was = known.get(condition.type)
         if was is not None and (was.status, was.reason) == (condition.status, condition.reason):
             continue

@@ -44,20 +44,13 @@ class ObjectStore:
             del self._objects[key]
         return key
 
-    def replace(self, kinds: Iterable[str], found: Iterable[Manifest]) -> set[Key]:
-        """All there is of some kinds. Those who lost an object that a watch did not tell of."""
-        found = list(found)
-        kept, listed = set(kinds), {_uid(item) for item in found}
-        lost: set[Key] = set()
-        for key, objects in list(self._objects.items()):
-            gone = [item for item in objects.values() if item["kind"] in kept and _uid(item) not in listed]
-            for item in gone:
-                del objects[_id_of(item)]
-                lost.add(key)
-            if not objects:
-                del self._objects[key]
-        for item in found:
-            self.put(item)
+    def replace(self, kind: str, found: Iterable[Manifest]) -> list[Manifest]:
+        """All there is of a kind. Those that went without a watch having told of it; they are forgotten."""
+        listed = {_uid(item) for item in found}
+        known = [item for objects in self._objects.values() for item in objects.values() if item["kind"] == kind]
+        lost = [item for item in known if _uid(item) not in listed]
+        for item in lost:
+            self.remove(item)
         return lost
 
     def get(self, key: Key, kind: str, name: str) -> Manifest | None:
@@ -68,10 +61,6 @@ class ObjectStore:
         """All objects of an InferenceService, or those of one kind, by name."""
         objects = self._objects.get(key, {})
         return [objects[item] for item in sorted(objects) if kind is None or item[0] == kind]
-
-    def keys(self) -> list[Key]:
-        """Those that have any object."""
-        return list(self._objects)
 
 
 def owner_key(found: Manifest) -> Key | None:

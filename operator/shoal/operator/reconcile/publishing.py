@@ -1,79 +1,94 @@
-"""Tells the discovery service where the pods of each InferenceService are."""
+"""Puts together what each mesh's Envoys are told: how its plan configures them, and who stands behind its Services."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from shoal.operator.envoy import Endpoint, clusters
-from shoal.operator.envoy.config import render_resources
-from shoal.operator.envoy.endpoints import cluster_load_assignment
-from shoal.operator.planner.kubernetes import Platform
-from shoal.operator.planner.kubernetes.envoy import envoy_options, node_cluster
-from shoal.operator.planner.kubernetes.names import COMPONENT_LABEL
-from shoal.operator.reconcile.object_store import Key, ObjectStore
-from shoal.operator.reconcile.reconciler import Planned
-from shoal.operator.xds import Snapshot, SnapshotStore, encode
+from shoal.operator.envoy import EnvoyOptions, cluster_load_assignment, render_resources
 from shoal.operator.xds.endpoint_slices import ready_endpoints
+from shoal.operator.xds.snapshot import Snapshot, encode
+from shoal.operator.xds.store import SnapshotStore
 
-_SOURCES = {
-    clusters.WORKER: ("worker", "grpc"),
-    clusters.GATEWAY_GRPC: ("gateway", "grpc"),
-    clusters.GATEWAY_HTTP: ("gateway", "http"),
-    clusters.GATEWAY_PEERS: ("gateway", "peer"),
-}
-"""Envoy cluster -> the component whose Service has its endpoints, and the name of the port."""
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Where a cluster's endpoints are found: a port of a Service, by its name."""
+
+    service: str
+    port_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Mesh:
+    options: EnvoyOptions
+    namespace: str
+    backends: Mapping[str, Backend]
 
 
 class Publisher:
-    """Keeps one snapshot for the Envoys and gateways of each InferenceService up to date."""
+    """Fed with plans and EndpointSlices, in any order and as often as they come. Belongs to the store's event loop."""
 
-    def __init__(self, store: ObjectStore, snapshots: SnapshotStore, platform: Platform) -> None:
+    def __init__(self, store: SnapshotStore) -> None:
         self._store = store
-        self._snapshots = snapshots
-        self._platform = platform
-        self._planned: dict[Key, Planned] = {}
-        self._shown: dict[Key, Any] = {}
+        self._meshes: dict[str, _Mesh] = {}
+        self._users: dict[tuple[str, str], set[str]] = {}
+        """Namespace and Service -> meshes that have it behind a cluster."""
+        self._slices: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
 
-    def on_planned(self, key: Key, planned: Planned) -> None:
-        """The service as it is to be from now on."""
-        self._planned[key] = planned
-        self.publish(key)
-
-    def publish(self, key: Key) -> None:
-        """Its endpoints have changed, perhaps. Services that were never planned are left for later."""
-        planned = self._planned.get(key)
-        if planned is None:
+    def configure(self, namespace: str, options: EnvoyOptions, backends: Mapping[str, Backend]) -> None:
+        """Tells the Envoys of `options.node_cluster` so; backends: by cluster, of that namespace."""
+        mesh = _Mesh(options, namespace, dict(backends))
+        if self._meshes.get(options.node_cluster) == mesh:
             return
-        options = envoy_options(planned.service, self._platform, planned.owner)
-        endpoints = self.endpoints(key)
-        # Routes and clusters depend on whether there is a choice of workers at all.
-        told = (options, tuple(endpoints.items()))
-        if self._shown.get(key) != told:
-            self._shown[key] = told
-            self._snapshots.put(node_cluster(*key), _encoded(*told))
+        self.remove(options.node_cluster, keep=True)
+        self._meshes[options.node_cluster] = mesh
+        for backend in mesh.backends.values():
+            self._users.setdefault((namespace, backend.service), set()).add(options.node_cluster)
+        endpoints = {cluster: self._endpoints(mesh, cluster) for cluster in mesh.backends}
+        self._store.put(options.node_cluster, encode(render_resources(options, endpoints)))
 
-    def drop(self, key: Key) -> None:
-        """The service is gone."""
-        self._planned.pop(key, None)
-        self._shown.pop(key, None)
-        self._snapshots.drop(node_cluster(*key))
+    def remove(self, mesh_name: str, *, keep: bool = False) -> None:
+        """The mesh is gone; its Envoys, while they are there, go on with what they have. keep: it is to be replaced."""
+        mesh = self._meshes.pop(mesh_name, None)
+        if mesh is None:
+            return
+        for backend in mesh.backends.values():
+            users = self._users.get((mesh.namespace, backend.service), set())
+            users.discard(mesh_name)
+            if not users:
+                self._users.pop((mesh.namespace, backend.service), None)
+        if not keep:
+            self._store.drop(mesh_name)
 
-    def endpoints(self, key: Key) -> dict[str, tuple[Endpoint, ...]]:
-        """By Envoy cluster: who takes calls, as far as the store knows."""
-        return {name: self._ready(key, *source) for name, source in _SOURCES.items()}
+    def put_slice(self, namespace: str, service: str, name: str, content: Mapping[str, Any]) -> None:
+        """An EndpointSlice of a Service is there, or has changed."""
+        self._slices.setdefault((namespace, service), {})[name] = content
+        self._publish(namespace, service)
 
-    def _ready(self, key: Key, component: str, port: str) -> tuple[Endpoint, ...]:
-        slices = [
-            found
-            for found in self._store.of(key, "EndpointSlice")
-            if found["metadata"]["labels"].get(COMPONENT_LABEL) == component
-        ]
-        return ready_endpoints(slices, port)
+    def drop_slice(self, namespace: str, service: str, name: str) -> None:
+        """It is gone."""
+        slices = self._slices.get((namespace, service), {})
+        if slices.pop(name, None) is None:
+            return
+        if not slices:
+            del self._slices[namespace, service]
+        self._publish(namespace, service)
 
+    def _publish(self, namespace: str, service: str) -> None:
+        for name in self._users.get((namespace, service), ()):
+            mesh, snapshot = self._meshes[name], self._store.get(name)
+            assert snapshot is not None, "configured meshes have one"
+            self._store.put(name, self._with_endpoints(snapshot, mesh, service))
 
-def _encoded(options: Any, endpoints: tuple[tuple[str, tuple[Endpoint, ...]], ...]) -> Snapshot:
-    resources = render_resources(options, dict(endpoints))
-    # No cluster of Envoy's leads to the gateways' own port; the followers ask for it by name.
-    peers = cluster_load_assignment(clusters.GATEWAY_PEERS, dict(endpoints)[clusters.GATEWAY_PEERS])
-    return encode(dataclasses.replace(resources, endpoints=(*resources.endpoints, peers)))
+    def _with_endpoints(self, snapshot: Snapshot, mesh: _Mesh, service: str) -> Snapshot:
+        changed = [cluster for cluster, backend in mesh.backends.items() if backend.service == service]
+        return snapshot.with_endpoints(
+            [cluster_load_assignment(cluster, self._endpoints(mesh, cluster)) for cluster in changed]
+        )
+
+    def _endpoints(self, mesh: _Mesh, cluster: str) -> Any:
+        backend = mesh.backends[cluster]
+        slices = self._slices.get((mesh.namespace, backend.service), {})
+        return ready_endpoints(slices.values(), backend.port_name)

@@ -23,6 +23,7 @@ from shoal.operator.reconcile.applying import Applier, NameTaken
 from shoal.operator.reconcile.events import events_of
 from shoal.operator.reconcile.object_store import Key, ObjectStore
 from shoal.operator.reconcile.observing import observe_roles
+from shoal.operator.reconcile.routes import RoutesState
 from shoal.operator.reconcile.status import Findings, status_of
 
 SERVICE_KIND: Final = Kind(API_VERSION, KIND, PLURAL)
@@ -32,11 +33,10 @@ _log = structlog.get_logger("shoal.operator")
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """An InferenceService with a valid spec, and its objects: for whoever publishes its endpoints."""
+    """An InferenceService with a valid spec."""
 
     service: InferenceService
     owner: Owner
-    objects: tuple[Manifest, ...]
 
 
 class Reconciler:
@@ -48,10 +48,10 @@ class Reconciler:
         store: ObjectStore,
         platform: Platform,
         *,
-        on_planned: Callable[[Key, Planned], object] = lambda key, planned: None,
+        on_planned: Callable[[Planned], RoutesState],
         now: Callable[[], str] = lambda: datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     ) -> None:
-        """on_planned: called for each valid service once its objects are applied, and again at each reconcile."""
+        """on_planned: called for each valid service at each reconcile; tells what its Envoys make of that."""
         self.services: dict[Key, Manifest] = {}
         """What the API server holds, as last told. The caller keeps it."""
         self._api = api
@@ -96,10 +96,15 @@ class Reconciler:
                 failure, not_applied = error, ("NameTaken", str(error))
             except ApiError as error:
                 failure, not_applied = error, (error.reason or "ApiError", str(error))
-        self._on_planned(key, Planned(service, owner, objects))
+        routes = self._on_planned(Planned(service, owner))
         roles = observe_roles(objects, self._store.of(key))
         findings = Findings(
-            generation=generation, service=service, not_applied=not_applied, roles=roles, namespace=namespace
+            generation=generation,
+            service=service,
+            not_applied=not_applied,
+            roles=roles,
+            routes=routes,
+            namespace=namespace,
         )
         return findings, failure
 

@@ -19,6 +19,7 @@ from shoal.operator.api.status import (
 from shoal.operator.planner.kubernetes import selector
 from shoal.operator.planner.kubernetes.envoy import EDGE_PORT
 from shoal.operator.reconcile.observing import COMPONENTS, RoleState
+from shoal.operator.reconcile.routes import RoutesState
 
 _MAX_MESSAGE: Final = 1024
 
@@ -35,6 +36,7 @@ class Findings:
     not_applied: tuple[str, str] | None = None
     """Reason and message of why the plan could not be applied."""
     roles: Mapping[str, RoleState] = field(default_factory=dict)
+    routes: RoutesState = field(default_factory=RoutesState)
     namespace: str = "default"
 
 
@@ -87,7 +89,8 @@ def _facts(findings: Findings) -> dict[ConditionType, _Fact]:
     roles = findings.roles
     facts["WorkersReady"] = _role_fact([roles[name] for name in ("worker",) if name in roles])
     facts["GatewaysReady"] = _role_fact([roles[name] for name in ("gateway", "tokenizer") if name in roles])
-    facts["Degraded"] = _degraded(roles)
+    facts["RoutesProgrammed"] = _routes(findings.routes)
+    facts["Degraded"] = _degraded(roles, findings.routes)
     facts["Ready"] = _ready(findings, facts)
     return facts
 
@@ -103,8 +106,18 @@ def _role_fact(roles: Sequence[RoleState]) -> _Fact:
     return "False", told.reason or "Starting", text
 
 
-def _degraded(roles: Mapping[str, RoleState]) -> _Fact:
+def _routes(routes: RoutesState) -> _Fact:
+    if routes.rejection:
+        return "False", "Rejected", f"Envoy goes on with what it had, and refuses: {routes.rejection}"
+    if not routes.num_envoys:
+        return "Unknown", "NoEnvoys", "no Envoy is connected to the operator"
+    return "True", "Accepted", f"{routes.num_envoys} Envoys are up to date"
+
+
+def _degraded(roles: Mapping[str, RoleState], routes: RoutesState) -> _Fact:
     """Serving, with less than what was asked for."""
+    if routes.rejection:
+        return "True", "RoutesRejected", _routes(routes)[2]
     if not _serves(roles):
         return "False", "NotServing", "nothing is served yet, or any more"
     missing = [_count(role) for role in roles.values() if role.ready < role.desired]
@@ -135,6 +148,8 @@ def _phase(findings: Findings, facts: Mapping[ConditionType, _Fact]) -> tuple[Ph
     if facts["Planned"][0] == "False":
         return "Failed", facts["Planned"][2][:_MAX_MESSAGE]
     behind = [facts[kind][2] for kind in ("WorkersReady", "GatewaysReady") if facts[kind][0] != "True"]
+    if facts["RoutesProgrammed"][0] == "False":
+        behind.append(facts["RoutesProgrammed"][2])
     if not behind:
         return "Ready", ""
     return ("Degraded" if _serves(findings.roles) else "Starting"), "; ".join(behind)[:_MAX_MESSAGE]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from envoy_data_plane.envoy.config.endpoint.v3 import ClusterLoadAssignment
 
 from shoal.operator.planner.kubernetes import Owner, Platform, plan
 from shoal.operator.planner.kubernetes.plan import Kind
+from shoal.operator.reconcile.controller import Controller
 from shoal.operator.reconcile.reconciler import SERVICE_KIND, read_service
+from shoal.operator.xds import Kind as EnvoyKind
 from support.control_plane.cluster import ControlPlane
 from support.eventually import eventually
 from support.manifests import MINIMAL_ON_KUBERNETES, with_fields
@@ -52,6 +55,7 @@ async def test_a_service_comes_up_scales_and_goes(space: Namespace) -> None:
             "Planned": "True",
             "WorkersReady": "True",
             "GatewaysReady": "True",
+            "RoutesProgrammed": "Unknown",  # kwok runs no Envoy
             "Degraded": "False",
             "Ready": "True",
         }
@@ -67,15 +71,21 @@ async def test_a_service_comes_up_scales_and_goes(space: Namespace) -> None:
         changed = await space.patch(SERVICE_KIND, "smol", {"spec": {"workers": {"replicas": 3}}})
         status = await space.until_phase("smol", "Ready", changed["metadata"]["generation"])
         assert status["workers"] == {"desired": 3, "ready": 3}
-        await eventually(
-            lambda: len(controller.publisher.endpoints((space.name, "smol"))["worker"]) == 3, "3 endpoints"
-        )
+        await eventually(lambda: len(told(controller, space.name)) == 3, "Envoys would be told of 3 workers")
 
         reasons = [event["reason"] for event in await space.list(EVENT)]
         assert {"Accepted", "Planned", "Ready", "WorkersReady"} <= set(reasons)
         await space.delete(SERVICE_KIND, "smol")
         await eventually(lambda: _is_empty(space), "everything that it owned is collected", 30)
         await eventually(lambda: not controller.store.of((space.name, "smol")), "it is forgotten")
+
+
+def told(controller: Controller, namespace: str) -> list[Any]:
+    """Workers in the snapshot for Envoys."""
+    snapshot = controller.snapshots.get(f"{namespace}/smol")
+    assert snapshot is not None
+    assignment = ClusterLoadAssignment.parse(snapshot.of(EnvoyKind.ENDPOINTS)["worker"].body.value)
+    return [endpoint for group in assignment.endpoints for endpoint in group.lb_endpoints]
 
 
 async def _is_empty(space: Namespace) -> bool:
