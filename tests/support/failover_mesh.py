@@ -41,9 +41,9 @@ class FailoverMesh:
     """Alive, by address."""
     _ended: list[WorkerProcess] = field(default_factory=list)
 
-    async def add_worker(self, fault: str = "") -> str:
-        """Starts one and waits until requests can go there; its address."""
-        worker = await launch_worker(*self.flags, fault=fault)
+    async def add_worker(self, *flags: str, fault: str = "") -> str:
+        """Starts one and waits until requests can go there; its address. flags: for this one only."""
+        worker = await launch_worker(*self.flags, *flags, fault=fault)
         self._ended.append(worker)
         await worker.wait_logged("serving")
         await self.envoy.join({"worker": [_endpoint(worker.address)]})

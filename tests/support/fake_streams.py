@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 from shoal.api.generation.v1 import generation_pb2
 from shoal.api.worker.v1 import worker_pb2
+from shoal.blocks import KeyChain
 from shoal.gateway.attempt import Attempt, StallWatch
 from shoal.gateway.dispatch import Errand
 from shoal.gateway.journal import Journal
-from shoal.gateway.routing.load import LoadTracker
+from shoal.gateway.routing.load import Load, LoadTracker
+from shoal.gateway.routing.policy import Candidate, Ranking
 from shoal.gateway.routing.router import Pick
 from shoal.gateway.workers.fleet import ServedModel
 from shoal.rpc.errors import Cancelled, ShoalError
@@ -87,6 +89,11 @@ class FakeWorkers:
 
     def first(self, errand: Errand) -> Attempt:
         return self._attempt("a", range(len(self.lengths)), ())
+
+    def rank(
+        self, errand: Errand, journal: Journal, choices: Sequence[int], endpoints: list[str], chain: KeyChain | None
+    ) -> Ranking:
+        return Ranking(tuple(Candidate(endpoint, 0, Load()) for endpoint in endpoints), "load")
 
     def resume(self, errand: Errand, journal: Journal, choices: Sequence[int], endpoints: list[str]) -> Attempt:
         resumed = tuple(journal.completions[choices[0]].token_ids) if journal.begun else ()

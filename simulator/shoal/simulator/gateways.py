@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from shoal.api.peer.v1 import peer_pb2
 from shoal.blocks import KeyChain
 from shoal.gateway.peers.board import GATHER_S, LoadBoard
 from shoal.gateway.peers.shares import PeerFeed
 from shoal.gateway.routing.load import LoadTracker, Ticket
-from shoal.gateway.routing.policy import Policy
+from shoal.gateway.routing.policy import Policy, Ranking
 from shoal.gateway.routing.prefix_index import PrefixIndex
+from shoal.gateway.routing.rebalance import RebalanceConfig, Rebalancer
 from shoal.gateway.routing.router import Pick, PickRequest, Router
 
 Clock = Callable[[], float]
@@ -29,8 +30,10 @@ class VirtualGateway:
     """One gateway's process."""
 
     def __init__(self, number: int, policy: Policy, max_index_keys: int, clock: Clock) -> None:
+        self.number = number
         self.index = PrefixIndex(max_index_keys, clock=clock)
         self.loads = LoadTracker(clock=clock)
+        self.rebalancer = Rebalancer(self.loads, RebalanceConfig())
         self._router = Router(self.index, self.loads, policy)
         self._board = LoadBoard(number + 1, self.loads)
         self._feeds: dict[VirtualGateway, PeerFeed] = {}
@@ -54,6 +57,10 @@ class VirtualGateway:
             self._board.expect(endpoint, chain, num_cached // request.block_size)
         num_uncached = request.prompt_tokens - num_cached
         return pick, self.loads.admit(endpoint, num_uncached, num_prompt_tokens=request.prompt_tokens)
+
+    def rank(self, request: PickRequest) -> Ranking:
+        """What a pick would find."""
+        return self._router.rank(request)
 
     def hear(self, other: VirtualGateway) -> None:
         """Takes in all that another one has published."""
@@ -109,9 +116,16 @@ class VirtualGateways:
         """Each gateway follows the events itself."""
         return [gateway.index for gateway in self._all]
 
+    def __iter__(self) -> Iterator[VirtualGateway]:
+        return iter(self._all)
+
+    def of(self, number: int) -> VirtualGateway:
+        """The one that has request `number`."""
+        return self._all[number % len(self._all)]
+
     def pick(self, number: int, request: PickRequest) -> tuple[Pick, Ticket]:
         """The decision on request `number`, and its share of the chosen worker's load."""
-        return self._all[number % len(self._all)].pick(request)
+        return self.of(number).pick(request)
 
     def tell(self) -> None:
         """Call after anything that may have changed a load."""

@@ -43,6 +43,8 @@ class VirtualWorker:
         self._sequences = SimulatedSequences(gpu.max_num_seqs, vocab_size)
         self._pending: deque[tuple[StepPlan, StepResult, float]] = deque()
         self._busy_until_s = 0.0
+        self.slowness = 1.0
+        """How many times longer its steps take than they should."""
         self.busy_s = 0.0
         """Time that steps took so far."""
         self.num_steps = 0
@@ -62,6 +64,10 @@ class VirtualWorker:
         self._scheduler.add(request)
         return None if self._pending else self._plan()
 
+    def cancel(self, stream_id: int) -> None:
+        """Nobody wants it any more. What the device computes of it already still takes its time."""
+        self._scheduler.cancel(stream_id)
+
     def end_step(self) -> tuple[StepOutput, list[KvEvent], float | None]:
         """Takes in the oldest step, which ends at this moment. Returns what it did, and when the next one ends."""
         plan, result, _ = self._pending.popleft()
@@ -73,7 +79,7 @@ class VirtualWorker:
         pending = self._pending
         while len(pending) < MAX_PENDING_STEPS and (plan := self._scheduler.schedule()) is not None:
             assert not plan.forks, "a trace asks for one completion of each prompt"
-            step_s = self._timer.step_s(self._sequences.apply(plan))
+            step_s = self.slowness * self._timer.step_s(self._sequences.apply(plan))
             self._busy_until_s = max(self._clock(), self._busy_until_s) + step_s
             self.busy_s += step_s
             self.num_steps += 1

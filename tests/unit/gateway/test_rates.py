@@ -146,7 +146,7 @@ def test_what_cannot_be_attributed_teaches_nothing() -> None:
     backlog, work = Backlog(), prefill_work(100, 0)
     first = backlog.add(work, 1.0, 0.0)
     second = backlog.add(work, 1.0, 0.0)
-    backlog.withdraw(first)
+    backlog.withdraw(first, 1.0)
     assert backlog.answer(second, 5.0) is None
     third = backlog.add(work, 1.0, 9.0)
     assert backlog.answer(third, 10.0) == (work, 1.0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final, Protocol
 
+from shoal.blocks import KeyChain
 from shoal.gateway.explain.records import AttemptRecord
 from shoal.gateway.routing.load import Ticket
+from shoal.gateway.routing.policy import Ranking
 from shoal.gateway.routing.router import Pick
 from shoal.rpc.errors import Cancelled, ShoalError, Unavailable
 
@@ -20,6 +22,41 @@ answer the gateway's own pings either. Once may be that connection's trouble alo
 
 class Stalled(Unavailable):
     """The worker sent nothing for too long."""
+
+
+class Outbid(Unavailable):
+    """Another worker is foreseen to be so much quicker that the rest is taken there."""
+
+
+class Holder(Protocol):
+    """Who reads an attempt, and knows what is left to do; see `leg.Leg`."""
+
+    @property
+    def model(self) -> str:
+        """Its name."""
+        ...
+
+    def can_move(self) -> bool:
+        """Whether another worker could go on."""
+        ...
+
+    def worker_is_gone(self) -> bool:
+        """Whether the worker that this was sent to can no longer be reached past Envoy."""
+        ...
+
+    @property
+    def num_chosen(self) -> int:
+        """Moves by choice so far."""
+        ...
+
+    @property
+    def remaining_tokens(self) -> int:
+        """The most that may still come; 0 if the rest cannot be moved by choice."""
+        ...
+
+    def rank_others(self) -> Ranking | None:
+        """The workers that this has not been at, by price; None if there are none."""
+        ...
 
 
 class Call(Protocol):
@@ -46,11 +83,19 @@ class Attempt:
     """Made by `Dispatcher`; read by one task; closed by its leg."""
 
     __slots__ = (
-        "_call", "_ticket", "_watch", "can_move", "is_reading", "num_looks", "num_messages", "num_tokens", "pick",
-        "num_looks_gone", "on_outcome", "record", "stalled", "worker", "worker_epoch", "worker_is_gone",
+        "_call", "_watch", "chain", "holder", "is_outbid", "is_reading", "num_looks", "num_looks_gone", "num_messages",
+        "num_tokens", "on_outcome", "pick", "record", "stalled", "ticket", "worker", "worker_epoch",
     )  # fmt: skip
 
-    def __init__(self, call: Call, ticket: Ticket, pick: Pick, worker_epoch: int, watch: StallWatch) -> None:
+    def __init__(
+        self,
+        call: Call,
+        ticket: Ticket,
+        pick: Pick,
+        worker_epoch: int,
+        watch: StallWatch,
+        chain: KeyChain | None = None,
+    ) -> None:
         self.pick = pick
         self.worker = pick.endpoints[0] if pick.endpoints else ""
         """Who answers; until the first message, who is expected to."""
@@ -64,15 +109,16 @@ class Attempt:
         self.stalled = False
         self.num_looks_gone = 0
         """How often in a row the watch has found the worker gone."""
-        self.can_move: Callable[[], bool] = bool
-        """Whether another worker could go on; set by the leg."""
-        self.worker_is_gone: Callable[[], bool] = bool
-        """Whether the worker that this was sent to can no longer be reached past Envoy; set by the leg."""
+        self.is_outbid = False
+        self.holder: Holder | None = None
+        """Set by the leg."""
+        self.chain = chain
+        """What was picked by, until the first message."""
         self.record = AttemptRecord(pick)
         self.on_outcome: Callable[[Attempt], object] = bool
         """Called once, when the first message is here or can no longer come; set by the dispatcher."""
         self._call = call
-        self._ticket = ticket
+        self.ticket = ticket
         self._watch = watch
         watch.add(self)
 
@@ -93,6 +139,8 @@ class Attempt:
         self.close()
         if self.stalled and isinstance(error, Cancelled):
             error = Stalled("the worker sent nothing for too long")
+        if self.is_outbid and isinstance(error, Cancelled):
+            error = Outbid("another worker is foreseen to be quicker")
         served_by = self._call.failed_at()
         if served_by and served_by != self.worker:
             self.worker, self.worker_epoch = served_by, epoch_of(served_by)
@@ -105,19 +153,39 @@ class Attempt:
         self.record.first_message_s = time.perf_counter()
         self.record.cached_tokens = cached_tokens
         served_by = await self._call.served_by()
-        self._ticket.answered(served_by or None)
+        self.ticket.answered(served_by or None)
         if served_by and served_by != self.worker:
             self.worker, self.worker_epoch = served_by, epoch_of(served_by)
         self._settle()
 
     def _settle(self) -> None:
         self.record.settle(self.worker)
+        self.chain = None
         on_outcome, self.on_outcome = self.on_outcome, bool
         on_outcome(self)
 
     def stall(self) -> None:
         """Gives the call up because the worker stands still."""
         self.stalled = True
+        self._call.cancel()
+
+    @property
+    def num_chosen(self) -> int:
+        """See `Holder`."""
+        return self.holder.num_chosen if self.holder else 0
+
+    @property
+    def remaining_tokens(self) -> int:
+        """See `Holder`."""
+        return self.holder.remaining_tokens if self.holder else 0
+
+    def rank_others(self) -> Ranking | None:
+        """See `Holder`."""
+        return self.holder.rank_others() if self.holder else None
+
+    def outbid(self) -> None:
+        """Gives the call up because another worker goes on with the rest."""
+        self.is_outbid = True
         self._call.cancel()
 
     def cancel(self) -> None:
@@ -128,7 +196,7 @@ class Attempt:
         """Ends the call and settles the load. Harmless when repeated."""
         self._watch.discard(self)
         self._call.cancel()
-        self._ticket.close(self.num_tokens)
+        self.ticket.close(self.num_tokens, was_slow=self.is_outbid)
 
 
 class StallWatch:
@@ -145,6 +213,11 @@ class StallWatch:
         self._max_looks = self._looks(stall_timeout_s)
         self._max_first_looks = self._looks(first_token_timeout_s)
         self._attempts: set[Attempt] = set()
+
+    @property
+    def attempts(self) -> Collection[Attempt]:
+        """All that are under way."""
+        return self._attempts
 
     def add(self, attempt: Attempt) -> None:
         """From now on it is watched."""
@@ -163,13 +236,14 @@ class StallWatch:
     def look(self) -> None:
         """Gives up the attempts that stood still for too long, where another worker could go on."""
         for attempt in list(self._attempts):
-            if not attempt.is_reading or attempt.stalled:
+            holder = attempt.holder
+            if holder is None or not attempt.is_reading or attempt.stalled or attempt.is_outbid:
                 continue
             attempt.num_looks += 1
-            attempt.num_looks_gone = attempt.num_looks_gone + 1 if attempt.worker_is_gone() else 0
+            attempt.num_looks_gone = attempt.num_looks_gone + 1 if holder.worker_is_gone() else 0
             most = self._max_looks if attempt.num_messages else self._max_first_looks
             is_late = bool(most) and attempt.num_looks > most
-            if (is_late or attempt.num_looks_gone >= _LOOKS_GONE) and attempt.can_move():
+            if (is_late or attempt.num_looks_gone >= _LOOKS_GONE) and holder.can_move():
                 attempt.stall()
 
     def _looks(self, limit_s: float) -> int:

@@ -106,6 +106,11 @@ class Config:
     first_token_timeout_s: Seconds = option(
         300.0, "The same before the first token, queue and prompt included; 0: never."
     )
+    rebalance: Literal["on", "off"] = option(
+        "on",
+        "Whether requests move, as after a loss, when another worker is foreseen to be so much quicker that it pays; "
+        "with the policy shoal only, and never with max_moves 0.",
+    )
     move_wait_s: Seconds = option(
         60.0, "How long a stream that has delivered tokens waits for a worker when none is ready."
     )

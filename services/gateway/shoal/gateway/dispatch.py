@@ -18,6 +18,7 @@ from shoal.gateway.attempt import Attempt, StallWatch
 from shoal.gateway.journal import Journal
 from shoal.gateway.picking import Picker, Prompt
 from shoal.gateway.routing.load import LoadTracker
+from shoal.gateway.routing.policy import Ranking
 from shoal.gateway.routing.router import Pick
 from shoal.gateway.upstream import Mesh
 from shoal.gateway.workers.fleet import Fleet, ServedModel
@@ -88,6 +89,16 @@ class Dispatcher:
         _trace_pick(errand, pick)
         return self._send(errand, message, pick, chain)
 
+    def rank(
+        self, errand: Errand, journal: Journal, choices: Sequence[int], endpoints: list[str], chain: KeyChain | None
+    ) -> Ranking:
+        """What `resume` would find. chain: of the attempt under way, as long as nothing was delivered."""
+        message = errand.message
+        known: Sequence[int] = message.token_ids
+        if journal.begun:
+            chain, known = None, [*known, *journal.completions[choices[0]].token_ids]
+        return self._picker.rank(Prompt(errand.model, known, message.cache_salt, message.priority), endpoints, chain)
+
     def resume(self, errand: Errand, journal: Journal, choices: Sequence[int], endpoints: list[str]) -> Attempt:
         """A later attempt on one of `endpoints`: one completion after its delivered tokens, or, as long as nothing was
         delivered at all, everything."""
@@ -124,7 +135,7 @@ class Dispatcher:
         num_uncached = num_tokens - pick.predicted_cached_tokens
         ticket = self._loads.admit(first, num_uncached, num_prompt_tokens=num_tokens)
         epoch = self.fleet.epoch_of(first) if first else 0
-        attempt = Attempt(call, ticket, pick, epoch, self._watch)
+        attempt = Attempt(call, ticket, pick, epoch, self._watch, chain)
         attempt.on_outcome = functools.partial(self._settle, chain)
         return attempt
 

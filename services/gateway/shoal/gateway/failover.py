@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from shoal.gateway.attempt import Stalled
+from shoal.gateway.attempt import Outbid, Stalled
 from shoal.gateway.upstream import Lost, Unreached
 from shoal.rpc.errors import Draining, ResourceExhausted, ShoalError, Unavailable, WorkerFailed
 
@@ -17,10 +17,11 @@ PROGRESS_TOKENS: Final = 16
 POISON_DEATHS: Final = 2
 MOST_BACKOFF_S: Final = 2.0
 
-LossReason = Literal["lost", "unreached", "failed", "drain", "stall", "refused", "full", "client"]
+LossReason = Literal["lost", "unreached", "failed", "drain", "stall", "refused", "full", "client", "rebalance"]
 """lost: the connection or the process went away. unreached: before the request was there. failed: the worker said that
 its engine died. drain: it shuts down. stall: it stood still. refused: it cannot serve now, such as while loading. full:
-its queue is. client: not a loss here; a client brought along what it has of an answer that some gateway began."""
+its queue is. client: not a loss here; a client brought along what it has of an answer that some gateway began.
+rebalance: nothing is wrong, but another worker is foreseen to be much quicker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Loss:
     @property
     def counts(self) -> bool:
         """Whether it is one of the `max_moves`: somebody tried. Otherwise `wait_s` is the limit."""
-        return self.reason not in ("full", "unreached")
+        return self.reason not in ("full", "unreached", "rebalance")
 
     def accuses(self, num_tokens: int) -> bool:
         """Whether the request may be what the worker died of; num_tokens: how many it had delivered of it.
@@ -70,6 +71,8 @@ def loss_of(error: ShoalError, *, begun: bool) -> Loss | None:
             return Loss("failed")
         case Draining():
             return Loss("drain")
+        case Outbid():
+            return Loss("rebalance")
         case Stalled():
             return Loss("stall")
         case Unavailable():

@@ -13,6 +13,7 @@ from shoal.gateway import metrics
 from shoal.gateway.attempt import Attempt
 from shoal.gateway.failover import PROGRESS_TOKENS, Loss, LossReason, backoff_s, loss_of
 from shoal.gateway.journal import Message
+from shoal.gateway.routing.policy import Ranking
 from shoal.gateway.stream import Stream
 from shoal.gateway.upstream import Lost
 from shoal.rpc.errors import DeadlineExceeded, ShoalError
@@ -26,7 +27,7 @@ class Leg:
 
     __slots__ = (
         "_attempt", "_avoided", "_error", "_holds_gate", "_lost_s", "_num_moves", "_num_unreached", "_reason",
-        "_stream", "_was_split", "choices", "pending", "raw",
+        "_stream", "_was_split", "choices", "num_chosen", "pending", "raw",
     )  # fmt: skip
 
     def __init__(self, stream: Stream, choices: Sequence[int], attempt: Attempt | None) -> None:
@@ -36,6 +37,8 @@ class Leg:
         """The bytes of the message that `read` returned last."""
         self.pending: asyncio.Task[Message | None] | None = None
         """A `read` under way; `Generation` uses it when there are several legs."""
+        self.num_chosen = 0
+        """Moves by choice so far."""
         self._stream = stream
         self._attempt = attempt
         self._avoided: dict[str, int] = {}
@@ -89,6 +92,7 @@ class Leg:
                 leg = Leg(self._stream, [choice], None)
                 leg._avoided, leg._error, leg._reason = dict(self._avoided), self._error, self._reason
                 leg._lost_s, leg._num_moves, leg._num_unreached = self._lost_s, self._num_moves, self._num_unreached
+                leg.num_chosen = self.num_chosen
                 legs.append(leg)
         return legs
 
@@ -111,21 +115,46 @@ class Leg:
     def _adopt(self, attempt: Attempt) -> None:
         self._attempt = attempt
         self._stream.record.add(attempt.record)
-        attempt.can_move = self._can_move
-        attempt.worker_is_gone = self._worker_is_gone
+        attempt.holder = self
 
-    def _worker_is_gone(self) -> bool:
+    @property
+    def model(self) -> str:
+        """Its name."""
+        return self._stream.errand.model.name
+
+    @property
+    def remaining_tokens(self) -> int:
+        """The most that may still come; 0 if the rest cannot be moved by choice, such as several completions."""
+        errand, journal = self._stream.errand, self._stream.journal
+        if journal.begun and len(self.choices) > 1:
+            return 0
+        sampling = errand.message.sampling
+        room = errand.model.max_model_len - self._stream.num_prompt_tokens
+        most = sampling.max_tokens if sampling.HasField("max_tokens") else room
+        return max(0, most - journal.completions[self.choices[0]].num_tokens)
+
+    def rank_others(self) -> Ranking | None:
+        """The workers that this has not been at, by price; None if there are none."""
+        stream, attempt = self._stream, self._attempt
+        if attempt is None or not (endpoints := self._others(attempt)):
+            return None
+        return stream.workers.rank(stream.errand, stream.journal, self.choices, endpoints, attempt.chain)
+
+    def worker_is_gone(self) -> bool:
+        """Whether the worker that the attempt was sent to can no longer be reached past Envoy."""
         attempt = self._attempt
         if attempt is None or not attempt.worker_epoch:
             return False
         return self._stream.workers.epoch_of(attempt.worker) != attempt.worker_epoch
 
-    def _can_move(self) -> bool:
+    def can_move(self) -> bool:
+        """Whether another worker could go on."""
         attempt = self._attempt
-        if attempt is None or not self._stream.config.max_moves:
-            return False
+        return attempt is not None and bool(self._stream.config.max_moves) and bool(self._others(attempt))
+
+    def _others(self, attempt: Attempt) -> list[str]:
         avoided = self._avoided | {attempt.worker: attempt.worker_epoch}
-        return bool(self._stream.workers.candidates(self._stream.errand, avoided))
+        return self._stream.workers.candidates(self._stream.errand, avoided)
 
     def _take(self, attempt: Attempt, raw: bytes) -> Message:
         stream = self._stream
@@ -163,7 +192,8 @@ class Leg:
         stream = self._stream
         error = attempt.failed(error, stream.workers.epoch_of)
         self._end(attempt)
-        loss = loss_of(error, begun=stream.journal.begun)
+        # A full worker is no answer to a request that another one had taken already.
+        loss = loss_of(error, begun=stream.journal.begun or self.num_chosen > 0)
         if loss is None or not stream.config.max_moves:
             raise error
         attempt.record.lost, attempt.record.error = loss.reason, error.message
@@ -176,9 +206,12 @@ class Leg:
             stream.suspects.clear()
         if loss.reason == "unreached":
             self._num_unreached += 1
-        if loss.counts or not stream.journal.begun:  # with nothing delivered the client decides how long to wait
+        is_chosen = loss.reason == "rebalance"
+        self.num_chosen += is_chosen
+        may_wait = stream.journal.begun or is_chosen  # with nothing delivered the client decides how long to wait
+        if loss.counts or not may_wait:
             self._num_moves += 1
-        if loss.counts:
+        if loss.counts or is_chosen:
             self._avoided[attempt.worker] = attempt.worker_epoch
         if loss.accuses(attempt.num_tokens):
             stream.suspect(attempt, is_dead=loss.reason == "failed")
@@ -194,7 +227,8 @@ class Leg:
     def _report(self, attempt: Attempt, loss: Loss, error: ShoalError) -> None:
         stream = self._stream
         num_tokens = stream.journal.num_tokens
-        _log.warning(
+        tell = _log.info if loss.reason == "rebalance" else _log.warning
+        tell(
             "stream lost", reason=loss.reason, worker=attempt.worker, delivered_tokens=num_tokens, message=error.message
         )
         trace.get_current_span().add_event(
@@ -231,7 +265,7 @@ class Leg:
         while True:
             if others := stream.workers.candidates(stream.errand, self._avoided):
                 return others
-            if not stream.journal.begun and self._error is not None:
+            if not stream.journal.begun and self._error is not None and self._reason != "rebalance":
                 raise self._error  # nothing is lost: better that the client decides than that it waits
             if any_ready := stream.workers.candidates(stream.errand, {}):
                 return any_ready

@@ -25,9 +25,11 @@ from shoal.gateway.http.server import HttpServer, start_http
 from shoal.gateway.peers.sharing import Sharing
 from shoal.gateway.picking import Picker
 from shoal.gateway.pipeline import Pipeline
+from shoal.gateway.rebalancing import Rebalancing
 from shoal.gateway.routing.load import LoadTracker
 from shoal.gateway.routing.policies import policy_of
 from shoal.gateway.routing.prefix_index import PrefixIndex
+from shoal.gateway.routing.rebalance import RebalanceConfig
 from shoal.gateway.routing.router import Router
 from shoal.gateway.servicer import GatewayServicer
 from shoal.gateway.tenants import Authenticator, load_authenticator
@@ -58,6 +60,7 @@ class Gateway:
         self.tokenizer: Tokenizer
         self.index: PrefixIndex
         self.gate: MoveGate
+        self.watch: StallWatch
         self.loads: LoadTracker
         self.sharing: Sharing
         self.admission: Admission | None
@@ -77,7 +80,7 @@ class Gateway:
         self.fleet = Fleet(_source(config), self.index)
         policy = policy_of(config.routing_policy)
         loads = self.loads = LoadTracker()
-        watch = StallWatch(
+        watch = self.watch = StallWatch(
             stall_timeout_s=config.stream_stall_timeout_s, first_token_timeout_s=config.first_token_timeout_s
         )
         recent = RecentRequests(config.explain_requests)
@@ -103,6 +106,9 @@ class Gateway:
         await self.sharing.start(config.host, config.peer_port)
         self._tasks = [asyncio.create_task(self.fleet.run()), asyncio.create_task(self.tokenizer.learn())]
         self._tasks.append(asyncio.create_task(watch.run(), name="stall watch"))
+        if config.rebalance == "on" and config.max_moves and policy.needs_outlook:
+            rebalancing = Rebalancing(self.fleet, loads, watch, self.gate, RebalanceConfig())
+            self._tasks.append(asyncio.create_task(rebalancing.run(), name="rebalancing"))
         events = self.fleet.watch_events(config.kv_event_silence_s)
         self._tasks.append(asyncio.create_task(events, name="kv event watch"))
         return self

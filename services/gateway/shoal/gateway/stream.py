@@ -9,12 +9,14 @@ from typing import Protocol
 import structlog
 
 from shoal.api.gateway.v1 import gateway_pb2
+from shoal.blocks import KeyChain
 from shoal.gateway import metrics
 from shoal.gateway.attempt import Attempt
 from shoal.gateway.dispatch import Avoided, Errand
 from shoal.gateway.explain.records import RequestRecord
 from shoal.gateway.failover import POISON_DEATHS, FailoverConfig, MoveGate
 from shoal.gateway.journal import Journal, Message
+from shoal.gateway.routing.policy import Ranking
 from shoal.rpc.errors import Internal, ShoalError, StreamLost, Unavailable
 
 _log = structlog.get_logger("shoal.gateway.failover")
@@ -25,6 +27,12 @@ class Workers(Protocol):
 
     def candidates(self, errand: Errand, avoided: Avoided) -> list[str]:
         """Workers that can take the errand, but for those avoided."""
+        ...
+
+    def rank(
+        self, errand: Errand, journal: Journal, choices: Sequence[int], endpoints: list[str], chain: KeyChain | None
+    ) -> Ranking:
+        """What `resume` would find."""
         ...
 
     def resume(self, errand: Errand, journal: Journal, choices: Sequence[int], endpoints: list[str]) -> Attempt:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from shoal.gateway.routing.backlog import Backlog
+from shoal.gateway.routing.backlog import Backlog, Standing
 from shoal.gateway.routing.block_table import Tier
 from shoal.gateway.routing.rates import Coefficients, Rates, Work
 
@@ -94,8 +94,9 @@ class Forecast:
         decode_s = decode_factor * slowdown_s * self.output_tokens
         backlog = self._backlogs.get(worker)
         queue_s, num_ahead, tokens_ahead, token_s = 0.0, 0, 0, factor * b
-        if backlog is not None and (num_ahead := len(backlog)):
-            queue_s, tokens_ahead = backlog.wait_s(self._clock()), backlog.num_tokens
+        if backlog is not None:
+            num_ahead, tokens_ahead = len(backlog), backlog.num_tokens
+            queue_s = backlog.wait_s(self._clock())
         room_s = 0.0
         if kv_tokens is not None and (excess := context_tokens + prompt_tokens - cached_tokens - kv_tokens) > 0:
             room_s = self.answer_s * excess / max(context_tokens, 1)
@@ -118,9 +119,19 @@ class Forecast:
         if observed is not None:
             self.prefill.observe(worker, *observed)
 
-    def withdrawn(self, worker: str, entry: int) -> None:
-        """An entry ended without an answer, or another worker answered."""
-        self._backlogs[worker].withdraw(entry)
+    def withdrawn(self, worker: str, entry: int, *, was_slow: bool = False) -> None:
+        """An entry ended without an answer, or another worker answered. was_slow: it was taken away for that."""
+        self._backlogs[worker].withdraw(entry, self._clock(), was_slow=was_slow)
+
+    def standings(self, worker: str) -> dict[int, Standing]:
+        """How every entry of `worker` stands."""
+        backlog = self._backlogs.get(worker)
+        return {} if backlog is None else backlog.standings(self._clock())
+
+    def step_s(self, load: Load) -> float:
+        """What a decoding step takes beside `load` at an average worker."""
+        base_s, sequence_s, context_s = self.decode.coefficients
+        return base_s + sequence_s * load.num_requests + context_s * load.num_prompt_tokens
 
     def decoded(self, worker: str, num_tokens: int, seconds: float, num_running: float, context_tokens: float) -> None:
         """An answer of `num_tokens` after its first took `seconds` beside so many others."""

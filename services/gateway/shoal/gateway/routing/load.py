@@ -101,8 +101,8 @@ class Ticket:
     """One request's share of a worker's load."""
 
     __slots__ = (
-        "_answer_load", "_answer_s", "_entry", "_tracker", "is_answered", "is_open", "num_output_tokens",
-        "num_prompt_tokens", "num_tokens", "number", "worker",
+        "_answer_load", "_answer_s", "_tracker", "entry", "is_answered", "is_open", "num_output_tokens",
+        "num_prompt_tokens", "num_tokens", "number", "sent_s", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -117,7 +117,9 @@ class Ticket:
     ) -> None:
         """number: among this gateway's requests; 0 for another one's."""
         self._tracker = tracker
-        self._entry = 0
+        self.entry = 0
+        """Its prompt in the forecast for its worker, until that is answered; 0 without."""
+        self.sent_s = tracker.clock()
         self._answer_s = 0.0
         self._answer_load = _IDLE
         self.number = number
@@ -132,7 +134,7 @@ class Ticket:
         self._count(1)
         if worker is not None and is_waiting:
             cached = max(0, num_prompt_tokens - num_tokens)
-            self._entry = tracker.forecast.admitted(worker, num_tokens, cached)
+            self.entry = tracker.forecast.admitted(worker, num_tokens, cached)
 
     def answered(self, worker: str | None) -> None:
         """The first message came, from `worker` if that is known: the prompt is done, the completion runs."""
@@ -150,13 +152,16 @@ class Ticket:
         if self.number:
             tracker.changed(self)
 
-    def close(self, num_output_tokens: int = 0) -> None:
-        """The request is over, after `num_output_tokens` if it ended well. Harmless when repeated."""
+    def close(self, num_output_tokens: int = 0, *, was_slow: bool = False) -> None:
+        """The request is over, after `num_output_tokens` if it ended well. Harmless when repeated.
+
+        was_slow: it was taken from a worker that took too long.
+        """
         if not self.is_open:
             return
         self.is_open = False
         self.num_output_tokens = num_output_tokens
-        self._settle(is_answer=False)
+        self._settle(is_answer=False, was_slow=was_slow)
         tracker, worker = self._tracker, self.worker
         if worker is not None and self._answer_s and num_output_tokens > 1:
             took_s = tracker.clock() - self._answer_s
@@ -170,11 +175,14 @@ class Ticket:
         change = Load(sign, sign * self.num_tokens, sign * self.num_prompt_tokens)
         self._tracker.add(self.worker, change, is_own=self.number > 0)
 
-    def _settle(self, *, is_answer: bool) -> None:
-        if self._entry and self.worker is not None:
-            end = self._tracker.forecast.answered if is_answer else self._tracker.forecast.withdrawn
-            end(self.worker, self._entry)
-        self._entry = 0
+    def _settle(self, *, is_answer: bool, was_slow: bool = False) -> None:
+        forecast = self._tracker.forecast
+        if self.entry and self.worker is not None:
+            if is_answer:
+                forecast.answered(self.worker, self.entry)
+            else:
+                forecast.withdrawn(self.worker, self.entry, was_slow=was_slow)
+        self.entry = 0
 
 
 def _mean_beside(first: Load, last: Load) -> tuple[float, float]:

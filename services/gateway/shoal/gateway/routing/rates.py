@@ -76,6 +76,10 @@ class Rates:
         """How many times longer than `coefficients` say this worker takes."""
         return self._factors.get(worker, self._mean_factor)
 
+    def num_seen(self, worker: str) -> int:
+        """Observations that its factor rests on."""
+        return len(self._seen.get(worker, ()))
+
     def seconds(self, worker: str, work: Work) -> float:
         """The prediction."""
         return self.factor(worker) * self._unscaled_s(work)

@@ -97,6 +97,12 @@ class Router:
             endpoints, cached_tokens, ranking.reason, ranking.predicted_ttft_s, ranking, expectation=expectation
         )
 
+    def rank(self, request: PickRequest) -> Ranking:
+        """What a pick would find at this moment, without making it: nothing is expected or counted."""
+        keys = request.block_keys
+        chain = keys if isinstance(keys, KeyChain) else KeyChain.of(keys)
+        return self._policy.rank(self._candidates(request, chain), self._loads.turn, request.ttft_slo_s)
+
     def _prefix_hash(self, chain: KeyChain, block_size: int) -> str:
         return self._policy.prefix_hash(chain, block_size) if isinstance(self._policy, LeaveToEnvoy) else ""
 
