@@ -12,7 +12,8 @@ from shoal.model_worker.kv_offload.stats import KvStoreStats
 from shoal.model_worker.kv_offload.write_back import Run, WriteBack
 
 _EVICTION_WINDOW: Final = 64
-"""Free blocks that are looked at after each step, those first that are reused first: some 5 us."""
+"""Free blocks that are looked at after each step, those first that are reused first: some 5 us. Of a small cache, a
+quarter of its blocks."""
 _MAX_NAMESPACES: Final = 4096
 
 
@@ -31,6 +32,7 @@ class Storing:
         self._stored_versions = [-1] * cache.num_blocks
         self._namespaces = [b""] * cache.num_blocks
         self._tenants: dict[bytes, str] = {}
+        self._eviction_window = min(_EVICTION_WINDOW, max(cache.num_blocks // 4, 1))
 
     def know(self, tenant: str, namespace_key: bytes) -> None:
         """Whose a namespace is. Blocks of one that was not told of lately are not stored."""
@@ -77,7 +79,7 @@ class Storing:
             self._stats.count(self._stats.dropped_blocks, "queue_full", len(event.keys))
 
     def _store_before_eviction(self) -> None:
-        for block_id in self._cache.next_evicted(_EVICTION_WINDOW):
+        for block_id in self._cache.next_evicted(self._eviction_window):
             if not self._is_stored(block_id) and not self._store_up_to(block_id):
                 return
 
