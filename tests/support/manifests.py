@@ -42,7 +42,7 @@ spec:
     tenants:
     - {name: gold, weight: 4, maxQueuedRequests: 800, maxQueuedTokens: 15000000}
     - {name: batch, weight: 0.5}
-  failover: {maxMoves: 2, streamStallSeconds: 10, firstTokenSeconds: 60, moveWaitSeconds: 5.5}
+  failover: {maxMoves: 2, streamStallSeconds: 10, firstTokenSeconds: 60, moveWaitSeconds: 5.5, rebalance: false}
   observability: {logLevel: debug, otlpEndpoint: "http://127.0.0.1:4317", accessLog: true}
 """
 MINIMAL_ON_KUBERNETES = """

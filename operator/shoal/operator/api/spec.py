@@ -211,6 +211,13 @@ class Failover(Section, frozen=True, kw_only=True):
     move_wait_seconds: Annotated[
         float, Meta(ge=0, le=86400, description="How long a stream waits for a worker when none is ready.")
     ] = 60.0
+    rebalance: Annotated[
+        bool,
+        Meta(
+            description="Whether requests also move when another worker is foreseen to be so much quicker that it "
+            "pays. Policy shoal only."
+        ),
+    ] = True
 
 
 class Tokenizer(Section, frozen=True, kw_only=True):

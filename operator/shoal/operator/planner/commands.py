@@ -179,6 +179,7 @@ def _failover(failover: Failover) -> Flags:
         "stream-stall-timeout-s": failover.stream_stall_seconds,
         "first-token-timeout-s": failover.first_token_seconds,
         "move-wait-s": failover.move_wait_seconds,
+        "rebalance": "on" if failover.rebalance else "off",
     }
 
 
