@@ -25,7 +25,7 @@ class CandidateExplanation:
 
 @dataclass(frozen=True, slots=True)
 class AttemptExplanation:
-    """One attempt; every one after the first is a move by failover."""
+    """One attempt; every one after the first is a move."""
 
     picked_s: float
     """Since the request's arrival."""

@@ -114,7 +114,7 @@ class Explanation(_message.Message):
     """
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptExplanation]:
-        """Every attempt at it, in order. The first one is the pick; each later one is a move by failover."""
+        """Every attempt at it, in order. The first one is the pick; each later one is a move."""
 
     def __init__(
         self,
@@ -203,7 +203,9 @@ class AttemptExplanation(_message.Message):
     delivered_tokens: _builtins.int
     """Tokens that it delivered."""
     lost: _builtins.str
-    """Why it ended early, so that the request moved: lost, failed, drain, stall, refused or full. Empty: it did not."""
+    """Why it ended early, so that the request moved: lost, failed, drain, stall, refused, full, or rebalance, by choice.
+    Empty: it did not.
+    """
     error: _builtins.str
     """What ended it then, in words."""
     num_candidates: _builtins.int
