@@ -138,7 +138,8 @@ def test_a_store_that_never_answers_costs_its_deadline_at_most(tmp_path: Path) -
 
 
 def test_a_live_replica_answers_for_a_black_hole(tmp_path: Path) -> None:
-    with black_hole("127.0.0.9") as address, sharing_stores(tmp_path, 2, call_timeout_s=1.0) as stores:
+    settings = {"call_timeout_s": 1.0, "num_replicas": 3}
+    with black_hole("127.0.0.9") as address, sharing_stores(tmp_path, 2, **settings) as stores:
         stores.write_list(address)
         stores[0].put(chain(1, 4))
         assert stores[1].pull(chain(1, 4), timeout_s=10.0) == 4

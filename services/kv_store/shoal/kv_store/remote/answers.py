@@ -23,6 +23,8 @@ from shoal.kv_store.store import Leased, Store
 from shoal.rpc.errors import InvalidArgument
 
 MAX_DISK_WAIT_S: Final = 5.0
+MAX_SUSPECTS: Final = 16
+"""Of one call: looking at a payload takes a moment of the store's thread."""
 TakeOffer = Callable[[kv_peer_pb2.OfferRequest, Sequence[bytes]], int]
 Post = Callable[[Callable[[], object]], None]
 """Runs something on the store's thread, soon. Called from any thread."""
@@ -87,6 +89,13 @@ class Answers:
         self._scope(request.scope)
         return kv_peer_pb2.OfferResponse(num_wanted=self._take_offer(request, keys))
 
+    async def suspect(self, request: kv_peer_pb2.SuspectRequest) -> kv_peer_pb2.SuspectResponse:
+        """See the proto."""
+        keys = _keys(request.keys)[:MAX_SUSPECTS]
+        scope = self._scope(request.scope)
+        num = 0 if scope is None else self._store.removal.check(Session(b"peer", scope, None), keys)
+        return kv_peer_pb2.SuspectResponse(num_removed=num)
+
     def _issue(self, session: Session, keys: Sequence[bytes], leased: Sequence[Leased]) -> kv_peer_pb2.GrantResponse:
         store, scope = self._store, session.scope
         fds: dict[int, int] = {}
@@ -106,13 +115,10 @@ class Answers:
                 os.close(fd)
             self._post(partial(store.close_session, session))
 
-        def suspect(number: int) -> None:
-            self._post(lambda: store.removal.check(session, [keys[number]]))
-
         timeout_s = min(self._options.ticket_timeout_s, store.limits.lease_timeout_s)
         binding = binding_of(scope.tenant, scope.fingerprint, keys)
         try:
-            ticket = self._book.issue(binding, pieces, scope.block_bytes, timeout_s, end, suspect)
+            ticket = self._book.issue(binding, pieces, scope.block_bytes, timeout_s, end)
         except BaseException:
             for fd in fds.values():
                 os.close(fd)

@@ -121,7 +121,10 @@ class Exchange:
         self, scope: Scope, keys: Sequence[bytes], timeout_s: float, useless: Collection[str] = ()
     ) -> dict[str, int]:
         """How many leading blocks each store has that may have some. One that has all of them ends the waiting."""
-        hosts = candidates(keys, self.addresses.hosts, self._options.num_replicas)
+        num_replicas, alive = self._options.num_replicas, self._alive()
+        hosts = candidates(keys, self.addresses.hosts, num_replicas)
+        if not set(hosts) <= set(alive):  # those that stepped in for the dead
+            hosts = list(dict.fromkeys([*hosts, *candidates(keys, alive, num_replicas)]))
         peers = [self._peers[host] for host in hosts if host in self._peers and host not in useless]
         asked = [peer for peer in peers if peer.breaker.allow()]
         request = kv_peer_pb2.LocateRequest(

@@ -14,7 +14,7 @@ import grpc
 
 from shoal.kv_store.remote.auth import Signer
 from shoal.kv_store.remote.tickets import Ticket, TicketBook
-from shoal.kv_store.remote.transfer import TransferRefused
+from shoal.kv_store.remote.transfer import TransferBusy, TransferRefused
 from shoal.kv_store.remote.wire import ANSWER, MAGIC, VERSION, Hello, Status, unpack_reply
 
 PART_BYTES: Final = 1 << 20
@@ -41,8 +41,7 @@ class GrpcStream:
             raise TransferRefused("the peer port speaks something else")
         status, num_bytes = answer
         if status == Status.BUSY:
-            time.sleep(0.01)
-            raise ConnectionResetError("the ticket is being read in another call")
+            raise TransferBusy("the ticket is being read in another call, or too many are")
         if status != Status.OK:
             raise TransferRefused(f"the owner refused the ticket (status {status})")
         return num_bytes
@@ -57,8 +56,8 @@ class GrpcStream:
         return num
 
     def finish(self, status: Status, num_bytes: int, deadline_s: float) -> None:
-        """See `Stream`. There is no receipt: what gRPC took over is a copy."""
-        if status != Status.OK:
+        """See `Stream`. There is no receipt, as what gRPC took over is a copy: the stream's end ends the ticket."""
+        if status != Status.OK or self._next():
             self._call.cancel()
 
     def abandon(self) -> None:

@@ -44,6 +44,8 @@ class RemoteSettings:
     host: str
     port: int
     data_port: int
+    public_data_port: int = 0
+    """What others reach the data port by, where something lies between; 0 for the port itself."""
     secret_file: str
     tls: TlsFiles | None
     transport: Transport
@@ -143,7 +145,8 @@ async def open_exchange(store: Store, settings: RemoteSettings) -> AsyncIterator
             raise SharingProblem(f"peers, peer_address: {error}") from error
         exchange = Exchange(store, addresses, options)
         ending.push_async_callback(exchange.close)
-        answers.append(Answers(store, book, exchange.hotness, options, post, data_port, exchange.inbox.take))
+        told = data_port and (settings.public_data_port or data_port)
+        answers.append(Answers(store, book, exchange.hotness, options, post, told, exchange.inbox.take))
         expiring = asyncio.create_task(_expire(book))
         ending.callback(expiring.cancel)
         _log.info("sharing", address=own, data_port=data_port, hosts=list(exchange.addresses.hosts))

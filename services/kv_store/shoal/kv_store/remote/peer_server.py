@@ -91,6 +91,7 @@ class PeerServer:
             "Grant": _Method(kv_peer_pb2.GrantRequest.FromString, lambda request: self._answers().grant(request)),
             "Offer": _Method(kv_peer_pb2.OfferRequest.FromString, lambda request: self._answers().offer(request)),
         }
+        methods["Suspect"] = _Method(kv_peer_pb2.SuspectRequest.FromString, lambda r: self._answers().suspect(r))
         handlers: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(self._unary(f"/{SERVICE}/{name}", method))
             for name, method in methods.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -81,7 +82,9 @@ class Puller:
             binding = binding_of(scope.tenant, scope.fingerprint, wanted[: len(granted.checksums)])
             transfer = self._transfer(job, granted, binding, deadline_s)
             connect = partial(peer.connect, granted.data_port, transfer.deadline_s)
-            await self._receive(job, partial(transfer.run, connect), peer)
+            received = await self._receive(job, partial(transfer.run, connect), peer)
+            if received.is_corrupt:
+                await self._report(peer, scope, wanted[received.num_verified])
         statuses = self._writing.finish(job)
         num_pulled = sum(status == pb.BLOCK_STATUS_PRESENT for status in statuses)
         self._counters.add("peer_pulled", num_pulled)
@@ -116,7 +119,7 @@ class Puller:
         until_s = min(deadline_s, time.monotonic() + granted.expires_ms / 1000)
         return Transfer(granted.ticket, binding, targets, job.checksums, until_s)
 
-    async def _receive(self, job: CopyJob, run: Callable[[], Received], peer: Peer) -> None:
+    async def _receive(self, job: CopyJob, run: Callable[[], Received], peer: Peer) -> Received:
         """Fills `job.copied`. The slots are nobody else's until the thread is through with them, so it waits."""
         received = await asyncio.get_running_loop().run_in_executor(self._threads, run)
         job.copied.extend(job.checksums[: received.num_verified])
@@ -125,3 +128,11 @@ class Puller:
         if received.problem:
             self._counters.add("peer_transfers_failed")
             peer.breaker.failed(received.problem)
+        return received
+
+    async def _report(self, peer: Peer, scope: Scope, key: bytes) -> None:
+        """Its owner has to know that a block may be wrong: others ask for it as well."""
+        named = pb.Scope(tenant=scope.tenant, fingerprint=scope.fingerprint)
+        request = kv_peer_pb2.SuspectRequest(scope=named, keys=key)
+        with contextlib.suppress(PeerFailed, PeerRefused):
+            await peer.call("Suspect", request, kv_peer_pb2.SuspectResponse, self._options.call_timeout_s)

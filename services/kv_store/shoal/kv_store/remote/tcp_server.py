@@ -35,11 +35,16 @@ class TcpServer:
         *,
         max_connections: int,
         tls: ssl.SSLContext | None = None,
+        sendfile: bool | None = None,
     ) -> None:
-        """Raises OSError when the address cannot be had. With port 0, `port` says which it is."""
+        """Raises OSError when the address cannot be had. With port 0, `port` says which it is.
+
+        sendfile: see DeadlineSocket.
+        """
         self._book = book
         self._count = count
         self._tls = tls
+        self._sendfile = sendfile
         self._max_connections = max_connections
         self._lock = threading.Lock()
         self._open: dict[DeadlineSocket, threading.Thread] = {}
@@ -90,7 +95,7 @@ class TcpServer:
             if self._tls is not None:
                 connected.settimeout(HANDSHAKE_TIMEOUT_S)
                 connected = self._tls.wrap_socket(connected, server_side=True)
-            connection = DeadlineSocket(connected)
+            connection = DeadlineSocket(connected, self._sendfile)
         except OSError:  # ssl.SSLError is one
             self._count("peer_connections_refused", 1)
             connected.close()
@@ -152,6 +157,3 @@ class _Sending:
         receipt = unpack_reply(RECEIPT, connection.receive_exactly(RECEIPT.size, ticket.deadline_s))
         if receipt is None:
             raise ConnectionResetError("what came was no receipt")
-        status, num_bytes = receipt
-        if status == Status.CORRUPT and num_bytes < ticket.num_bytes:
-            ticket.on_suspect(num_bytes // ticket.block_bytes)

@@ -46,8 +46,6 @@ class Ticket:
     block_bytes: int
     deadline_s: float
     on_end: Callable[[], None]
-    on_suspect: Callable[[int], None]
-    """Called with a payload's number when the reader says that it does not have its checksum."""
     state: State = State.FRESH
     num_sent: int = 0
     """Bytes that were handed to the network at some time."""
@@ -78,14 +76,13 @@ class TicketBook:
         block_bytes: int,
         timeout_s: float,
         on_end: Callable[[], None],
-        on_suspect: Callable[[int], None] = lambda number: None,
     ) -> bytes:
         """A fresh ticket's name. `on_end` is called once, in any thread, when nobody can use it any more.
 
         Raises ResourceExhausted.
         """
         name = secrets.token_bytes(TICKET_BYTES)
-        ticket = Ticket(_digest(name), binding, pieces, block_bytes, self.clock() + timeout_s, on_end, on_suspect)
+        ticket = Ticket(_digest(name), binding, pieces, block_bytes, self.clock() + timeout_s, on_end)
         with self._lock:
             if len(self._tickets) >= self.max_tickets:
                 raise ResourceExhausted(f"{self.max_tickets} transfers are under way or about to be", 0.1)

@@ -15,10 +15,17 @@ from shoal.kv_store.remote.wire import ANSWER, MAGIC, RECEIPT, VERSION, Hello, S
 Transport = Literal["tcp", "grpc"]
 MAX_ATTEMPTS: Final = 4
 """Connections for one ticket; its owner allows as many."""
+MAX_BUSY_S: Final = 1.0
+"""How long an owner that is busy is asked again."""
+BUSY_RETRY_S: Final = 0.005
 
 
 class TransferRefused(Exception):
     """The owner does not give what was asked for. Asking again does not help."""
+
+
+class TransferBusy(OSError):
+    """The owner has not noticed yet that the connection before this one broke, or has no room for another transfer."""
 
 
 class Stream(Protocol):
@@ -63,7 +70,9 @@ class Transfer:
         """Goes on over another connection where one breaks. Raises nothing for what the other side does."""
         arrived = _Arrived(self)
         problem = ""
-        for _ in range(MAX_ATTEMPTS):
+        num_attempts, busy_until_s = 0, time.monotonic() + MAX_BUSY_S
+        while num_attempts < MAX_ATTEMPTS:
+            num_attempts += 1
             if time.monotonic() >= self.deadline_s:
                 return Received(arrived.num_verified, False, problem or "the time is over")
             stream: Stream | None = None
@@ -72,8 +81,14 @@ class Transfer:
                 return arrived.receive(stream)
             except TransferRefused as refusal:
                 return Received(arrived.num_verified, False, str(refusal))
+            except TransferBusy as busy:
+                problem = str(busy)
+                if time.monotonic() < busy_until_s:
+                    num_attempts -= 1
+                    time.sleep(BUSY_RETRY_S)
             except OSError as error:
                 problem = str(error) or type(error).__name__
+                busy_until_s = time.monotonic() + MAX_BUSY_S
                 if stream is not None:
                     stream.abandon()
         return Received(arrived.num_verified, False, problem)
@@ -131,10 +146,9 @@ class TcpStream:
             self._connection.close()
             raise TransferRefused("the data port speaks something else")
         status, num_bytes = answer
-        if status == Status.BUSY:  # the owner has not noticed yet that the connection before this one broke
+        if status == Status.BUSY:
             self._give_back(self._connection)
-            time.sleep(0.01)
-            raise ConnectionResetError("the ticket is being read over another connection")
+            raise TransferBusy("the ticket is being read over another connection")
         if status != Status.OK:
             self._give_back(self._connection)
             raise TransferRefused(f"the owner refused the ticket (status {status})")

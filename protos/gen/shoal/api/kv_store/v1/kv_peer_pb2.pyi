@@ -208,3 +208,53 @@ class OfferResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OfferResponse: _TypeAlias = OfferResponse  # noqa: Y015
+
+@_typing.final
+class SuspectRequest(_message.Message):
+    """Names blocks that may be wrong."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    keys: _builtins.bytes
+    """Packed keys."""
+    @_builtins.property
+    def scope(self) -> _kv_store_pb2.Scope:
+        """Whose blocks. No session."""
+
+    def __init__(
+        self,
+        *,
+        scope: _kv_store_pb2.Scope | None = ...,
+        keys: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspectRequest: _TypeAlias = SuspectRequest  # noqa: Y015
+
+@_typing.final
+class SuspectResponse(_message.Message):
+    """What became of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_REMOVED_FIELD_NUMBER: _builtins.int
+    num_removed: _builtins.int
+    """Blocks that were wrong and are gone, with those that followed them."""
+    def __init__(
+        self,
+        *,
+        num_removed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_removed", b"num_removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspectResponse: _TypeAlias = SuspectResponse  # noqa: Y015

@@ -57,6 +57,11 @@ class KvPeerServiceStub:
                 request_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__peer__pb2.OfferRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__peer__pb2.OfferResponse.FromString,
                 _registered_method=True)
+        self.Suspect = channel.unary_unary(
+                '/shoal.api.kv_store.v1.KvPeerService/Suspect',
+                request_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__peer__pb2.SuspectRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__peer__pb2.SuspectResponse.FromString,
+                _registered_method=True)
 
 
 class KvPeerServiceServicer:
@@ -91,6 +96,13 @@ class KvPeerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Suspect(self, request, context):
+        """Says that payloads arrived with other checksums than those granted. This store looks for itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KvPeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +120,11 @@ def add_KvPeerServiceServicer_to_server(servicer, server):
                     servicer.Offer,
                     request_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__peer__pb2.OfferRequest.FromString,
                     response_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__peer__pb2.OfferResponse.SerializeToString,
+            ),
+            'Suspect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Suspect,
+                    request_deserializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__peer__pb2.SuspectRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_kv__store_dot_v1_dot_kv__peer__pb2.SuspectResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -199,6 +216,33 @@ class KvPeerService:
             '/shoal.api.kv_store.v1.KvPeerService/Offer',
             shoal_dot_api_dot_kv__store_dot_v1_dot_kv__peer__pb2.OfferRequest.SerializeToString,
             shoal_dot_api_dot_kv__store_dot_v1_dot_kv__peer__pb2.OfferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Suspect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.kv_store.v1.KvPeerService/Suspect',
+            shoal_dot_api_dot_kv__store_dot_v1_dot_kv__peer__pb2.SuspectRequest.SerializeToString,
+            shoal_dot_api_dot_kv__store_dot_v1_dot_kv__peer__pb2.SuspectResponse.FromString,
             options,
             channel_credentials,
             insecure,

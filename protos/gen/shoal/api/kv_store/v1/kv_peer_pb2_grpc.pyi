@@ -47,6 +47,8 @@ class KvPeerServiceStub:
     """A ticket for reading leading blocks of a chain, which stay in memory meanwhile."""
     Offer: _grpc.UnaryUnaryMultiCallable[_kv_peer_pb2.OfferRequest, _kv_peer_pb2.OfferResponse]
     """Says that the caller has blocks that this store should have. It reads those that it wants when it has time."""
+    Suspect: _grpc.UnaryUnaryMultiCallable[_kv_peer_pb2.SuspectRequest, _kv_peer_pb2.SuspectResponse]
+    """Says that payloads arrived with other checksums than those granted. This store looks for itself."""
 
 @_typing.type_check_only
 class KvPeerServiceAsyncStub(KvPeerServiceStub):
@@ -67,6 +69,8 @@ class KvPeerServiceAsyncStub(KvPeerServiceStub):
     """A ticket for reading leading blocks of a chain, which stay in memory meanwhile."""
     Offer: _aio.UnaryUnaryMultiCallable[_kv_peer_pb2.OfferRequest, _kv_peer_pb2.OfferResponse]  # type: ignore[assignment]
     """Says that the caller has blocks that this store should have. It reads those that it wants when it has time."""
+    Suspect: _aio.UnaryUnaryMultiCallable[_kv_peer_pb2.SuspectRequest, _kv_peer_pb2.SuspectResponse]  # type: ignore[assignment]
+    """Says that payloads arrived with other checksums than those granted. This store looks for itself."""
 
 class KvPeerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stores that share blocks call this on each other's peer port. Nobody else does.
@@ -102,5 +106,13 @@ class KvPeerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_kv_peer_pb2.OfferResponse, _abc.Awaitable[_kv_peer_pb2.OfferResponse]]:
         """Says that the caller has blocks that this store should have. It reads those that it wants when it has time."""
+
+    @_abc_1.abstractmethod
+    def Suspect(
+        self,
+        request: _kv_peer_pb2.SuspectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_peer_pb2.SuspectResponse, _abc.Awaitable[_kv_peer_pb2.SuspectResponse]]:
+        """Says that payloads arrived with other checksums than those granted. This store looks for itself."""
 
 def add_KvPeerServiceServicer_to_server(servicer: KvPeerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
