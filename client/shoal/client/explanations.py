@@ -44,7 +44,7 @@ class AttemptExplanation:
     """Both since this pick."""
     delivered_tokens: int
     lost: str
-    """Why it ended early: lost, failed, drain, stall, refused, full; empty if it did not."""
+    """Why it ended early: lost, failed, drain, stall, refused, full, rebalance; empty if it did not."""
     error: str
     candidates: tuple[CandidateExplanation, ...]
     """Best first; of many, the best and the one that answered."""

@@ -68,6 +68,8 @@ class Forecast:
         self.tier_tokens_per_s = dict(TIER_TOKENS_PER_S)
         self.output_tokens = _FIRST_OUTPUT_TOKENS
         """Of an answer, on average."""
+        self.num_answers = 0
+        """First tokens so far, over all gateways."""
         self.answer_s = _FIRST_ANSWER_S
         """From an answer's first token to its last, on average."""
 
@@ -114,6 +116,7 @@ class Forecast:
 
     def answered(self, worker: str, entry: int) -> None:
         """The first token of an entry is here."""
+        self.num_answers += 1
         backlog = self._backlogs[worker]
         observed = backlog.answer(entry, self._clock())
         if observed is not None:

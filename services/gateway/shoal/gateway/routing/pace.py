@@ -50,8 +50,9 @@ class Pace:
         self._windows: dict[str, deque[tuple[float, Load]]] = {}
         """By worker: tokens a second of the median stream, and beside which load."""
         self._look_s = 0.0
-        self.alive: frozenset[str] = frozenset()
-        """Workers that gave any stream a token in the last window."""
+        self.alive = False
+        """Whether any request got a token in the last window."""
+        self._num_answers = 0
 
     def look(self, streams: Iterable[Stream], workers: Sequence[str]) -> None:
         """Samples all streams under way; `workers` are those that there are."""
@@ -72,7 +73,9 @@ class Pace:
                 progress_s = now_s if gained else before.progress_s
             seen[stream] = _Seen(stream.num_tokens, stream.is_reading, progress_s)
         self._seen = seen
-        self.alive = frozenset(worker for worker, of_streams in rates.items() if max(of_streams) > 0)
+        before_answers, self._num_answers = self._num_answers, self._loads.forecast.num_answers
+        has_answers = is_usable and self._num_answers > before_answers
+        self.alive = has_answers or any(max(of_streams) > 0 for of_streams in rates.values())
         for worker, of_streams in rates.items():
             windows = self._windows.setdefault(worker, deque(maxlen=NUM_WINDOWS))
             windows.append((statistics.median(of_streams), self._loads.of(worker)))

@@ -33,7 +33,7 @@ class RebalanceConfig:
     slow_looks: int = 3
     """In a row, at which a worker's running streams could be twice as fast elsewhere, before any of them moves."""
     silent_s: float = 3.0
-    """A running stream that gets nothing for so long while others at its worker do waits for room: it was preempted."""
+    """A running stream that gets nothing for so long while others do: it was preempted, or its worker stands still."""
     worker_share: float = 0.1
     """Of a worker's running streams that may go at one look, but one at least; then their absence is measured."""
     cooldown_s: float = 4.0
@@ -181,7 +181,7 @@ class Rebalancer:
         return stays
 
     def _running(self, requests: Collection[Movable]) -> list[Stay]:
-        """Those that wait for room, and some of each slow worker's, the shortest first: they cost least."""
+        """Those that get nothing any more, and some of each slow worker's, the shortest first: they cost least."""
         config = self._config
         stays = []
         of_slow: dict[str, list[Movable]] = {}
@@ -191,7 +191,7 @@ class Rebalancer:
             if not ticket.is_answered or worker is None or not request.is_reading or not self._may_go(request):
                 continue
             silent_s = self._pace.silent_s(request)
-            if silent_s >= config.silent_s and worker in self._pace.alive:
+            if silent_s >= config.silent_s and self._pace.alive:
                 stays.append(Stay(ticket.number, worker, silent_s))
             elif self._num_slow.get(worker, 0) >= config.slow_looks:
                 of_slow.setdefault(worker, []).append(request)
