@@ -32,6 +32,10 @@ class KvStoreConfig:
     disk_bytes: Annotated[int, Meta(ge=1 << 20)] = option(64 << 30, "Most bytes that the SSD tier takes.")
     disk_segment_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 32)] = option(256 << 20, "Of a file of the SSD tier.")
     disk_io_timeout_s: Annotated[float, Meta(gt=0, le=60)] = option(5.0, "Time after which an I/O counts as stalled.")
+    disk_codec: Literal["none", "zstd"] = option(
+        "none", "Lossless compression on the SSD: bytes shuffled by element, then zstd. Needs the package zstandard."
+    )
+    disk_element_bytes: Literal[1, 2, 4] = option(2, "Bytes of an element of KV, for disk_codec: 1 for fp8 codes.")
     recompute_s: Annotated[float, Meta(ge=0)] = option(0.01, "What computing a block again takes, about.")
     policy: Literal["adaptive", "arc", "lru", "s3_fifo"] = option("adaptive", "Which blocks stay in memory.")
     tenant_quota_bytes: Annotated[int, Meta(ge=0)] = option(0, "Most memory of one tenant's blocks; 0: all of it.")

@@ -7,6 +7,7 @@ import sys
 import structlog
 import uvloop
 from prometheus_client import REGISTRY
+from prometheus_client.registry import Collector
 
 from shoal.api.kv_store.v1 import kv_store_pb2, kv_store_pb2_grpc
 from shoal.config import describe, load_or_exit
@@ -14,6 +15,7 @@ from shoal.kv_store.config import KvStoreConfig
 from shoal.kv_store.control import Control
 from shoal.kv_store.metrics import StoreCollector
 from shoal.kv_store.process import SettingsProblem, open_control
+from shoal.kv_store.remote.metrics import PeerCollector
 from shoal.kv_store.servicer import KvStoreServicer
 from shoal.rpc.server import Registration, ServerOptions, serve_until_stopped, start_server, stop_signal
 from shoal.telemetry import serve_metrics, setup_logs, setup_traces
@@ -54,15 +56,19 @@ async def _serve(config: KvStoreConfig) -> None:
     structlog.get_logger("shoal.kv_store").info("metrics", address=f"{config.host}:{metrics_port}")
     try:
         async with open_control(config) as control:
-            collector = StoreCollector(control.store)
-            REGISTRY.register(collector)
+            collectors: list[Collector] = [StoreCollector(control.store)]
+            if control.exchange is not None:
+                collectors.append(PeerCollector(control.exchange))
+            for collector in collectors:
+                REGISTRY.register(collector)
             try:
                 add = kv_store_pb2_grpc.add_KvStoreServiceServicer_to_server
                 servicer = KvStoreServicer(control, config.socket_path)
                 server = await start_server(options, [Registration(add, servicer, _NAME)])
                 await serve_until_stopped(server, stop, options, drain=lambda _: _end_watches(control))
             finally:
-                REGISTRY.unregister(collector)
+                for collector in collectors:
+                    REGISTRY.unregister(collector)
     finally:
         stop_metrics()
 

@@ -14,7 +14,7 @@ from typing import Final
 from shoal.kv_store.arena import Arena
 from shoal.kv_store.config import KvStoreConfig
 from shoal.kv_store.control import Control
-from shoal.kv_store.disk import OutOfService, SegmentLog
+from shoal.kv_store.disk import LogOptions, OutOfService, SegmentLog, ShuffledZstd
 from shoal.kv_store.disk_tier import DiskTier
 from shoal.kv_store.policy import make_policy
 from shoal.kv_store.remote.exchange import Exchange
@@ -67,7 +67,11 @@ def open_disk(config: KvStoreConfig, store: Store) -> DiskTier:
     worth = Worth(store.index, post, config.recompute_s)
     sizes = (config.disk_bytes, config.disk_segment_bytes, config.disk_io_timeout_s)
     try:
-        log = SegmentLog(config.disk_folder, *sizes, retention=worth)
+        codec = ShuffledZstd(config.disk_element_bytes) if config.disk_codec == "zstd" else None
+    except ModuleNotFoundError as error:
+        raise SettingsProblem(f"disk_codec: {error}") from error
+    try:
+        log = SegmentLog(config.disk_folder, *sizes, retention=worth, options=LogOptions(codec=codec))
     except ValueError as error:
         raise SettingsProblem(f"disk_bytes, disk_segment_bytes: {error}") from error
     except OutOfService as error:
