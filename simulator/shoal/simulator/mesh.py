@@ -44,7 +44,7 @@ class MeshSettings:
     peer_delay_s: float | None = 0.001
     """From a gateway's message about its loads to its arrival at the others; None: they tell each other nothing."""
     rebalance: bool = False
-    """Whether gateways move requests by choice, as they do unless told otherwise."""
+    """Whether gateways move requests by choice, as they do with policies that price workers unless told otherwise."""
     slowdowns: tuple[Slowdown, ...] = ()
     max_index_keys: int = 1 << 20
     vocab_size: int = 32000
@@ -97,6 +97,7 @@ class VirtualMesh:
         self._trace = trace
         self._settings = settings
         self._keep_tokens = keep_tokens
+        self._moves_by_choice = settings.rebalance and policy.needs_outlook
         self._now_s = 0.0
         self._gateways = VirtualGateways(
             settings.num_gateways,
@@ -157,7 +158,7 @@ class VirtualMesh:
         for slowdown in self._settings.slowdowns:
             for time_s, slowness in ((slowdown.from_s, slowdown.factor), (slowdown.until_s, 1.0)):
                 self._at(time_s, functools.partial(setattr, self._workers[slowdown.worker], "slowness", slowness))
-        if self._settings.rebalance:
+        if self._moves_by_choice:
             for gateway in self._gateways:
                 first_s = start_s + gateway.rebalancer.interval_s * (1 + gateway.number / self._settings.num_gateways)
                 self._at(first_s, functools.partial(self._rebalance, gateway))
@@ -256,7 +257,7 @@ class VirtualMesh:
                 awaiting.remove(stream_id)
                 records[stream_id].first_token_s = records[stream_id].first_token_s or self._now_s
                 self._open[stream_id].ticket.answered(self._names[number])
-        if self._keep_tokens or self._settings.rebalance:
+        if self._keep_tokens or self._moves_by_choice:
             for stream_id, token_id in zip(output.stream_ids.tolist(), output.token_ids.tolist(), strict=True):
                 request = self._open[stream_id]
                 request.token_ids.append(token_id)

@@ -39,6 +39,8 @@ class PolicyResult:
     busy: float
     """Part of the time until the last arrival that workers computed anything."""
     preemptions: int
+    moves: int
+    """Of requests, by choice."""
     picks: dict[str, int]
     """By the policy's reason."""
 
@@ -92,7 +94,7 @@ def saturating_speedup(trace: Sequence[TraceRequest], settings: MeshSettings, on
     duration_s = (trace[-1].timestamp - trace[0].timestamp) / 1e3
     if not duration_s > 0:
         raise InvalidArgument("load", "all requests of this trace arrive at once, so their rate cannot be chosen")
-    mesh = VirtualMesh(trace, policy_of("least_load"), replace(settings, speedup=math.inf))
+    mesh = VirtualMesh(trace, policy_of("least_load"), replace(settings, speedup=math.inf, rebalance=False))
     run = mesh.run(lambda num_done: on_progress("saturation", num_done))
     return duration_s / max(record.end_s for record in run.records)
 
@@ -117,5 +119,6 @@ def summarize(policy: str, run: MeshRun) -> PolicyResult:
         errors=len(run.records) - len(good),
         busy=run.busy,
         preemptions=run.num_preemptions,
+        moves=run.num_moves,
         picks=run.picks,
     )

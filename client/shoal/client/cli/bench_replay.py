@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from shoal.simulator.replay import Comparison
     from shoal.simulator.trace import TraceRequest
 
-_VIRTUAL_ONLY = ("workers", "gateways", "load", "policies", "blocks", "kv_event_delay_ms", "plot_path")
+_VIRTUAL_ONLY = ("workers", "gateways", "load", "policies", "blocks", "kv_event_delay_ms", "rebalance", "plot_path")
 
 
 @click.command("replay")
@@ -73,6 +73,7 @@ _VIRTUAL_ONLY = ("workers", "gateways", "load", "policies", "blocks", "kv_event_
     show_default=True,
     help="Virtual: from the end of a step until the router knows what it cached.",
 )
+@click.option("--rebalance", is_flag=True, help="Virtual: move requests by choice, as gateways do with policy shoal.")
 @endpoint_options
 @click.pass_context
 def replay(
@@ -118,6 +119,7 @@ def _virtual(session: Session, trace: list[TraceRequest], settings: dict[str, An
         speedup=settings["speedup"],
         kv_event_delay_s=settings["kv_event_delay_ms"] / 1e3,
         seed=settings["seed"],
+        rebalance=settings["rebalance"],
     )
     with _progress(session) as progress:
         tasks: dict[str, TaskID] = {}
