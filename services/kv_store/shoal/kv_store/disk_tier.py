@@ -17,7 +17,6 @@ from shoal.kv_store.events import DISK, MEMORY, EventHub, Removed, Stored
 from shoal.kv_store.index import NO_SLOT, BlockIndex
 from shoal.kv_store.memory_tier import MemoryTier
 from shoal.kv_store.scopes import Scope, Scopes
-from shoal.rpc.errors import ShoalError
 
 ROOT_PARENT: Final = bytes(KEY_BYTES)
 """What a record says of a chain's first block: namespaces are not needed to find it again."""
@@ -102,22 +101,14 @@ class DiskTier:
         """See SegmentLog. Blocks; not for the store's thread."""
         return self._log.checkpoint()
 
-    def restore(self, remove_lost: Callable[[int], int]) -> int:
-        """Shows the blocks on disk whose parents are there too, and drops the others; how many are shown.
-
-        remove_lost: how to remove a block with all that follow it, from here on.
-        """
+    def lose_with(self, remove_lost: Callable[[int], int]) -> None:
+        """Sets how to remove a block, with all that follow it, that is in no tier any more."""
         self._remove_lost = remove_lost
-        waiting: dict[bytes, list[RecordMetadata]] = {}
-        for metadata, _ in self._log.replay():
-            if metadata.parent == ROOT_PARENT or self._index.find(metadata.parent):
-                self._show(metadata, waiting)
-            else:
-                waiting.setdefault(metadata.parent, []).append(metadata)
-        for orphans in waiting.values():
-            for metadata in orphans:
-                self._log.remove(metadata.key)
-        return len(self._index)
+
+    @property
+    def log(self) -> SegmentLog:
+        """What it writes to."""
+        return self._log
 
     def write(self, row: int, scope: Scope) -> None:
         """Offers a block in memory to the disk: at once, later, or never when too many wait."""
@@ -212,21 +203,6 @@ class DiskTier:
         """Ends the log; blocks that were not written yet are not."""
         self._closed = True
         self._log.close()
-
-    def _show(self, metadata: RecordMetadata, waiting: dict[bytes, list[RecordMetadata]]) -> None:
-        found = [metadata]
-        for each in found:
-            parent = self._index.find(each.parent)
-            try:
-                scope = self._scopes.open(each.tenant, each.fingerprint, each.payload_bytes)
-            except ShoalError:
-                self._log.remove(each.key)
-                continue
-            if (parent and self._index.scope[parent] != scope.number) or self._index.find(each.key):
-                continue
-            row = self._index.add(each.key, parent, scope.number, 0)
-            self._index.set_on_disk(row, True)
-            found += waiting.pop(each.key, [])
 
     def _written(self, key: bytes, done: Future[Location]) -> None:
         self._note_written(key, done)

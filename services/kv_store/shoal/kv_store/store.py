@@ -20,6 +20,7 @@ from shoal.kv_store.latency import Latency
 from shoal.kv_store.memory_tier import MemoryTier
 from shoal.kv_store.pins import Pins
 from shoal.kv_store.removal import Removal
+from shoal.kv_store.restoring import restore_blocks
 from shoal.kv_store.scopes import PolicyFactory, Scope, Scopes
 from shoal.kv_store.sessions import Lease, Session
 from shoal.kv_store.sharing import Sharing
@@ -109,7 +110,8 @@ class Store:
         self.disk = disk
         self.removal.attach_disk(disk)
         self.writing.attach_disk(disk)
-        disk.restore(self.removal.remove_lost)
+        disk.lose_with(self.removal.remove_lost)
+        restore_blocks(disk.log, self.index, self.scopes)
 
     # Sessions
 

@@ -10,11 +10,12 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from shoal.kv_store.index.key_table import make_keys
 
 NO_SLOT: Final = (1 << 64) - 1
+_MIN_ROOM: Final = 64
 ROOT: Final = 0
 """The row of no block: parent of every chain's first block."""
 
@@ -65,13 +66,18 @@ class BlockIndex:
         self._child = array("I", [0])
         self._next = array("I", [0])
         self._previous = array("I", [0])
+        self._columns: tuple[array[Any], ...] = (
+            *(self.parent, self.num_memory_children, self.checksum, self.scope, self.num_leases, self.num_pins),
+            *(self.last_used_s, self.cost_s, self.on_disk, self._child, self._next, self._previous),
+        )
+        """All whose rows begin with 0."""
 
     def __len__(self) -> int:
         return len(self._keys)
 
     @property
     def num_rows(self) -> int:
-        """One more than the greatest row."""
+        """Rows there is room for, in use or not, and row 0."""
         return len(self.scope)
 
     def add(self, key: bytes, parent: int, scope: int, checksum: int) -> int:
@@ -158,12 +164,8 @@ class BlockIndex:
         return (row for row, scope in enumerate(self.scope) if scope)
 
     def _extend(self) -> None:
-        for column in (self.parent, self.num_memory_children, self.checksum, self.scope, self.num_leases):
-            column.append(0)
-        for column in (self.num_pins, self.last_used_s):
-            column.append(0)
-        for column in (self._child, self._next, self._previous):
-            column.append(0)
-        self.cost_s.append(0.0)
-        self.slot.append(NO_SLOT)
-        self.on_disk.append(0)
+        """Room for a 16th more rows, in one go: a column at a time they are most of what adding a block takes."""
+        num = max(_MIN_ROOM, self.num_rows // 16)
+        for column in self._columns:
+            column.frombytes(bytes(num * column.itemsize))
+        self.slot.extend(array("Q", [NO_SLOT]) * num)
