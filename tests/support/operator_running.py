@@ -23,14 +23,14 @@ EVENT = Kind("v1", "Event", "events")
 
 @asynccontextmanager
 async def running_controller(
-    plane: ControlPlane, namespace: str, *, make_client: Callable[[Any], ApiClient] = ApiClient
+    plane: ControlPlane, namespace: str, *, make_client: Callable[[Any], ApiClient] = ApiClient, **options: Any
 ) -> AsyncIterator[Controller]:
     """Looks after one namespace until the block ends."""
     connected = await ApiClient.connect(plane.kubeconfig)
     await connected.__aexit__(None, None, None)
     stop, ready = asyncio.Event(), asyncio.Event()
     async with make_client(connected.configuration) as api:
-        controller = Controller(api, Platform(), ControllerOptions(namespaces=(namespace,)))
+        controller = Controller(api, Platform(), ControllerOptions(namespaces=(namespace,), **options))
         running = asyncio.ensure_future(controller.run(stop, ready))
         try:
             waiting = asyncio.ensure_future(ready.wait())

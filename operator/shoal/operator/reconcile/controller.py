@@ -18,12 +18,12 @@ from shoal.operator.planner.kubernetes.envoy import envoy_options, node_cluster
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError
 from shoal.operator.reconcile.handlers import WatchHandlers, make_registry
+from shoal.operator.reconcile.leadership import Leadership
 from shoal.operator.reconcile.object_store import Key, ObjectStore
-from shoal.operator.reconcile.publishing import Publisher
 from shoal.operator.reconcile.reconciler import SERVICE_KIND, Planned, Reconciler
 from shoal.operator.reconcile.routes import RoutesState, backends
 from shoal.operator.reconcile.work_queue import WorkQueue
-from shoal.operator.xds import SnapshotStore
+from shoal.operator.xds import Publisher, SnapshotStore
 
 WATCHED: Final = (
     *(kind for kind in KINDS),
@@ -31,6 +31,7 @@ WATCHED: Final = (
     Kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices"),
 )
 """What is seen of the cluster beside InferenceServices: what plans hold, and what Kubernetes makes of it."""
+_WATCH_END_TIMEOUT_S: Final = 10.0
 OURS: Final = f"{MANAGED_BY}={FIELD_MANAGER}"
 _log = structlog.get_logger("shoal.operator")
 
@@ -42,6 +43,10 @@ class ControllerOptions:
     namespaces: tuple[str, ...] = ()
     """Those that it looks after; empty: all."""
     num_reconcilers: int = 4
+    lease_namespace: str = ""
+    """Where the Lease is by which several operators agree on one that writes; empty: this one writes in any case."""
+    identity: str = "shoal-operator"
+    """Who this one is among them."""
     resync_interval_s: float = 300.0
     """How often everything is listed and compared, should a watch have missed something."""
 
@@ -63,9 +68,21 @@ class Controller:
     async def run(self, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
         """Sets `ready` once everything is watched. Raises ApiError when the API server cannot be read at first."""
         await self._relist()
-        handlers = WatchHandlers(self)
-        watching = kopf.operator(
-            registry=make_registry(handlers, self._api.configuration, WATCHED),
+        async with contextlib.AsyncExitStack() as stack:
+            reconciling = (self._reconcile() for _ in range(self._options.num_reconcilers))
+            await stack.enter_async_context(_running(self._resync(), *reconciling))
+            if self._options.lease_namespace:
+                self.reconciler.writes = False
+                leadership = Leadership(
+                    self._api, self._options.lease_namespace, self._options.identity, on_change=self._lead
+                )
+                await stack.enter_async_context(leadership.held())
+            await self._watch(stop, ready)
+
+    async def _watch(self, stop: asyncio.Event, ready: asyncio.Event | None) -> None:
+        """kopf's tasks, until one of them ends; its own `operator()` would end every other task of the loop as well."""
+        tasks = await kopf.spawn_tasks(
+            registry=make_registry(WatchHandlers(self), self._api.configuration, WATCHED),
             settings=_settings(),
             clusterwide=not self._options.namespaces,
             namespaces=self._options.namespaces,
@@ -73,8 +90,14 @@ class Controller:
             stop_flag=stop,
             ready_flag=ready,
         )
-        async with _running(self._resync(), *(self._reconcile() for _ in range(self._options.num_reconcilers))):
-            await watching
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_WATCH_END_TIMEOUT_S)
 
     def seen(self, found: Manifest) -> None:
         """An InferenceService is there, or changed."""
@@ -107,6 +130,13 @@ class Controller:
         if found["kind"] == "EndpointSlice":
             self._publisher.drop_slice(*_slice_names(found))
         elif key in self.reconciler.services:
+            self.queue.add(key)
+
+    def _lead(self, leads: bool) -> None:
+        """Everything is looked at anew: what was not to be written so far may have to be."""
+        self.reconciler.writes = leads
+        for key in list(self.reconciler.services):
+            self.reconciler.forget_applied(key)
             self.queue.add(key)
 
     def _plan_routes(self, planned: Planned) -> RoutesState:
@@ -185,6 +215,7 @@ def _is_other(known: Manifest, found: Manifest) -> bool:
 
 def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
+    settings.process.ultimate_exiting_timeout = None  # the kubelet sees to that
     settings.posting.enabled = False
     settings.posting.loggers = False
     settings.watching.server_timeout = 300

@@ -60,6 +60,8 @@ class Reconciler:
         self._applier = Applier(api, store)
         self._on_planned = on_planned
         self._now = now
+        self.writes = True
+        """False: nothing is applied and no status written, as long as another operator does."""
 
     async def reconcile(self, key: Key) -> None:
         """Raises ApiError or NameTaken when it is to be tried again; the status says so if it could be written."""
@@ -69,7 +71,8 @@ class Reconciler:
             self._applier.forget(key)
             return
         findings, failure = await self._bring_about(key, found)
-        await self._show(found, findings)
+        if self.writes:
+            await self._show(found, findings)
         if failure is not None:
             raise failure
 
@@ -87,7 +90,7 @@ class Reconciler:
         objects = plan(service, self._platform, owner)
         failure: Exception | None = None
         not_applied: tuple[str, str] | None = None
-        if not service.spec.paused:
+        if self.writes and not service.spec.paused:
             try:
                 changes = await self._applier.apply(key, metadata["uid"], objects)
                 if changes.applied or changes.pruned:
@@ -131,7 +134,10 @@ class Reconciler:
             raise
         self._remember(written)
         for event in events_of(found, conditions, status.conditions or (), now):
-            await self._api.request("POST", collection_path(EVENT_KIND, metadata["namespace"]), event)
+            try:
+                await self._api.request("POST", collection_path(EVENT_KIND, metadata["namespace"]), event)
+            except ApiError as error:  # the status has it as well
+                _log.warning("no event", service="/".join((metadata["namespace"], metadata["name"])), error=str(error))
 
     def _remember(self, written: Manifest) -> None:
         """So that the next reconcile does not compare with a status that the watch has yet to bring."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoal.operator.envoy import clusters
-from shoal.operator.reconcile.publishing import Backend
+from shoal.operator.xds import Backend
 
 
 @dataclass(frozen=True, slots=True)

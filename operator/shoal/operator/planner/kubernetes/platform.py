@@ -12,7 +12,7 @@ from shoal.operator.envoy import Endpoint
 Manifest = dict[str, Any]
 """A Kubernetes object, as plain data."""
 _VERSION: Final = "0.1.0"
-_IMAGES: Final[Mapping[str, str]] = MappingProxyType(
+IMAGES: Final[Mapping[str, str]] = MappingProxyType(
     {name: f"shoal/{name}:{_VERSION}" for name in ("gateway", "tokenizer", "worker", "operator", "envoy")}
 )
 _CONTROL_PLANE: Final = Endpoint("shoal-operator.shoal-system.svc", 18000)
@@ -22,7 +22,7 @@ _CONTROL_PLANE: Final = Endpoint("shoal-operator.shoal-system.svc", 18000)
 class Platform:
     """Settings of the operator, the same for all its InferenceServices."""
 
-    images: Mapping[str, str] = field(default_factory=lambda: _IMAGES)
+    images: Mapping[str, str] = field(default_factory=lambda: IMAGES)
     """For each of gateway, tokenizer, worker, operator and envoy."""
     image_pull_policy: str = "IfNotPresent"
     control_plane: Endpoint = _CONTROL_PLANE

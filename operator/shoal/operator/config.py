@@ -1,0 +1,42 @@
+"""Settings of the operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from shoal.config import option
+from shoal.telemetry.logs import LogFormat
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorConfig:
+    """Keeps a cluster's InferenceServices as their specs say, and tells their Envoys where pods are."""
+
+    namespaces: str = option("", "Namespaces to look after, with commas between; empty: all.")
+    kubeconfig: str = option("", "File; empty: the pod's service account, outside of pods KUBECONFIG.")
+    host: str = option("127.0.0.1", "Address to listen on for Envoys and health checks.")
+    port: Port = option(18000, "Port for them; 0 picks a free one.")
+    metrics_port: Port = option(9095, "Port for Prometheus metrics; 0 picks a free one.")
+    control_plane: Annotated[str, Meta(pattern=r"^[^\s:]+:[0-9]{1,5}$")] = option(
+        "shoal-operator.shoal-system.svc:18000", "host:port under which pods reach this operator."
+    )
+    lease_namespace: str = option(
+        "", "Namespace of the Lease by which several operators agree on one that writes; empty: this one does."
+    )
+    identity: str = option("", "Name of this operator among several, such as the pod's; empty: host name and process.")
+    image_prefix: str = option("shoal/", "What comes before gateway, tokenizer, worker, operator and envoy in images.")
+    image_tag: str = option("0.1.0", "What comes after them.")
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = option("IfNotPresent", "Of all containers.")
+    cluster_domain: str = option("cluster.local", "Domain of the cluster's names.")
+    reconcilers: Annotated[int, Meta(ge=1, le=64)] = option(4, "InferenceServices worked on at a time.")
+    resync_s: Annotated[float, Meta(ge=1)] = option(
+        300.0, "How often everything is listed and compared, should a watch have missed something."
+    )
+    drain_timeout_s: Annotated[float, Meta(gt=0)] = option(5.0, "How long Envoys' streams may go on after SIGTERM.")
+    log_level: Literal["debug", "info", "warning", "error"] = option("info", "Least severe log lines shown.")
+    log_format: LogFormat = option("auto", "auto is readable on a terminal, JSON elsewhere.")

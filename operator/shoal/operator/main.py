@@ -1,0 +1,93 @@
+"""`shoal-operator`: the operator as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from pathlib import Path
+
+import grpc.aio
+import structlog
+from kubernetes_asyncio.config import ConfigException
+
+from shoal.config import describe, load_or_exit
+from shoal.operator.config import OperatorConfig
+from shoal.operator.envoy import Endpoint
+from shoal.operator.planner.kubernetes import Platform
+from shoal.operator.planner.kubernetes.platform import IMAGES
+from shoal.operator.reconcile.api_client import ApiClient, ApiError
+from shoal.operator.reconcile.controller import Controller, ControllerOptions
+from shoal.operator.xds import DiscoveryServer
+from shoal.operator.xds.server import SERVICE
+from shoal.rpc.server import Registration, ServerOptions, start_server, stop_signal
+from shoal.telemetry import serve_metrics, setup_logs
+
+_log = structlog.get_logger("shoal.operator")
+
+
+def main() -> None:
+    """Runs until SIGTERM or SIGINT. Exits 2 for wrong settings, 1 when the API server or a port cannot be had."""
+    config = load_or_exit(OperatorConfig, program="shoal-operator")
+    setup_logs("operator", level=config.log_level, log_format=config.log_format)
+    _log.info("configuration", **describe(config))
+    try:
+        metrics_port, stop_metrics = serve_metrics(config.host, config.metrics_port)
+        _log.info("metrics", address=f"{config.host}:{metrics_port}")
+        asyncio.run(serve(config))
+        stop_metrics()
+    except (ApiError, ConfigException, OSError) as error:
+        _log.error("cannot run", error=str(error))
+        sys.exit(1)
+
+
+async def serve(config: OperatorConfig) -> None:
+    """Raises ApiError, ConfigException, OSError."""
+    stop, ready = stop_signal(), asyncio.Event()
+    kubeconfig = Path(config.kubeconfig) if config.kubeconfig else None
+    namespaces = tuple(filter(None, (name.strip() for name in config.namespaces.split(","))))
+    options = ControllerOptions(
+        namespaces=namespaces,
+        num_reconcilers=config.reconcilers,
+        resync_interval_s=config.resync_s,
+        lease_namespace=config.lease_namespace,
+        identity=config.identity or f"{socket.gethostname()}-{os.getpid()}",
+    )
+    async with await ApiClient.connect(kubeconfig) as api:
+        controller = Controller(api, platform_of(config), options)
+        discovery = DiscoveryServer(controller.snapshots)
+
+        def add(_: object, server: grpc.aio.Server) -> None:
+            discovery.add_to(server)
+
+        listening = ServerOptions(config.host, config.port, config.drain_timeout_s)
+        server = await start_server(listening, [Registration(add, discovery, SERVICE)])
+        _log.info("serving", address=f"{config.host}:{server.port}")
+        running = asyncio.ensure_future(controller.run(stop, ready))
+        watching = asyncio.ensure_future(ready.wait())
+        try:
+            await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                await server.set_serving(True)
+                _log.info("watching", namespaces=namespaces or "all")
+            await running
+        finally:
+            watching.cancel()
+            running.cancel()
+            await server.stop(config.drain_timeout_s)
+
+
+def platform_of(config: OperatorConfig) -> Platform:
+    """What plans need to know of this operator and its cluster."""
+    host, _, port = config.control_plane.rpartition(":")
+    return Platform(
+        images={name: f"{config.image_prefix}{name}:{config.image_tag}" for name in IMAGES},
+        image_pull_policy=config.image_pull_policy,
+        control_plane=Endpoint(host, int(port)),
+        cluster_domain=config.cluster_domain,
+    )
+
+
+if __name__ == "__main__":
+    main()
