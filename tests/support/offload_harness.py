@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shoal.kv_client import KvClientOptions
+from shoal.model_worker.kv_offload.memory import KvMemory
 from shoal.model_worker.kv_offload.offload import KvOffload
 from shoal.model_worker.kv_offload.options import OffloadOptions
 from shoal.model_worker.request import Request
@@ -58,7 +60,12 @@ class OffloadHarness(SchedulerHarness):
 
 
 @contextmanager
-def offloading(store: RunningStore, sizes: dict[str, int] | None = None, **options: Any) -> Iterator[OffloadHarness]:
+def offloading(
+    store: RunningStore,
+    sizes: dict[str, Any] | None = None,
+    memory: Callable[[Tensor], KvMemory] = CpuKvMemory,
+    **options: Any,
+) -> Iterator[OffloadHarness]:
     """A harness whose blocks go to `store`. It waits long for answers: the machine may be busy."""
     h = OffloadHarness(now_s=time.monotonic(), **(sizes or {}))
     client = KvClientOptions(
@@ -72,7 +79,7 @@ def offloading(store: RunningStore, sizes: dict[str, int] | None = None, **optio
         max_backoff_s=0.02,
     )
     defaults = OffloadOptions(client=client, lookup_wait_s=5.0, wait_budget_s=5.0)
-    h.offload = KvOffload(replace(defaults, **options), h.cache, CpuKvMemory(torch.from_numpy(h.runner.kv)))
+    h.offload = KvOffload(replace(defaults, **options), h.cache, memory(torch.from_numpy(h.runner.kv)))
     h.woken = threading.Event()
     h.offload.wake = h.woken.set
     h.use(h.offload)

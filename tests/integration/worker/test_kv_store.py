@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -33,9 +34,10 @@ async def worker_with(folder: Path, *flags: str) -> AsyncIterator[WorkerProcess]
         yield worker
 
 
-async def ask(worker: WorkerProcess, prompt: list[int] = PROMPT, **sampling: float) -> tuple[list[int], int]:
+async def ask(worker: WorkerProcess, prompt: list[int] = PROMPT, **sampling: Any) -> tuple[list[int], int]:
     """Eight greedy tokens, and how many of the prompt were cached."""
-    request = generate_request(prompt, **{"temperature": 0, **sampling})
+    fields: dict[str, Any] = {"temperature": 0, **sampling}
+    request = generate_request(prompt, **fields)
     async with worker_stub(worker) as stub:
         completions, messages = await collect(stub.Generate(request))
     return completions[0].token_ids, messages[-1].usage.cached_tokens

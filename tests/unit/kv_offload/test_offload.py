@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from shoal.blocks import block_keys
 from shoal.kv_store.store import Store
+from shoal.model_worker.kv_offload.memory import KvMemory
 from shoal.model_worker.request import Request
+from shoal.model_worker.runner.cpu_kv_memory import CpuKvMemory
+from shoal.model_worker.runner.cuda_kv_memory import CudaKvMemory
 from support.engine_requests import exactly, make_request
 from support.kv_store_running import RunningStore, running_store
 from support.offload_harness import offloading
@@ -42,8 +47,11 @@ def flip(store: Store, key: bytes) -> None:
     ctypes.memset(address + 9, ctypes.string_at(address + 9, 1)[0] ^ 16, 1)
 
 
-def test_blocks_that_one_device_computed_are_loaded_by_another(store: RunningStore) -> None:
-    with offloading(store) as first, offloading(store) as second:
+@pytest.mark.parametrize("memory", [CpuKvMemory, partial(CudaKvMemory, staging_bytes=3 * 32)])
+def test_blocks_that_one_device_computed_are_loaded_by_another(
+    store: RunningStore, memory: Callable[[Tensor], KvMemory]
+) -> None:
+    with offloading(store, memory=memory) as first, offloading(store, memory=memory) as second:
         assert first.run(request(1)) == 0
         first.flush()
         assert num_stored(store) == 11  # the last one of prompt and output
@@ -79,9 +87,11 @@ def test_tenants_do_not_share(store: RunningStore) -> None:
         assert second.run(request(1, tenant="b")) == 0
 
 
-@pytest.mark.parametrize("bad", [0, 3])
-def test_a_flipped_bit_is_never_served_and_what_precedes_it_is(store: RunningStore, bad: int) -> None:
-    with offloading(store) as first, offloading(store) as second:
+@pytest.mark.parametrize(("bad", "memory"), [(0, CpuKvMemory), (4, CpuKvMemory), (4, CudaKvMemory)])
+def test_a_flipped_bit_is_never_served_and_what_precedes_it_is(
+    store: RunningStore, bad: int, memory: Callable[[Tensor], KvMemory]
+) -> None:
+    with offloading(store) as first, offloading(store, memory=memory) as second:
         first.run(request(1, max_tokens=1))
         first.flush()
         key = block_keys(request(1).namespace_key, PROMPT, 4)[bad]

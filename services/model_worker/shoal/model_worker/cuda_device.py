@@ -13,6 +13,7 @@ from shoal.model_worker.engine_failure import describe_allocation
 from shoal.model_worker.engine_setup import Device, Progress, SetupError, choose_max_model_len
 from shoal.model_worker.loader import LoadedModel
 from shoal.model_worker.runner.cuda import CudaRunner
+from shoal.model_worker.runner.cuda_kv_memory import CudaKvMemory
 from shoal.model_worker.runner.warm_up import prompt_plan
 
 _LAUNCH_S_PER_LAYER = 0.6e-3
@@ -43,7 +44,11 @@ def make_cuda_device(config: WorkerConfig, progress: Progress) -> Device:
         runner = _make_runner(config, loaded, num_blocks, max_model_len)
     with explained("capturing graphs", f"lower {cache}, {steps}"):
         runner.warm_up(graph_tokens, lambda fraction: progress("graphs", fraction))
-    return describe(loaded, runner, kv_layout=runner.layout.name)
+    if not config.kv_store_socket:
+        return describe(loaded, runner, kv_layout=runner.layout.name)
+    with explained("allocating memory to move KV blocks through", f"lower {cache}"):
+        kv_memory = CudaKvMemory(runner.kv_cache)
+    return describe(loaded, runner, kv_layout=runner.layout.name, kv_memory=kv_memory)
 
 
 def _check_block_size(block_size: int) -> None:

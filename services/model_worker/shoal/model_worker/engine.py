@@ -73,7 +73,7 @@ class Engine:
             for command in self._inbox.receive(wait=idle and not changed):
                 if isinstance(command, Stop):
                     return
-                self._handle(command)
+                self.handle(command)
                 changed = True
             self.turn(changed=changed)
 
@@ -119,7 +119,8 @@ class Engine:
         store = None if self._offload is None else self._offload.stepped(events, num_tokens, step_s)
         self._emit(to_frame(output, events, scheduler.stats, step_s, num_tokens, store))
 
-    def _handle(self, command: Add | Cancel) -> None:
+    def handle(self, command: Add | Cancel) -> None:
+        """Takes in a command. `run` does."""
         if isinstance(command, Cancel):
             self._scheduler.cancel(command.stream_id)
             return

@@ -29,7 +29,10 @@ class KvMemory(Protocol):
 
     def load(self, lease: Lease, first: int, block_ids: Sequence[int], mark: object) -> tuple[int, Reading]:
         """Copies the lease's blocks from position `first` on into some blocks of the cache; how many leading ones were
-        verified, and what became of the one after. They are there for any step that is submitted afterwards."""
+        verified, and what became of the one after. They are there for any step that is submitted after `settle`."""
+
+    def settle(self) -> None:
+        """Puts steps that are submitted from here on behind all loads so far. Called by the engine's thread."""
 
     def store(self, block_ids: Sequence[int], addresses: Sequence[int]) -> list[int]:
         """Copies blocks of the cache to the host, one an address; the CRC32C of each."""

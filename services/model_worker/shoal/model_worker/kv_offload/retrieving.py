@@ -116,6 +116,7 @@ class Retrieving:
         with load.lock:
             load.is_given_up = True
             num_loaded = load.num_loaded
+        self._memory.settle()
         num_bytes = len(load.block_ids) * self._memory.block_bytes
         self._loading_bytes -= num_bytes
         is_complete = num_loaded == len(load.block_ids)

