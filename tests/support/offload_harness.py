@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,15 +62,16 @@ class OffloadHarness(SchedulerHarness):
 
 @contextmanager
 def offloading(
-    store: RunningStore,
+    store: RunningStore | Path,
     sizes: dict[str, Any] | None = None,
     memory: Callable[[Tensor], KvMemory] = CpuKvMemory,
     **options: Any,
 ) -> Iterator[OffloadHarness]:
-    """A harness whose blocks go to `store`. It waits long for answers: the machine may be busy."""
+    """A harness whose blocks go to `store`, or to one with its socket in a folder. It waits long for answers: the
+    machine may be busy."""
     h = OffloadHarness(now_s=time.monotonic(), **(sizes or {}))
     client = KvClientOptions(
-        socket_path=str(store.path),
+        socket_path=str(store / "kv.sock" if isinstance(store, Path) else store.path),
         tenant="",
         fingerprint=b"f",
         block_bytes=BLOCK_BYTES,

@@ -157,3 +157,52 @@ async def test_whoever_comes_and_goes_ends_up_with_the_whole_set(
         if (index in stops or index == len(batches) - 1) and follower.seq < hub.last_seq:
             await drain(hub.follow(EPOCH, follower.seq + 1), follower, hub.last_seq)
             assert follower.keys == truth
+
+
+def messages(hub: KvEventHub) -> list[Response]:
+    """All that is in the hub's buffer."""
+    return [hub.message_of(number, event) for number, event in enumerate(hub._events, 1)]
+
+
+def test_a_stores_blocks_carry_their_tier_and_come_with_snapshots() -> None:
+    hub = KvEventHub(epoch=EPOCH, buffer=64)
+    hub.publish_device([stored(1)])
+    hub.publish_stored([key(1), key(2)], key(0), worker_pb2.TIER_MEMORY)
+    hub.publish_stored([key(2)], key(1), worker_pb2.TIER_DISK)
+    hub.publish_removed([key(2), key(3)], worker_pb2.TIER_MEMORY)
+    tiers = [(m.stored.tier or m.removed.tier, len(m.stored.keys), len(m.removed.keys)) for m in messages(hub)]
+    memory, disk = worker_pb2.TIER_MEMORY, worker_pb2.TIER_DISK
+    assert tiers == [(worker_pb2.TIER_DEVICE, 1, 0), (memory, 2, 0), (disk, 1, 0), (memory, 0, 1)]
+    parts = {part.snapshot.tier: list(part.snapshot.keys) for part in hub.snapshot()}
+    assert parts == {worker_pb2.TIER_DEVICE: [key(1)], memory: [key(1)], disk: [key(2)]}
+    assert [part.snapshot.complete for part in hub.snapshot()] == [False, False, True]
+
+
+def test_no_more_of_a_stores_blocks_are_told_of_than_allowed() -> None:
+    hub = KvEventHub(epoch=EPOCH, buffer=64, max_store_keys=3)
+    hub.publish_stored([key(1), key(2)], key(0), worker_pb2.TIER_MEMORY)
+    hub.publish_stored([key(3), key(4)], key(2), worker_pb2.TIER_DISK)
+    hub.publish_stored([key(5)], key(4), worker_pb2.TIER_DISK)
+    assert [len(message.stored.keys) for message in messages(hub)] == [2, 1]
+    hub.publish_removed([key(4), key(1)], worker_pb2.TIER_MEMORY)
+    hub.publish_stored([key(5)], key(4), worker_pb2.TIER_DISK)
+    assert len(messages(hub)) == 4
+
+
+def test_a_device_that_clears_its_cache_leaves_the_store_known() -> None:
+    hub = KvEventHub(epoch=EPOCH, buffer=64)
+    hub.publish_stored([key(2)], key(1), worker_pb2.TIER_DISK)
+    hub.publish_device([Cleared()])
+    kinds = [message.WhichOneof("event") for message in messages(hub)]
+    assert kinds == ["stored", "cleared", "stored"]
+    assert messages(hub)[2].stored.tier == worker_pb2.TIER_DISK
+
+
+def test_what_a_store_is_found_to_hold_replaces_what_was_known() -> None:
+    hub = KvEventHub(epoch=EPOCH, buffer=64)
+    hub.publish_stored([key(1), key(2)], key(0), worker_pb2.TIER_MEMORY)
+    hub.replace_stored({worker_pb2.TIER_MEMORY: {key(2), key(3)}})
+    hub.replace_stored({})
+    told = [(m.WhichOneof("event"), [*m.stored.keys, *m.removed.keys]) for m in messages(hub)[1:3]]
+    assert told == [("removed", [key(1)]), ("stored", [key(3)])]
+    assert {*messages(hub)[3].removed.keys} == {key(2), key(3)}

@@ -41,6 +41,7 @@ class KvStoreWatch:
             while True:
                 try:
                     await self._follow(stub)
+                    self._lose(EOFError("the store ended the stream"))
                 except (grpc.aio.AioRpcError, TimeoutError) as error:
                     self._lose(error)
                 await asyncio.sleep(self._retry_s)

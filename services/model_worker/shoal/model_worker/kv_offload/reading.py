@@ -74,7 +74,7 @@ class Reader:
         self._asking_since_s = None
         self._sessions.note(client)
         ticket.num_visible = ticket.num_held + found.num_visible
-        ticket.num_in_memory = ticket.num_held + found.num_in_memory
+        ticket.num_found_in_memory = ticket.num_in_memory = ticket.num_held + found.num_in_memory
         ticket.answered_s = self._clock()
         self._stats.num_lookups += 1
         self._stats.lookup_s += ticket.answered_s - ticket.asked_s

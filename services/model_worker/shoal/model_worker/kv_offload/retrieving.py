@@ -193,7 +193,7 @@ class Retrieving:
         return 0
 
     def _count(self, ticket: Ticket, load: Load, num_loaded: int, seconds: float) -> None:
-        stats, num_in_memory = self._stats, max(0, min(ticket.num_in_memory - load.first, num_loaded))
+        stats, num_in_memory = self._stats, max(0, min(ticket.num_found_in_memory - load.first, num_loaded))
         stats.num_loads += 1
         stats.load_s += seconds
         stats.loaded_bytes += num_loaded * self._memory.block_bytes

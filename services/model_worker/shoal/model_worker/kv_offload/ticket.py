@@ -61,10 +61,11 @@ class Ticket:
     """ANSWERED and LOADED are written by a reading thread, and by no other."""
     num_visible: int = 0
     """Leading keys that device and store have together. Written before ANSWERED."""
+    num_found_in_memory: int = 0
+    """... of which the store had these in memory when it was asked. Written before ANSWERED."""
     num_in_memory: int = 0
+    """With those that it brought from disk since."""
     answered_s: float = 0.0
-    is_prefetching: bool = False
-    """Whether the store was told to bring blocks from disk."""
     load: Load | None = None
 
     @property

@@ -103,7 +103,7 @@ class _Lane:
         self.on_host = torch.empty(shape, dtype=torch.uint8, pin_memory=is_cuda)
         self.on_device = torch.empty(shape, dtype=torch.uint8, device=device)
         self.host_address = self.on_host.data_ptr()
-        self._stream = torch.cuda.Stream(device) if is_cuda else None
+        self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
         self._ended = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
 
     def stream(self, after: object = None) -> AbstractContextManager[object]:
