@@ -43,6 +43,7 @@ async def running_controller(
         finally:
             stop.set()
             await asyncio.wait_for(running, 30)
+            await asyncio.sleep(0.1)  # TLS connections that were cut in the middle close their sockets by and by
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Namespace:
         found = {}
         for kind in KINDS:
             for item in await self.list(kind, f"{OWNER_LABEL}={service}"):
-                found[kind.kind, item["metadata"]["name"]] = item
+                found[kind.kind, item["metadata"]["name"]] = {"apiVersion": kind.api_version, "kind": kind.kind, **item}
         return found
 
     async def service(self, name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from shoal.client import Client, InvalidArgument, NotFound, ResourceExhausted, Unavailable
@@ -143,6 +144,38 @@ def test_models_and_tokenize(gateway: FakeGateway) -> None:
 
 def test_version() -> None:
     assert shoal("version").stdout.startswith("shoal ")
+
+
+def test_plan_prints_what_the_operator_would_apply() -> None:
+    result = shoal("plan", "-f", str(ROOT / "examples/smollm2-135m.yaml"), "-n", "models", "--image-tag=7")
+    assert result.exit_code == 0, result.stderr
+    objects = list(yaml.safe_load_all(result.stdout))
+    assert {found["metadata"]["namespace"] for found in objects} == {"models"}
+    [workers] = [found for found in objects if found["kind"] == "StatefulSet"]
+    assert workers["spec"]["template"]["spec"]["containers"][0]["image"] == "shoal/worker:7"
+
+
+def test_plan_and_validate_tell_what_only_kubernetes_cannot_do(tmp_path: Path) -> None:
+    local = tmp_path / "local.yaml"
+    local.write_text(
+        "apiVersion: shoal.dev/v1alpha1\nkind: InferenceService\nmetadata: {name: a}\n"
+        "spec: {model: {name: m, uri: /m.gguf}}\n"
+    )
+    assert shoal("validate", "-f", str(local)).exit_code == 0
+    for command in (("validate", "--kubernetes"), ("plan",)):
+        result = shoal(*command, "-f", str(local))
+        assert result.exit_code == 1
+        assert "spec.model.uri: '/m.gguf' is not in the pods" in result.stderr
+
+
+def test_crd_prints_the_definition() -> None:
+    result = shoal("crd")
+    definition = yaml.safe_load(result.stdout)
+    assert definition["metadata"]["name"] == "inferenceservices.shoal.dev"
+    [version] = definition["spec"]["versions"]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    replicas = spec["workers"]["properties"]["replicas"]
+    assert (replicas["minimum"], replicas["maximum"], replicas["default"]) == (1, 64, 1)
 
 
 def test_validate_tells_good_manifests_from_bad_ones(tmp_path: Path) -> None:

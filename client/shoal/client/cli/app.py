@@ -19,6 +19,8 @@ _COMMANDS = {
     "explain": "explain",
     "tokenize": "tokenize",
     "validate": "validate",
+    "plan": "plan",
+    "crd": "crd",
     "bench": "bench",
     "kv": "kv",
     "demo": "demo",

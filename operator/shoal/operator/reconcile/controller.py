@@ -15,21 +15,17 @@ import structlog
 
 from shoal.operator.planner.kubernetes import FIELD_MANAGER, KINDS, MANAGED_BY, Manifest, Platform
 from shoal.operator.planner.kubernetes.envoy import envoy_options, node_cluster
-from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError
 from shoal.operator.reconcile.handlers import WatchHandlers, make_registry
 from shoal.operator.reconcile.leadership import Leadership
 from shoal.operator.reconcile.object_store import Key, ObjectStore
 from shoal.operator.reconcile.reconciler import SERVICE_KIND, Planned, Reconciler
+from shoal.operator.reconcile.rights import DERIVED
 from shoal.operator.reconcile.routes import RoutesState, backends
 from shoal.operator.reconcile.work_queue import WorkQueue
 from shoal.operator.xds import Publisher, SnapshotStore
 
-WATCHED: Final = (
-    *(kind for kind in KINDS),
-    Kind("v1", "Pod", "pods"),
-    Kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices"),
-)
+WATCHED: Final = (*KINDS, *DERIVED)
 """What is seen of the cluster beside InferenceServices: what plans hold, and what Kubernetes makes of it."""
 _WATCH_END_TIMEOUT_S: Final = 10.0
 OURS: Final = f"{MANAGED_BY}={FIELD_MANAGER}"
@@ -216,6 +212,7 @@ def _is_other(known: Manifest, found: Manifest) -> bool:
 def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.process.ultimate_exiting_timeout = None  # the kubelet sees to that
+    settings.scanning.disabled = True  # which kinds there are is known
     settings.posting.enabled = False
     settings.posting.loggers = False
     settings.watching.server_timeout = 300

@@ -1,0 +1,107 @@
+"""The operator's rights suffice, and are what it uses."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from shoal.operator.api.crd import PLURAL
+from shoal.operator.reconcile.reconciler import SERVICE_KIND
+from shoal.operator.reconcile.rights import lease_rules, roles, rules
+from support.control_plane.cluster import ControlPlane
+from support.eventually import eventually
+from support.logged_process import LoggedProcess
+from support.manifests import MINIMAL_ON_KUBERNETES, with_fields
+from support.operator_running import Namespace
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def account(control_plane: ControlPlane, namespace: str) -> Iterator[str]:
+    """A ServiceAccount with the operator's rights, in a namespace of its own name."""
+    name = f"operator-{secrets.token_hex(4)}"
+    body = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}
+    control_plane.request("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts", json.dumps(body).encode())
+    granted = roles(name, namespace)
+    for found in granted:
+        control_plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(found))
+    yield name
+    for found in granted:
+        control_plane.kubectl("delete", "--wait=false", "-f", "-", stdin=json.dumps(found))
+
+
+def kubeconfig_of(plane: ControlPlane, namespace: str, account: str, path: Path) -> Path:
+    url = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
+    token = plane.request("POST", url, json.dumps(body).encode())["status"]["token"]
+    config = yaml.safe_load(plane.kubeconfig.read_text())
+    config["users"] = [{"name": "admin", "user": {"token": token}}]
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def used(plane: ControlPlane, user: str) -> dict[tuple[str, str, str], int]:
+    """(API group, resource with subresource, verb) -> answer's code, of everything that this user asked for."""
+    found = {}
+    for line in plane.audit_log.read_text().splitlines():
+        entry = json.loads(line)
+        if entry["user"]["username"] != user or "objectRef" not in entry:
+            continue
+        about = entry["objectRef"]
+        resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
+        found[about.get("apiGroup", ""), resource, entry["verb"]] = entry.get("responseStatus", {}).get("code", 0)
+    return found
+
+
+async def test_the_role_is_what_the_operator_uses(
+    control_plane: ControlPlane, namespace: str, account: str, tmp_path: Path
+) -> None:
+    space = Namespace(control_plane, namespace)
+    kubeconfig = kubeconfig_of(control_plane, namespace, account, tmp_path / "kubeconfig")
+    flags = (f"--kubeconfig={kubeconfig}", f"--lease-namespace={namespace}", "--log-format=json")
+    async with await LoggedProcess.launch("shoal.operator.main", *flags) as process:
+        await process.wait_logged("watching")
+        await space.create(with_fields(MINIMAL_ON_KUBERNETES, {}))
+        await space.until_phase("smol", "Ready")
+        await _leave_something_of_each_kind(space)
+        await eventually(lambda: _is_pruned(space), "what is not planned goes")
+        await space.delete(SERVICE_KIND, "smol")
+        process.signal(signal.SIGTERM)
+        assert await process.wait_ended() == 0, process.logs[-5:]
+    calls = used(control_plane, f"system:serviceaccount:{namespace}:{account}")
+    assert [call for call, code in calls.items() if code == 403] == []
+    granted = {
+        (group, resource, verb)
+        for rule in rules() + lease_rules()
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    asked = set(calls)
+    # Applying an object that is not there yet needs the right to create it, and is logged as the patch that it is.
+    asked |= {(group, resource, "create") for group, resource, verb in asked if verb == "patch" and "/" not in resource}
+    assert asked - granted == set()
+    assert granted - asked == {("shoal.dev", f"{PLURAL}/finalizers", "update")}
+
+
+async def _leave_something_of_each_kind(space: Namespace) -> None:
+    by_kind = {kind: found for (kind, _), found in (await space.objects("smol")).items()}
+    for kind, found in by_kind.items():
+        metadata = {key: found["metadata"][key] for key in ("labels", "ownerReferences", "namespace")}
+        body: dict[str, Any] = {**found, "metadata": {**metadata, "name": "smol-old"}}
+        body.pop("status", None)
+        if kind == "Service":
+            body["spec"] = {"ports": found["spec"]["ports"], "clusterIP": "None"}
+        space.plane.kubectl("create", "-f", "-", stdin=json.dumps(body))
+
+
+async def _is_pruned(space: Namespace) -> bool:
+    return not [name for _, name in await space.objects("smol") if name == "smol-old"]

@@ -1,0 +1,170 @@
+"""What people are told of an InferenceService, by what is on the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from shoal.operator.api import parse_manifest
+from shoal.operator.api.status import Condition, InferenceServiceStatus
+from shoal.operator.planner.kubernetes import Manifest, Owner, Platform, plan
+from shoal.operator.reconcile.events import events_of
+from shoal.operator.reconcile.observing import RoleState, observe_roles
+from shoal.operator.reconcile.routes import RoutesState
+from shoal.operator.reconcile.status import Findings, status_of
+from support.manifests import MINIMAL_ON_KUBERNETES
+
+SERVICE = parse_manifest(MINIMAL_ON_KUBERNETES, "m")
+PLAN = plan(SERVICE, Platform(), Owner(namespace="n"))
+NOW, LATER = "2030-01-01T00:00:00Z", "2030-01-01T00:01:00Z"
+READY = {name: RoleState(name, 1, 1, True) for name in ("gateway", "tokenizer", "worker")}
+CONNECTED = RoutesState(num_envoys=1)
+OBJECT = {"metadata": {"name": "smol", "namespace": "n", "uid": "u", "resourceVersion": "5"}}
+
+
+def told(
+    roles: Mapping[str, RoleState], before: tuple[Condition, ...] = (), now: str = NOW, **fields: Any
+) -> InferenceServiceStatus:
+    findings = Findings(generation=3, roles=roles, **{"service": SERVICE, "routes": CONNECTED, **fields})
+    return status_of(findings, before, now)
+
+
+def states(status: InferenceServiceStatus) -> dict[str, str]:
+    return {condition.type: condition.status for condition in status.conditions or ()}
+
+
+def with_worker(**fields: Any) -> dict[str, RoleState]:
+    return {
+        **READY,
+        "worker": RoleState(**{"component": "worker", "desired": 2, "ready": 0, "is_current": True, **fields}),
+    }
+
+
+def test_all_is_well() -> None:
+    status = told(READY)
+    assert (status.phase, status.message, status.observed_generation) == ("Ready", "", 3)
+    assert set(states(status).values()) == {"True", "False"}
+    assert [kind for kind, state in states(status).items() if state == "False"] == ["Degraded"]
+
+
+@pytest.mark.parametrize(
+    ("roles", "phase", "message"),
+    [
+        ({}, "Starting", "there is no plan yet; there is no plan yet"),
+        (with_worker(), "Starting", "0 of 2 workers ready"),
+        (with_worker(ready=1), "Degraded", "1 of 2 workers ready"),
+        (with_worker(trouble="a: b", reason="X"), "Starting", "0 of 2 workers ready; a: b"),
+        (with_worker(ready=2, is_current=False), "Degraded", "2 of 2 workers ready, being replaced"),
+    ],
+)
+def test_what_is_missing(roles: dict[str, RoleState], phase: str, message: str) -> None:
+    status = told(roles)
+    assert (status.phase, status.message) == (phase, message)
+    assert states(status)["Ready"] == ("True" if phase == "Degraded" else "False")
+
+
+def test_an_invalid_spec_says_why() -> None:
+    status = told({}, service=None, invalid="spec.x: is wrong")
+    assert (status.phase, status.message) == ("Failed", "spec.x: is wrong")
+    assert states(status) == {"Accepted": "False", "Ready": "False"}
+
+
+def test_what_cannot_be_applied_says_why_and_what_runs_goes_on() -> None:
+    status = told(READY, not_applied=("Forbidden", "may not"))
+    assert (status.phase, status.message) == ("Failed", "may not")
+    assert states(status)["Ready"] == "True"
+
+
+def test_routes_that_envoy_refuses_are_told_of() -> None:
+    status = told(READY, routes=RoutesState(2, "malformed IP address"))
+    assert status.phase == "Degraded"
+    assert status.message == "Envoy goes on with what it had, and refuses: malformed IP address"
+    assert states(status)["RoutesProgrammed"] == "False"
+
+
+def test_conditions_remember_when_they_changed() -> None:
+    first = told(with_worker())
+    second = told(with_worker(ready=1), first.conditions or (), LATER)
+    times = {condition.type: condition.last_transition_time for condition in second.conditions or ()}
+    assert times["Accepted"] == NOW
+    assert times["WorkersReady"] == NOW, "not ready before, not ready now"
+    assert times["Ready"] == LATER
+
+
+def test_events_are_of_what_changed() -> None:
+    first = told(with_worker())
+    second = told(READY, first.conditions or (), LATER)
+    began = [event["reason"] for event in events_of(OBJECT, (), first.conditions or (), NOW)]
+    assert began == ["Accepted", "Planned", "GatewaysReady"]
+    then = events_of(OBJECT, first.conditions or (), second.conditions or (), LATER)
+    assert [(event["reason"], event["type"]) for event in then] == [
+        ("WorkersReady", "Normal"),
+        ("NotDegraded", "Normal"),
+        ("Ready", "Normal"),
+    ]
+    assert events_of(OBJECT, second.conditions or (), second.conditions or (), LATER) == []
+    broken = told({}, second.conditions or (), LATER, service=None, invalid="x")
+    assert events_of(OBJECT, second.conditions or (), broken.conditions or (), LATER)[0]["type"] == "Warning"
+
+
+def live(component: str, kind: str, **status: Any) -> Manifest:
+    wanted = next(found for found in PLAN if found["kind"] == kind and found["metadata"]["name"] == f"smol-{component}")
+    return {**wanted, "metadata": {**wanted["metadata"], "generation": 2}, "status": status}
+
+
+def pod(**status: Any) -> Manifest:
+    labels = live("worker", "StatefulSet")["metadata"]["labels"]
+    return {"kind": "Pod", "metadata": {"name": "smol-worker-0", "labels": labels}, "status": status}
+
+
+WAITING = {
+    "containerStatuses": [{"name": "worker", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no"}}}]
+}
+CRASHED = {
+    "containerStatuses": [
+        {
+            "name": "worker",
+            "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "later"}},
+            "lastState": {"terminated": {"exitCode": 2}},
+        }
+    ]
+}
+UNSCHEDULED = {
+    "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes"}]
+}
+STARTING = {"containerStatuses": [{"name": "worker", "state": {"waiting": {"reason": "ContainerCreating"}}}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "trouble"),
+    [
+        (WAITING, "ImagePullBackOff", "smol-worker: smol-worker-0, worker: ImagePullBackOff: no"),
+        (
+            CRASHED,
+            "CrashLoopBackOff",
+            "smol-worker: smol-worker-0, worker: CrashLoopBackOff, last exit code 2: later",
+        ),
+        (UNSCHEDULED, "Unschedulable", "smol-worker: smol-worker-0 fits on no node: 0/2 nodes"),
+        (STARTING, "", ""),
+    ],
+)
+def test_what_keeps_a_pod_is_told(status: dict[str, Any], reason: str, trouble: str) -> None:
+    workers = live("worker", "StatefulSet", replicas=1, updatedReplicas=1, observedGeneration=2)
+    role = observe_roles(PLAN, [workers, pod(**status)])["worker"]
+    assert (role.ready, role.reason, role.trouble) == (0, reason, trouble)
+
+
+def test_a_workload_that_its_controller_has_not_seen_is_not_ready() -> None:
+    counts = {"replicas": 1, "updatedReplicas": 1, "readyReplicas": 1}
+    for seen, is_ready in ((1, False), (2, True)):
+        roles = observe_roles(PLAN, [live("worker", "StatefulSet", observedGeneration=seen, **counts)])
+        assert roles["worker"].is_ready is is_ready
+    assert roles["gateway"] == RoleState("gateway", 1, 0, False)
+
+
+def test_pods_that_may_not_be_made_are_told_of() -> None:
+    failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"}
+    role = observe_roles(PLAN, [live("gateway", "Deployment", observedGeneration=2, conditions=[failure])])["gateway"]
+    assert (role.reason, role.trouble) == ("FailedCreate", "smol-gateway: exceeded quota")
