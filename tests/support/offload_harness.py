@@ -35,6 +35,10 @@ class OffloadHarness(SchedulerHarness):
     def run(self, request: Request, timeout_s: float = 20.0) -> int:
         """Runs a request to its end, checks its output, and says how many tokens of its prompt were cached."""
         self.scheduler.add(request)
+        return self.finish(request, timeout_s)
+
+    def finish(self, request: Request, timeout_s: float = 20.0) -> int:
+        """`run`, of a request that was added before."""
         end_s = time.monotonic() + timeout_s
         while self.scheduler.has_work:
             assert time.monotonic() < end_s, "the request does not end"

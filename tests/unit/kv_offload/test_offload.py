@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from shoal.model_worker.request import Request
 from shoal.model_worker.runner.cpu_kv_memory import CpuKvMemory
 from shoal.model_worker.runner.cuda_kv_memory import CudaKvMemory
 from support.engine_requests import exactly, make_request
+from support.eventually import wait_until
 from support.kv_store_running import RunningStore, running_store
 from support.offload_harness import offloading
 
@@ -159,3 +162,66 @@ def test_a_store_that_is_slower_than_computing_is_not_loaded_from(store: Running
         first.flush()
         first.cache.clear()
         assert first.run(request(2)) == 0, "no budget to wait with"
+
+
+def count_leases(running: Store) -> int:
+    return sum(len(session.leases) for session in running.sessions.values())
+
+
+@contextmanager
+def hanging(store: RunningStore) -> Iterator[None]:
+    """The store answers nothing meanwhile."""
+    stopped, released = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        stopped.set()
+        released.wait(20)
+
+    store.loop.call_soon_threadsafe(hang)
+    assert stopped.wait(10)
+    try:
+        yield
+    finally:
+        released.set()
+
+
+def test_a_store_that_hangs_before_it_answers_costs_one_wait(store: RunningStore) -> None:
+    with offloading(store) as first, offloading(store, lookup_wait_s=0.1, wait_budget_s=0.25) as second:
+        first.run(request(1))
+        first.flush()
+        second.run(request(9, [5, 6], 1))
+        with hanging(store):
+            start_s = time.monotonic()
+            assert [second.run(request(number)) for number in (1, 2, 3)] == [0, NUM_FULL, NUM_FULL]
+            assert second.run(request(4, [8, *PROMPT])) == 0
+            assert time.monotonic() - start_s < 2.0
+        assert second.offload.stats.unused == {"no_answer": 1, "store_down": 1}
+
+
+def test_a_store_that_hangs_before_it_gives_blocks_costs_no_more_than_the_budget(store: RunningStore) -> None:
+    with offloading(store) as first, offloading(store, wait_budget_s=0.3) as second:
+        first.run(request(1))
+        first.flush()
+        asked = request(1)
+        second.scheduler.add(asked)
+        assert second.woken.wait(10)
+        with hanging(store):
+            start_s = time.monotonic()
+            assert second.finish(asked) == 0
+            assert time.monotonic() - start_s < 2.0
+            assert second.offload.stats.unused == {"late": 1}
+
+
+def test_a_cancelled_load_gives_its_leases_back(store: RunningStore) -> None:
+    with offloading(store) as first, offloading(store) as second:
+        first.run(request(1))
+        first.flush()
+        second.scheduler.add(request(1))
+        assert second.woken.wait(10)
+        with hanging(store):
+            assert not second.turn()
+            assert second.scheduler.cancel(1)
+            assert not second.scheduler.has_work
+            assert second.cache.num_free_blocks == second.cache.num_blocks
+        assert second.run(request(2)) == NUM_FULL
+        wait_until(lambda: store.do(count_leases) == 0, "no leases", 10)

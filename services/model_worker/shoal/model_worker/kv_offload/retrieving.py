@@ -23,6 +23,8 @@ _ATTENTION_TOKENS: Final = 16_384
 """Context at which attention takes as long as all else does; 6,000 to 30,000 for models of 135M to 8B parameters."""
 _WEIGHT: Final = 0.1
 """Of the latest lookup."""
+_MAX_PREFETCH_S: Final = 5.0
+"""Others wait behind it."""
 _PROBE_EVERY_S: Final = 0.5
 """While the store is of no use one request this often has it asked, and does not wait for the answer."""
 
@@ -158,10 +160,8 @@ class Retrieving:
         def ended(num_in_memory: int) -> None:
             ticket.num_in_memory = max(ticket.num_in_memory, ticket.num_held + num_in_memory)
 
-        keys = ticket.keys[ticket.num_held : end]
-        self._prefetcher.post(
-            Prefetch(ticket.tenant, keys, decision.saved_s, lambda: ticket.stage is not Stage.ENDED, ended)
-        )
+        keys, timeout_s = ticket.keys[ticket.num_held : end], min(decision.saved_s, _MAX_PREFETCH_S)
+        self._prefetcher.post(Prefetch(ticket.tenant, keys, timeout_s, lambda: ticket.stage is not Stage.ENDED, ended))
 
     def _offers(self, ticket: Ticket, first: int, num_wanted: int) -> list[Offer]:
         num_visible = min(ticket.num_visible - first, num_wanted)
