@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import gc
 import mmap
-import multiprocessing
 import os
 import statistics
 import subprocess
@@ -23,7 +21,9 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from kv_million import measure_million
 from rows import Row, write_results
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.api.kv_store.v1 import kv_store_pb2_grpc
@@ -34,7 +34,6 @@ from shoal.kv_client import KvClient, KvClientOptions
 BLOCK_BYTES = 2 << 20
 NUM_BLOCKS = 128
 ROUNDS = 15
-NUM_INDEXED = 1_000_000
 ROOT = b"n" * 16
 
 
@@ -52,7 +51,7 @@ def main() -> None:
         rows += _measure_get(client, keys, arguments.rounds)
         rows += _measure_control(client, address, keys, arguments.rounds)
         client.close()
-    rows += _measure_index()
+    rows += measure_million()
     for row in rows:
         print(f"{row.name:48} {row.value:10.3f} {row.unit:8} {row.peer or 0:10.3f} {row.ratio or 0:7.2f}")
     if arguments.json:
@@ -115,15 +114,32 @@ def _measure_control(client: KvClient, address: str, keys: list[bytes], rounds: 
         rows += _control_rows(f"socket lookup, batch {batch}", times, batch)
         times = [_time(lambda: client.view(asked).close()) for _ in range(20 * rounds)]  # noqa: B023
         rows += _control_rows(f"socket acquire and release, batch {batch}", times, batch)
-    with grpc.insecure_channel(address) as channel:
-        stub = kv_store_pb2_grpc.KvStoreServiceStub(channel)
-        scope = pb.Scope(tenant="a", fingerprint=b"f")
-        for batch in (64, 1):
-            request = pb.LookupRequest(scope=scope, keys=join_keys(keys[:batch]))
-            stub.Lookup(request, timeout=10)
-            times = [_time(lambda: stub.Lookup(request, timeout=10)) for _ in range(20 * rounds)]  # noqa: B023
-            rows += _control_rows(f"gRPC lookup, batch {batch}", times, batch)
+    for name, target in (("gRPC", address), ("gRPC over a Unix socket", f"unix:{client.options.socket_path}.grpc")):
+        rows += _measure_grpc(name, target, keys, 20 * rounds)
     return rows
+
+
+def _measure_grpc(name: str, target: str, keys: list[bytes], num: int) -> list[Row]:
+    """Lookups beside calls that do nothing, in turn: what gRPC itself takes between two processes is their floor."""
+    scope = pb.Scope(tenant="a", fingerprint=b"f")
+    with grpc.insecure_channel(target) as channel:
+        stub, health = kv_store_pb2_grpc.KvStoreServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+        asked = {batch: pb.LookupRequest(scope=scope, keys=join_keys(keys[:batch])) for batch in (1, 64)}
+        calls: dict[str, Callable[[], object]] = {
+            "empty": lambda: health.Check(health_pb2.HealthCheckRequest(), timeout=10),
+            "one": lambda: stub.Lookup(asked[1], timeout=10),
+            "many": lambda: stub.Lookup(asked[64], timeout=10),
+        }
+        times: dict[str, list[float]] = {kind: [] for kind in calls}
+        for _ in range(num):
+            for kind, call in calls.items():
+                times[kind].append(_time(call))
+    floor_us, one_us = (1e6 * statistics.median(times[kind]) for kind in ("empty", "one"))
+    return [
+        *_control_rows(f"{name} lookup, batch 64", times["many"], 64),
+        _at_most(f"{name} lookup, batch 1: p50", one_us, "us", 300),
+        Row(f"{name} lookup, batch 1, beside an empty call: p50", one_us, "us", floor_us, floor_us / one_us),
+    ]
 
 
 def _control_rows(name: str, times: list[float], batch: int) -> list[Row]:
@@ -131,44 +147,6 @@ def _control_rows(name: str, times: list[float], batch: int) -> list[Row]:
     if batch == 1:
         return [_at_most(f"{name}: p50", median_us, "us", 300)]
     return [_at_most(name, median_us / batch, "us/block", 8)]
-
-
-def _measure_index() -> list[Row]:
-    context = multiprocessing.get_context("spawn")  # a fresh heap, so that the process's growth is the index's
-    with context.Pool(1) as pool:
-        num_bytes, lookup_us, build_s = pool.apply(_fill_index)
-    return [
-        _at_most("index of 1 million blocks", num_bytes, "bytes/block", 250),
-        _at_most("index of 1 million blocks, lookup of 256", lookup_us, "us", 300),
-        _at_most("index of 1 million blocks, built", build_s, "s", 3),
-    ]
-
-
-def _fill_index() -> tuple[float, float, float]:
-    from shoal.kv_store.index import BlockIndex
-
-    index, chains = BlockIndex(), []
-    before = _resident_bytes()
-    seconds = 0.0
-    for chain in range(NUM_INDEXED // 1000):
-        keys = [os.urandom(16) for _ in range(1000)]
-        start_s, parent = time.perf_counter(), 0
-        for position, key in enumerate(keys):
-            parent = index.add(key, parent, 1, position)
-            index.set_slot(parent, 1000 * chain + position)
-        seconds += time.perf_counter() - start_s
-        if chain % 10 == 0:
-            chains.append(b"".join(keys[:256]))
-    gc.collect()
-    num_bytes = (_resident_bytes() - before - 4096 * len(chains)) / NUM_INDEXED
-    times = []
-    for packed in chains:
-        asked = [packed[at : at + 16] for at in range(0, len(packed), 16)]
-        start_s = time.perf_counter()
-        if len(index.prefix(asked, 1)) != 256:
-            raise SystemExit("the index lost a block")
-        times.append(time.perf_counter() - start_s)
-    return num_bytes, 1e6 * statistics.median(times), seconds
 
 
 def _at_most(name: str, value: float, unit: str, bar: float) -> Row:
@@ -192,10 +170,6 @@ def _touched_memory(num_bytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]
 def _flush(memory: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
     """Reads 256 MiB, far more than the caches hold, so that what is copied next is cold."""
     crc32c_at(memory.ctypes.data + memory.nbytes // 2, memory.nbytes // 2)
-
-
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 def _options(path: str) -> KvClientOptions:
