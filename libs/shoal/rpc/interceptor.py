@@ -26,7 +26,8 @@ from shoal.rpc.status import to_status
 REQUEST_ID_HEADER = "x-request-id"
 
 _CALLS = Counter("shoal_rpc_calls_total", "Finished calls by method and gRPC code.", ["method", "code"])
-_SECONDS = Histogram("shoal_rpc_seconds", "Time from a call's arrival to its end.", ["method"])
+_BUCKETS_S = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
+_SECONDS = Histogram("shoal_rpc_seconds", "Time from a call's arrival to its end.", ["method"], buckets=_BUCKETS_S)
 _log = structlog.get_logger("shoal.rpc")
 _tracer = trace.get_tracer("shoal.rpc")
 _PROPAGATED = frozenset(propagate.get_global_textmap().fields)

@@ -164,7 +164,7 @@ def _listen_on_path(server: grpc.aio.Server, path: str) -> None:
     try:
         server.add_insecure_port(f"unix:{path}")
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {path}") from error
+        raise OSError(f"cannot listen on {path}: a path has at most 107 bytes, and its folder is there") from error
     finally:
         os.umask(before)
 
