@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from shoal.kv_store.counters import Counters
 from shoal.kv_store.index import BlockIndex
 from shoal.kv_store.scopes import Scope, Scopes
+
+
+MAX_OWNERS: Final = 65_535
+"""Of one block: the index counts them in 16 bits."""
 
 
 class Pins:
@@ -36,7 +41,7 @@ class Pins:
 
     def bytes_of(self, tenant: str) -> int:
         """Pinned by a tenant's owners; by all for an empty name."""
-        return self._bytes.get(tenant, 0) if tenant else sum(self._bytes.values())
+        return self._bytes.get(tenant, 0) if tenant else sum(list(self._bytes.values()))
 
     def pin(self, scope: Scope, owner: str, keys: Sequence[bytes], rows: Sequence[int], ttl_s: float) -> int:
         """Pins leading blocks, which are in memory; how many there was room for. Moves the end of those pinned."""
@@ -45,7 +50,7 @@ class Pins:
         for key, row in zip(keys, rows, strict=False):
             if key not in owned:
                 pinned = self._bytes.get(scope.tenant, 0) + scope.pool.slot_bytes
-                if pinned > self._most_bytes(scope.tenant):
+                if pinned > self._most_bytes(scope.tenant) or self._index.num_pins[row] == MAX_OWNERS:
                     self._counters.add("refused_pins")
                     break
                 self._bytes[scope.tenant] = pinned
