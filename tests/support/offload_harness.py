@@ -55,6 +55,7 @@ class OffloadHarness(SchedulerHarness):
         self.now_s = time.monotonic()
         plan = self.step()
         num_tokens = plan.total_tokens if plan is not None else 0
+        self.offload.report()
         self.offload.stepped(self.cache.take_events(), num_tokens, 1e-3 * num_tokens)
         return plan is not None
 
@@ -62,6 +63,7 @@ class OffloadHarness(SchedulerHarness):
         """Waits until what is to be stored is stored."""
         assert self.offload.writer.flush(20.0)
         self.offload.stepped([], 0, 0.0)
+        self.offload.report()
 
 
 @contextmanager

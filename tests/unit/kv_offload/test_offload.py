@@ -225,3 +225,28 @@ def test_a_cancelled_load_gives_its_leases_back(store: RunningStore) -> None:
             assert second.cache.num_free_blocks == second.cache.num_blocks
         assert second.run(request(2)) == NUM_FULL
         wait_until(lambda: store.do(count_leases) == 0, "no leases", 10)
+
+
+def test_without_a_store_an_idle_worker_does_not_try_again_and_again(tmp_path: Path) -> None:
+    with offloading(tmp_path, {"num_blocks": 24}) as h:
+        h.run(request(1))
+        for _ in range(100):
+            h.woken.wait(0.01)
+            h.woken.clear()
+            h.turn()
+        assert h.offload.stats.dropped_blocks["store"] < 10 * 11
+
+
+def test_a_chain_whose_beginning_the_store_gave_up_is_stored_from_there_again(store: RunningStore) -> None:
+    with offloading(store) as h:
+        h.run(request(1))
+        h.flush()
+        client = store.client(block_bytes=32)
+        assert client.evict(block_keys(request(1).namespace_key, PROMPT, 4)[:1]) == 11
+        client.close()
+        h.run(request(2, [*PROMPT, *range(50, 60)]))
+        h.flush()
+        assert h.offload.stats.dropped_blocks["orphan"] > 0
+        h.run(request(3, [*PROMPT, *range(70, 80)]))
+        h.flush()
+        assert num_stored(store) >= 12

@@ -29,8 +29,11 @@ class Inbox(Protocol):
 class Offload(Protocol):
     """Keeps blocks elsewhere as well; see `kv_offload`."""
 
-    def stepped(self, events: Sequence[KvEvent], num_tokens: int, step_s: float) -> KvStoreStats | None:
-        """A step has ended, and these are the cache's events since the last one; the counters, if they changed."""
+    def report(self) -> KvStoreStats | None:
+        """The counters, if they changed since the last report."""
+
+    def stepped(self, events: Sequence[KvEvent], num_tokens: int, step_s: float) -> None:
+        """A step has ended, its tokens are on their way, and these are the cache's events since the last one."""
 
 
 class Engine:
@@ -116,8 +119,11 @@ class Engine:
         if output.empty and not changed:
             return
         events = self._cache.take_events()
-        store = None if self._offload is None else self._offload.stepped(events, num_tokens, step_s)
+        offload = self._offload
+        store = None if offload is None else offload.report()
         self._emit(to_frame(output, events, scheduler.stats, step_s, num_tokens, store))
+        if offload is not None:
+            offload.stepped(events, num_tokens, step_s)
 
     def handle(self, command: Add | Cancel) -> None:
         """Takes in a command. `run` does."""

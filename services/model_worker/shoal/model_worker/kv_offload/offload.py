@@ -84,10 +84,14 @@ class KvOffload:
         self._storing.mark(block_ids)
         return len(block_ids)
 
-    def stepped(self, events: Sequence[KvEvent], num_tokens: int, step_s: float) -> KvStoreStats | None:
+    def stepped(self, events: Sequence[KvEvent], num_tokens: int, step_s: float) -> None:
         """See `engine.Offload.stepped`."""
         self._rate.observe(num_tokens, step_s)
         self._storing.stepped(events)
+
+    def report(self) -> KvStoreStats | None:
+        """See `engine.Offload.report`."""
+        self.stats.num_queued_blocks = self.writer.num_queued_blocks
         self.stats.problem = max(self._sessions, key=lambda sessions: sessions.used_s).problem
         encoded = msgspec.msgpack.encode(self.stats)
         if encoded == self._sent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,6 +16,8 @@ _EVICTION_WINDOW: Final = 64
 """Free blocks that are looked at after each step, those first that are reused first: some 5 us. Of a small cache, a
 quarter of its blocks."""
 _MAX_NAMESPACES: Final = 4096
+_RETRY_S: Final = 1.0
+"""After blocks were lost on their way; an idle engine would try again at once, and again."""
 
 
 class Storing:
@@ -32,6 +35,7 @@ class Storing:
         self._stored_versions = [-1] * cache.num_blocks
         self._namespaces = [b""] * cache.num_blocks
         self._tenants: dict[bytes, str] = {}
+        self._next_pass_s = 0.0
         self._eviction_window = min(_EVICTION_WINDOW, max(cache.num_blocks // 4, 1))
 
     def know(self, tenant: str, namespace_key: bytes) -> None:
@@ -47,15 +51,15 @@ class Storing:
 
     def stepped(self, events: Sequence[KvEvent]) -> None:
         """The prefix cache has changed."""
-        for block_id, version in self._writer.take_unstored():
-            if self._stored_versions[block_id] == version:
-                self._stored_versions[block_id] = -1
+        for block_id, version in self._writer.take_lost():
+            if self._cache.version_of(block_id) == version:
+                self._forget_up_to(block_id)
+                self._next_pass_s = time.monotonic() + _RETRY_S
         for event in events:
             if isinstance(event, Stored):
                 self._follow(event)
-        if self._policy != "off":
+        if self._policy != "off" and time.monotonic() >= self._next_pass_s:
             self._store_before_eviction()
-        self._stats.num_queued_blocks = self._writer.num_queued_blocks
 
     def reused(self, keys: Sequence[bytes]) -> None:
         """A request finds these leading blocks on the device."""
@@ -76,18 +80,28 @@ class Storing:
             self._namespaces[block_id] = namespace_key
             last = block_id
         if self._policy == "committed" and last is not None and not self._store_up_to(last):
-            self._stats.count(self._stats.dropped_blocks, "queue_full", len(event.keys))
+            self._stats.count(self._stats.dropped_blocks, "queue_full")
 
     def _store_before_eviction(self) -> None:
         for block_id in self._cache.next_evicted(self._eviction_window):
             if not self._is_stored(block_id) and not self._store_up_to(block_id):
                 return
 
+    def _forget_up_to(self, block_id: int | None) -> None:
+        """The store does not have a block, nor, for all that is known, what is before it."""
+        while block_id is not None and self._is_stored(block_id):
+            self._stored_versions[block_id] = -1
+            block_id = self._cache.block_of(self._cache.parent_of(block_id))
+
     def _is_stored(self, block_id: int) -> bool:
         return self._stored_versions[block_id] == self._cache.version_of(block_id)
 
     def _store_up_to(self, last: int) -> bool:
-        """Queues a block that can be found and what is before it, as far as it is not stored; False without room."""
+        """Queues a block that can be found and what is before it, as far as it is not stored; False without room for
+        all of it. What there is room for is queued, from the first on."""
+        room = self._writer.room
+        if room <= 0:
+            return False
         cache, block_id, block_ids = self._cache, last, []
         parent_key = b""
         while not self._is_stored(block_id):
@@ -101,12 +115,11 @@ class Storing:
         tenant = self._tenants.get(namespace_key)
         if not block_ids or tenant is None:
             return True
-        block_ids.reverse()
+        block_ids = block_ids[: -room - 1 : -1]
         keys = [key for block_id in block_ids if (key := cache.key_of(block_id)) is not None]
         versions = [cache.version_of(block_id) for block_id in block_ids]
         cost_s = cache.block_size / self._rate.tokens_per_s
-        if not self._writer.post(Run(tenant, namespace_key, parent_key, keys, block_ids, versions, cost_s)):
-            return False
+        self._writer.post(Run(tenant, namespace_key, parent_key, keys, block_ids, versions, cost_s))
         for block_id, version in zip(block_ids, versions, strict=True):
             self._stored_versions[block_id] = version
-        return True
+        return block_ids[-1] == last

@@ -19,6 +19,11 @@ from shoal.model_worker.kv_offload.stats import KvStoreStats
 EVICTED: Final = "evicted"
 """The device gave the block out anew before it was copied."""
 
+STORE: Final = "store"
+"""There is none that answers."""
+ORPHAN: Final = "orphan"
+"""The store gave up the block before it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -56,7 +61,7 @@ class WriteBack:
         self._version_of = version_of
         self._max_queued_blocks = max_queued_blocks
         self._runs: deque[Run] = deque()
-        self._unstored: deque[tuple[int, int]] = deque(maxlen=max_queued_blocks)
+        self._lost: deque[tuple[int, int]] = deque(maxlen=max_queued_blocks)
         self._changed = threading.Condition()
         self._is_busy = False
         self._is_ending = False
@@ -69,20 +74,22 @@ class WriteBack:
         """Blocks that wait, or are being stored."""
         return self._num_queued
 
-    def post(self, run: Run) -> bool:
-        """Whether there was room for the run. Never waits."""
-        num_blocks = len(run.keys)
+    @property
+    def room(self) -> int:
+        """Blocks that may be posted."""
+        return self._max_queued_blocks - self._num_queued
+
+    def post(self, run: Run) -> None:
+        """Queues a run, for which there has to be room. Never waits. By one thread, so that the room stays."""
         with self._changed:
-            if self._num_queued + num_blocks > self._max_queued_blocks:
-                return False
-            self._num_queued += num_blocks
+            self._num_queued += len(run.keys)
             self._runs.append(run)
             self._changed.notify()
-        return True
 
-    def take_unstored(self) -> list[tuple[int, int]]:
-        """(block, version) of those that were not stored since the last call, though they may still be there."""
-        return [self._unstored.popleft() for _ in range(len(self._unstored))]
+    def take_lost(self) -> list[tuple[int, int]]:
+        """(block, version) of those that were dropped since the last call for want of a store, or of their parents in
+        it: worth another attempt, unlike those that the store did not want."""
+        return [self._lost.popleft() for _ in range(len(self._lost))]
 
     def flush(self, timeout_s: float) -> bool:
         """Waits until nothing is queued; whether that came within the time. For tests and measurements."""
@@ -129,7 +136,7 @@ class WriteBack:
             )
             self._sessions.note(client)
             if reserved is None:
-                self._drop("store" if client.problem else "no_space", run, first)
+                self._drop(STORE if client.problem else "no_space", run, first)
                 break
             stored, visible, reason = self._fill(client, run, first, reserved)
             num_stored += stored
@@ -172,4 +179,5 @@ class WriteBack:
 
     def _drop(self, reason: str, run: Run, first: int) -> None:
         self._stats.count(self._stats.dropped_blocks, reason, len(run.keys) - first)
-        self._unstored.extend(zip(run.block_ids[first:], run.versions[first:], strict=True))
+        if reason in (STORE, ORPHAN):
+            self._lost.extend(zip(run.block_ids[first:], run.versions[first:], strict=True))
