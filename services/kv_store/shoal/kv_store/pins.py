@@ -9,7 +9,6 @@ from shoal.kv_store.counters import Counters
 from shoal.kv_store.index import BlockIndex
 from shoal.kv_store.scopes import Scope, Scopes
 
-
 MAX_OWNERS: Final = 65_535
 """Of one block: the index counts them in 16 bits."""
 
