@@ -40,6 +40,7 @@ class FaultyLink:
                 data[self.flip_at - start] ^= 0x10
             if 0 <= self.stall_at < end:
                 target.sendall(data[: max(0, self.stall_at - start)])
+                self.num_bytes = max(start, self.stall_at)
                 self._over.wait(30)
                 return
             cut = next((at for at in self.cut_at if start <= at < end), None)

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,6 +83,17 @@ def test_an_owner_that_stops_amid_a_transfer_costs_the_deadline_at_most(tmp_path
         assert num < 12
         wait_until(lambda: stores[1].counter("peer_transfers_failed") >= 1, "it is counted")
         assert 1 <= stores[1].num_blocks() < 12, "what came in time is kept"
+
+
+def test_a_store_ends_although_a_transfer_hangs(tmp_path: Path) -> None:
+    with linked(tmp_path) as (stores, link), ThreadPoolExecutor(1) as thread:
+        link.stall_at = 4 * BLOCK_BYTES
+        pulling = thread.submit(stores[1].pull, KEYS, 30.0)
+        wait_until(lambda: link.num_connections == 1 and link.num_bytes > 0, "the transfer began")
+        start_s = time.monotonic()
+        stores[1].stop()
+        assert time.monotonic() - start_s < 10.0
+        assert pulling.result(timeout=10) < 12
 
 
 def test_an_owner_that_dies_amid_a_transfer_leaves_what_came(tmp_path: Path) -> None:

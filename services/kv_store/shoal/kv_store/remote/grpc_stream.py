@@ -34,7 +34,10 @@ class GrpcStream:
         """See `Stream`."""
         body = hello.pack()
         left_s = max(0.001, deadline_s - time.monotonic())
-        self._call = self._read(body, timeout=left_s, metadata=tuple(self._signer.sign_call(READ, body)))
+        try:
+            self._call = self._read(body, timeout=left_s, metadata=tuple(self._signer.sign_call(READ, body)))
+        except ValueError as error:  # the channel is closed
+            raise ConnectionAbortedError(str(error)) from None
         head = self._next()
         answer = unpack_reply(ANSWER, head) if len(head) == ANSWER.size else None
         if answer is None:

@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections import deque
 from typing import Any, Final, TypeVar
 
@@ -63,6 +64,7 @@ class Peer:
             self._channel = grpc.insecure_channel(address, settings)
         self._lock = threading.Lock()
         self._idle: deque[tuple[int, DeadlineSocket]] = deque()
+        self._connections: weakref.WeakSet[DeadlineSocket] = weakref.WeakSet()
         self._tcp_from_s = 0.0
         self._closed = False
 
@@ -72,9 +74,11 @@ class Peer:
         metadata = tuple(self._signer.sign_call(path, body))
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
-        call: Any = self._channel.unary_unary(path, None, None).future(
-            body, timeout=max(0.001, timeout_s), metadata=metadata
-        )
+        try:
+            start = self._channel.unary_unary(path, None, None).future
+            call: Any = start(body, timeout=max(0.001, timeout_s), metadata=metadata)
+        except ValueError as error:  # the peer is no longer one, or this store ends: its channel is closed
+            raise self._failed(str(error)) from None
         call.add_done_callback(lambda _: _tell(loop, ended))
         try:
             await ended
@@ -98,6 +102,8 @@ class Peer:
 
     def connect(self, data_port: int, deadline_s: float) -> Stream:
         """A stream for one attempt at a transfer. Raises OSError. Runs in a transfer's thread."""
+        if self._closed:
+            raise ConnectionAbortedError("this store ends")
         if self._transport == "grpc" or not data_port or time.monotonic() < self._tcp_from_s:
             return GrpcStream(self._channel, self._signer)
         connection = self._take_idle(data_port)
@@ -115,8 +121,11 @@ class Peer:
             self._closed = True
             idle = [connection for _, connection in self._idle]
             self._idle.clear()
+            running = set(self._connections) - set(idle)
         for connection in idle:
             connection.close()
+        for connection in running:  # their threads close them
+            connection.shut()
         self._channel.close()
 
     def _failed(self, reason: str) -> PeerFailed:
@@ -145,10 +154,17 @@ class Peer:
         try:
             if self._tls is not None:
                 connected = self._tls.wrap_socket(connected, server_hostname=self._host)
-            return DeadlineSocket(connected)
+            connection = DeadlineSocket(connected)
         except OSError:
             connected.close()
             raise
+        with self._lock:
+            self._connections.add(connection)
+            closed = self._closed
+        if closed:
+            connection.close()
+            raise ConnectionAbortedError("this store ends")
+        return connection
 
 
 def _tell(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
