@@ -24,6 +24,7 @@ import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from kv_million import measure_million
+from kv_remote import measure_remote
 from rows import Row, write_results
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.api.kv_store.v1 import kv_store_pb2_grpc
@@ -51,6 +52,7 @@ def main() -> None:
         rows += _measure_get(client, keys, arguments.rounds)
         rows += _measure_control(client, address, keys, arguments.rounds)
         client.close()
+    rows += measure_remote(arguments.rounds)
     rows += measure_million()
     for row in rows:
         print(f"{row.name:48} {row.value:10.3f} {row.unit:8} {row.peer or 0:10.3f} {row.ratio or 0:7.2f}")
