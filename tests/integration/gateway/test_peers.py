@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 from shoal.api.gateway.v1 import explain_pb2, gateway_pb2, gateway_pb2_grpc
 from shoal.api.peer.v1 import peer_pb2, peer_pb2_grpc
 from support.eventually import eventually
-from support.fake_worker import FakeWorker, Reply, serve_fakes
+from support.fake_worker import FakeWorker, Reply, info, serve_fakes
 from support.gateway_process import start_gateway
 from support.gateway_running import RunningGateway, run_gateway, write_workers
 
@@ -181,3 +183,42 @@ async def test_the_public_port_does_not_lead_to_what_gateways_tell_each_other(tm
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.FindExplanations(peer_pb2.FindExplanationsRequest(request_id="x"), timeout=10)
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+KEYS = {"left": "k1", "both": "k2"}
+
+
+async def test_tenants_turns_are_fair_over_all_gateways(tmp_path: Path) -> None:
+    """`both` asks at two gateways, `left` at one of them: each gets half of the worker, not a quarter and three."""
+    keys = tmp_path / "keys"
+    keys.write_text("\n".join(f"{name}:{hashlib.sha256(key.encode()).hexdigest()}" for name, key in KEYS.items()))
+    settings: dict[str, Any] = {"api_keys_file": str(keys), "worker_queue_ratio": 0, "num_gateways": 2}
+    async with AsyncExitStack() as stack:
+        worker = FakeWorker(info(max_num_seqs=2))
+        await stack.enter_async_context(serve_fakes(worker))
+        write_workers(tmp_path / "workers.json", [worker.address])
+        alone = await stack.enter_async_context(run_gateway())
+        mesh = Mesh(tmp_path, [worker], alone.worker.address)
+        gateways = [await stack.enter_async_context(mesh.gateway(**settings)) for _ in range(2)]
+        await mesh.acquaint(1)
+        hold = asyncio.Event()
+        worker.replies[0] = Reply("abcdefgh", hold=hold)
+        async with asyncio.TaskGroup() as group:
+            for number, tenant in ((0, "left"), (0, "both"), (1, "both")):
+                for _ in range(40):
+                    group.create_task(ask_as(gateways[number], tenant))
+            admissions = [running.gateway.admission for running in gateways]
+            await eventually(
+                lambda: sum(a.num_waiting for a in admissions if a) + len(worker.calls) == 120, "all wait but the first"
+            )
+            num_first = len(worker.calls)
+            hold.set()
+        first = Counter(bytes(call.request.token_ids).decode() for call in worker.calls[num_first : num_first + 60])
+    assert 22 <= first["left"] <= 38, first
+
+
+async def ask_as(running: RunningGateway, tenant: str) -> None:
+    request = gateway_pb2.GenerateRequest(text=tenant)
+    metadata = (("authorization", f"Bearer {KEYS[tenant]}"),)
+    async for _ in running.stub.Generate(request, timeout=30, metadata=metadata):
+        pass

@@ -282,3 +282,84 @@ def test_heaps_do_not_grow_with_what_has_left() -> None:
     heaps: list[list[Any]] = [list(queue._turns), list(queue._expiries), list(tenant._best), list(tenant._worst)]
     assert max(len(heap) for heap in heaps) < 100
     assert queue.pop() is keep
+
+
+class Pair:
+    """Two gateways' queues with as much room each, which may tell each other what tenants got."""
+
+    def __init__(self, *, tells: bool, **changes: Any) -> None:
+        self.queues = [FairQueue(limits(**changes)) for _ in range(2)]
+        self.tells = tells
+        self.told: list[dict[str, tuple[float, float]]] = [{}, {}]
+        self.served: Counter[str] = Counter()
+
+    def flood(self, number: int, tenant: str, num: int = 400) -> None:
+        for _ in range(num):
+            self.queues[number].offer(entry(tenant))
+
+    def serve(self, number: int, num: int) -> None:
+        """Requests are over at once, and take half of what was predicted."""
+        queue = self.queues[number]
+        for _ in range(num):
+            if queue.head() is not None:
+                served = queue.pop()
+                self.served[served.tenant] += 1
+                queue.settle(served.tenant, served.cost, served.cost / 2)
+        if self.tells:
+            self.tell(number)
+
+    def tell(self, number: int) -> None:
+        for name, tokens, predicted in self.queues[number].take_changes():
+            old, old_predicted = self.told[number].get(name, (0.0, 0.0))
+            self.told[number][name] = (tokens, predicted)
+            self.queues[1 - number].charge_elsewhere(name, tokens - old, predicted - old_predicted)
+
+
+@pytest.mark.parametrize(("tells", "share"), [(True, 0.5), (False, 0.25)])
+def test_a_tenant_at_one_of_two_gateways_gets_its_share_of_both(tells: bool, share: float) -> None:
+    pair = Pair(tells=tells, max_requests=10_000, tenants={})
+    pair.flood(0, "a")
+    pair.flood(0, "b")
+    pair.flood(1, "b")
+    for _ in range(40):
+        pair.serve(0, 5)
+        pair.serve(1, 5)
+    assert pair.served["a"] / pair.served.total() == pytest.approx(share, abs=0.03)
+
+
+def test_what_a_tenant_got_elsewhere_while_alone_is_not_held_against_it() -> None:
+    pair = Pair(tells=True, max_requests=10_000, tenants={})
+    pair.flood(1, "b")
+    for _ in range(40):
+        pair.serve(1, 5)
+    for tenant in ("a", "b", "c"):
+        pair.flood(0, tenant, 30)
+    pair.served.clear()
+    pair.serve(0, 30)
+    assert all(8 <= pair.served[tenant] <= 12 for tenant in "abc"), pair.served
+
+
+def test_a_newcomer_does_not_wait_for_what_others_got_elsewhere() -> None:
+    pair = Pair(tells=True, max_requests=10_000, tenants={})
+    pair.flood(0, "a")
+    pair.flood(1, "b")
+    for _ in range(20):
+        pair.serve(0, 1)
+        pair.serve(1, 9)
+    pair.flood(0, "c")
+    pair.served.clear()
+    pair.serve(0, 20)
+    assert 8 <= pair.served["c"] <= 12
+
+
+@given(st.lists(st.tuples(st.sampled_from(TENANTS), st.integers(-100, 100), st.integers(-50, 50)), max_size=30))
+def test_nobody_starves_whatever_others_tell(charges: list[tuple[str, int, int]]) -> None:
+    queue = FairQueue(limits(max_requests=10_000))
+    for tenant in TENANTS:
+        for _ in range(5):
+            queue.offer(entry(tenant))
+        for name, cost, predicted in charges:
+            queue.charge_elsewhere(name, float(cost), float(predicted))
+    served = [queue.pop().tenant for _ in range(15)]
+    assert Counter(served) == dict.fromkeys(TENANTS, 5)
+    assert queue.head() is None

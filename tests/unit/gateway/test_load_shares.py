@@ -12,6 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from shoal.api.peer.v1 import peer_pb2
 from shoal.blocks import KeyChain
+from shoal.gateway.admission.admission import Admission
+from shoal.gateway.admission.fair_queue import FairQueue
+from shoal.gateway.admission.limits import QueueLimits
 from shoal.gateway.peers.board import MAX_EXPECTED_BYTES, MAX_FRAMES, MAX_KEYS, LoadBoard
 from shoal.gateway.peers.shares import PeerFeed, PeerGap
 from shoal.gateway.routing.load import Load, LoadTracker, Ticket
@@ -234,3 +237,51 @@ async def test_changes_are_gathered_and_silence_is_filled_with_heartbeats() -> N
     assert (beat.seq, len(beat.requests)) == (ended.seq + 1, 0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_tenants_service_is_told_in_all_and_counted_once_whatever_is_lost() -> None:
+    queue = FairQueue(QueueLimits())
+    admission = Admission(QueueLimits(), lambda model: None)
+    heard = FairQueue(QueueLimits())
+    gateway, other = Gateway(1), Gateway(2)
+    gateway.board.ledger = Books(queue)
+    feed = PeerFeed(
+        other.loads, other.index, lambda model, tenant, tokens, new: heard.charge_elsewhere(tenant, tokens, new)
+    )
+    queue.pass_by("t", 100.0)
+    queue.settle("t", 100.0, 100.0)  # over before anybody follows
+    queue.pass_by("t", 40.0)
+    stream = gateway.board.follow()
+    feed.apply(await read(stream))
+    assert heard.counter_of("t") == 40.0, "what is under way counts, what is past does not"
+    queue.settle("t", 40.0, 10.0)
+    queue.pass_by("t", 5.0)
+    gateway.board.publish()
+    feed.apply(await read(stream))
+    assert heard.counter_of("t") == 15.0
+    feed.forget()  # the connection broke, and what is under way may never come
+    assert heard.counter_of("t") == 10.0
+    queue.settle("t", 5.0, 5.0)
+    feed.apply(await read(gateway.board.follow()))  # the same process: nothing is counted twice
+    assert heard.counter_of("t") == 15.0
+    queue.pass_by("t", 1.0)
+    gateway.board.publish()
+    restarted = Gateway(3)
+    restarted.board.ledger = Books(FairQueue(QueueLimits()))
+    feed.apply(await read(restarted.board.follow()))
+    assert heard.counter_of("t") == 15.0
+    admission.charge_elsewhere("model", "t", 3.0, 0.0)
+    assert admission.service() == [("model", "t", 0.0, 0.0)], "what others gave is not told back to them"
+
+
+class Books:
+    """A `Ledger` of one model."""
+
+    def __init__(self, queue: FairQueue) -> None:
+        self.queue = queue
+
+    def service(self) -> list[tuple[str, str, float, float]]:
+        return [("m", *service) for service in self.queue.service()]
+
+    def take_changes(self) -> list[tuple[str, str, float, float]]:
+        return [("m", *service) for service in self.queue.take_changes()]

@@ -90,6 +90,8 @@ class Gateway:
         dispatcher = Dispatcher(self.fleet, picker, loads, mesh, watch)
         failover = FailoverConfig(max_moves=config.max_moves, wait_s=config.move_wait_s)
         self.admission = make_admission(config, self.fleet, loads, self.sharing.peers)
+        if self.admission is not None:
+            self.sharing.share_service(self.admission)
         pipeline = Pipeline(self.tokenizer, dispatcher, failover, recent, self.admission)
         self.gate = pipeline.gate
         limits = {"max_request_bytes": config.max_request_bytes, "max_request_s": config.max_request_s}

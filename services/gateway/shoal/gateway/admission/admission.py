@@ -19,6 +19,8 @@ from shoal.gateway.admission.permit import Ask, Permit
 from shoal.gateway.admission.room import Capacity, Room
 from shoal.rpc.errors import DeadlineExceeded, ResourceExhausted, ShoalError, Unavailable
 
+Service = tuple[str, str, float, float]
+"""Model, tenant, tokens that it got at this gateway since the start, and how many of them are predicted."""
 MAX_REFUSALS: Final = 8
 """A request that workers had no room for so often is refused in turn."""
 PROBE_INTERVAL_S: Final = 0.1
@@ -103,6 +105,19 @@ class Admission:
             self._probing.add(ask.model)
             asyncio.get_running_loop().call_later(PROBE_INTERVAL_S, self._probe, lane)
         return await self._wait(lane, ask, entry)
+
+    def service(self) -> list[Service]:
+        """See `Ledger`."""
+        return [(lane.model, *service) for lane in self._lanes.values() for service in lane.queue.service()]
+
+    def take_changes(self) -> list[Service]:
+        """See `Ledger`."""
+        return [(lane.model, *service) for lane in self._lanes.values() for service in lane.queue.take_changes()]
+
+    def charge_elsewhere(self, model: str, tenant: str, num_tokens: float, num_predicted_tokens: float) -> None:
+        """Another gateway served a tenant: by how much that has grown, and the predicted part of it."""
+        lane = self._lanes.get(model) or self._open_lane(model)
+        lane.queue.charge_elsewhere(tenant, num_tokens, num_predicted_tokens)
 
     def refresh(self) -> None:
         """Workers came, went or changed."""

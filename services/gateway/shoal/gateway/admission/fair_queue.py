@@ -40,6 +40,8 @@ class FairQueue:
         """Everybody who ever called; authenticated names, so a bounded number of them."""
         self._waiting: dict[str, TenantQueue] = {}
         self._waiting_weight = 0.0
+        self._changed: set[str] = set()
+        """Tenants that got something since `take_changes`."""
         self._turns: list[tuple[float, int, TenantQueue]] = []
         """Waiting tenants by counter. Entries whose number is not the tenant's are dead."""
         self._expiries: list[tuple[float, int, Entry]] = []
@@ -75,6 +77,7 @@ class FairQueue:
         entry = tenant.best()
         self._virtual_time = max(self._virtual_time, tenant.received)
         tenant.charge(entry.cost)
+        self._changed.add(tenant.name)
         self.take(entry)
         if tenant.num_requests:
             self._set_turn(tenant)
@@ -102,12 +105,39 @@ class FairQueue:
         tenant.counter = max(tenant.counter, self._virtual_time)
         self._virtual_time = max(self._virtual_time, tenant.received)
         tenant.charge(cost)
+        self._changed.add(name)
+
+    def charge_elsewhere(self, name: str, cost: float, predicted: float) -> None:
+        """Another gateway served a tenant, or (below 0) less than it had said. predicted: by how much what is only
+        predicted of it has changed.
+
+        Who gets nothing here meanwhile does not fall behind those who do: as after idling, it begins where they are.
+        While somebody waits here, what others get elsewhere is no reason for a newcomer to begin there.
+        """
+        tenant = self._tenant(name)
+        if not tenant.num_requests:
+            tenant.counter = max(tenant.counter, self._virtual_time)
+        tenant.outstanding += predicted
+        tenant.counter += cost / tenant.policy.weight
+        if not self.num_requests:
+            self._virtual_time = max(self._virtual_time, tenant.received)
+        if tenant.num_requests:
+            self._set_turn(tenant)
+
+    def service(self) -> list[tuple[str, float, float]]:
+        """What every tenant got here in all, in tokens, and how much of that is predicted."""
+        return [(tenant.name, tenant.served, tenant.predicted) for tenant in self._tenants.values()]
+
+    def take_changes(self) -> list[tuple[str, float, float]]:
+        """The same of those where it changed since the last call."""
+        changed, self._changed = self._changed, set()
+        return [(name, self._tenants[name].served, self._tenants[name].predicted) for name in changed]
 
     def settle(self, name: str, cost: float, actual: float) -> None:
         """A request that was charged `cost` tokens is over, and took `actual`."""
         tenant = self._tenant(name)
-        tenant.outstanding -= cost
-        tenant.counter += (actual - cost) / tenant.policy.weight
+        tenant.settle(cost, actual)
+        self._changed.add(name)
         if tenant.num_requests:
             self._set_turn(tenant)
 

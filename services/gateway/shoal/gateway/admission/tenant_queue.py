@@ -21,7 +21,7 @@ class TenantQueue:
 
     __slots__ = (
         "_best", "_cost_by_priority", "_worst", "counter", "name", "num_requests", "num_tokens", "outstanding",
-        "policy", "turn_number",
+        "policy", "predicted", "served", "turn_number",
     )  # fmt: skip
 
     def __init__(self, name: str, policy: TenantPolicy) -> None:
@@ -31,7 +31,11 @@ class TenantQueue:
         """Service received, and predicted for what is under way, in tokens over weight: the tenant with the smallest is
         next. Kept by `FairQueue`."""
         self.outstanding = 0.0
-        """The predicted part, in tokens. Kept by `FairQueue`."""
+        """The predicted part, other gateways' included, in tokens. Kept by `FairQueue`."""
+        self.served = 0.0
+        """What it got in this process, the predicted part included, in tokens."""
+        self.predicted = 0.0
+        """The predicted part of that."""
         self.turn_number = 0
         """Which of its entries in the heap of tenants counts. Kept by `FairQueue`."""
         self.num_requests = 0
@@ -48,7 +52,16 @@ class TenantQueue:
     def charge(self, cost: float) -> None:
         """A request goes that is predicted to take `cost` tokens."""
         self.outstanding += cost
+        self.predicted += cost
+        self.served += cost
         self.counter += cost / self.policy.weight
+
+    def settle(self, cost: float, actual: float) -> None:
+        """A request that was charged `cost` is over, and took `actual`."""
+        self.outstanding -= cost
+        self.predicted -= cost
+        self.served += actual - cost
+        self.counter += (actual - cost) / self.policy.weight
 
     def push(self, entry: Entry) -> None:
         """Adds it; its `key` and `number` are set."""

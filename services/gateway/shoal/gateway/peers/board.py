@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
-from typing import Final
+from collections.abc import AsyncIterator, Iterable
+from typing import Final, Protocol
 
 from shoal.api.peer.v1 import peer_pb2
 from shoal.blocks import KEY_BYTES, KeyChain
@@ -25,6 +25,18 @@ MAX_KEYS: Final = 1024
 """Keys told of one pick: 16k tokens in blocks of 16. A longer new prompt is expected to be cached up to there."""
 MAX_EXPECTED_BYTES: Final = 1 << 20
 """Keys in one message. Picks beyond are not told; their load is."""
+
+
+class Ledger(Protocol):
+    """What tenants got at this gateway; see `admission.Admission`."""
+
+    def service(self) -> Iterable[tuple[str, str, float, float]]:
+        """(model, tenant, tokens since the start, how many of them are predicted) of all tenants."""
+        ...
+
+    def take_changes(self) -> Iterable[tuple[str, str, float, float]]:
+        """The same of those where it changed since the last call."""
+        ...
 
 
 class LoadBoard:
@@ -46,6 +58,8 @@ class LoadBoard:
         self._expected_bytes = 0
         self._frames: deque[bytes] = deque(maxlen=MAX_FRAMES)
         self._last_seq = 0
+        self.ledger: Ledger | None = None
+        """Set by whoever has one."""
         self.num_followers = 0
         """While there are none, nothing is published."""
         self._due = asyncio.Event()
@@ -96,6 +110,7 @@ class LoadBoard:
                 seq=self._last_seq,
                 requests=map(_message, self._changed.values()),
                 expected=self._expected,
+                services=[] if self.ledger is None else map(_service, self.ledger.take_changes()),
                 turn=self._loads.turn,
             )
             self._frames.append(message.SerializeToString())
@@ -138,11 +153,23 @@ class LoadBoard:
         # It may know more than the last message: what changed since then is told again, and comes out the same.
         requests = [_message(ticket) for ticket in self._loads.open.values() if ticket.worker is not None]
         return peer_pb2.FollowLoadsResponse(
-            epoch=self.epoch, seq=self._last_seq, snapshot=True, requests=requests, turn=self._loads.turn
+            epoch=self.epoch,
+            seq=self._last_seq,
+            snapshot=True,
+            requests=requests,
+            services=[] if self.ledger is None else map(_service, self.ledger.service()),
+            turn=self._loads.turn,
         ).SerializeToString()
 
 
 assert MAX_KEYS * KEY_BYTES <= MAX_EXPECTED_BYTES
+
+
+def _service(service: tuple[str, str, float, float]) -> peer_pb2.TenantService:
+    model, tenant, num_tokens, num_predicted_tokens = service
+    return peer_pb2.TenantService(
+        model=model, tenant=tenant, num_tokens=num_tokens, num_predicted_tokens=num_predicted_tokens
+    )
 
 
 def _message(ticket: Ticket) -> peer_pb2.RequestShare:

@@ -8,7 +8,7 @@ import structlog
 
 from shoal.api.gateway.v1 import explain_pb2
 from shoal.gateway.peers.connection import PeerConnection
-from shoal.gateway.peers.shares import PeerFeed
+from shoal.gateway.peers.shares import OnService, PeerFeed
 from shoal.gateway.routing.load import LoadTracker
 from shoal.gateway.routing.prefix_index import PrefixIndex
 from shoal.gateway.workers.endpoints import EndpointSource
@@ -25,6 +25,8 @@ class Peers:
         self._own_epoch = own_epoch
         self._loads = loads
         self._index = index
+        self.on_service: OnService = lambda *_: None
+        """Called when another gateway served a tenant."""
         self._connections: dict[str, PeerConnection] = {}
         self._retired: set[PeerConnection] = set()
 
@@ -56,5 +58,6 @@ class Peers:
             self._retired.add(connection)
             connection.retire(self._retired.discard)
         for address in sorted(addresses - self._connections.keys()):
-            self._connections[address] = PeerConnection(address, PeerFeed(self._loads, self._index), self._own_epoch)
+            feed = PeerFeed(self._loads, self._index, lambda *service: self.on_service(*service))
+            self._connections[address] = PeerConnection(address, feed, self._own_epoch)
         _log.info("gateways", known=sorted(addresses))

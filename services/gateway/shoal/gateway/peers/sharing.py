@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from shoal.gateway.admission.admission import Admission
 from shoal.gateway.explain.explainer import Explainer
 from shoal.gateway.explain.ring import RecentRequests
 from shoal.gateway.peers.board import LoadBoard
@@ -34,6 +35,12 @@ class Sharing:
         """Where other gateways connect, once started."""
         self._server: Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
+
+    def share_service(self, admission: Admission) -> None:
+        """Tenants' turns count what they get at any gateway."""
+        self.board.ledger = admission
+        if self.peers is not None:
+            self.peers.on_service = admission.charge_elsewhere
 
     async def start(self, host: str, port: int) -> None:
         """port 0: a free one. Raises OSError naming the address when it cannot be bound."""

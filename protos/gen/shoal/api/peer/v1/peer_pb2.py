@@ -25,27 +25,29 @@ _sym_db = _symbol_database.Default()
 from shoal.api.gateway.v1 import explain_pb2 as shoal_dot_api_dot_gateway_dot_v1_dot_explain__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cshoal/api/peer/v1/peer.proto\x12\x11shoal.api.peer.v1\x1a\"shoal/api/gateway/v1/explain.proto\"\x14\n\x12\x46ollowLoadsRequest\"\xb9\x01\n\x13\x46ollowLoadsResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\x12\x31\n\x08requests\x18\x04 \x03(\x0b\x32\x1f.shoal.api.peer.v1.RequestShare\x12\x33\n\x08\x65xpected\x18\x05 \x03(\x0b\x32!.shoal.api.peer.v1.ExpectedPrefix\x12\x0c\n\x04turn\x18\x06 \x01(\x04\"\xb1\x01\n\x0cRequestShare\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.shoal.api.peer.v1.RequestState\x12\x0e\n\x06worker\x18\x03 \x01(\t\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x1b\n\x13num_uncached_tokens\x18\x05 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x06 \x01(\r\".\n\x0e\x45xpectedPrefix\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"=\n\x17\x46indExplanationsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"S\n\x18\x46indExplanationsResponse\x12\x37\n\x0c\x65xplanations\x18\x01 \x03(\x0b\x32!.shoal.api.gateway.v1.Explanation*{\n\x0cRequestState\x12\x1d\n\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15REQUEST_STATE_WAITING\x10\x01\x12\x19\n\x15REQUEST_STATE_RUNNING\x10\x02\x12\x16\n\x12REQUEST_STATE_OVER\x10\x03\x32\xda\x01\n\x0bPeerService\x12^\n\x0b\x46ollowLoads\x12%.shoal.api.peer.v1.FollowLoadsRequest\x1a&.shoal.api.peer.v1.FollowLoadsResponse0\x01\x12k\n\x10\x46indExplanations\x12*.shoal.api.peer.v1.FindExplanationsRequest\x1a+.shoal.api.peer.v1.FindExplanationsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cshoal/api/peer/v1/peer.proto\x12\x11shoal.api.peer.v1\x1a\"shoal/api/gateway/v1/explain.proto\"\x14\n\x12\x46ollowLoadsRequest\"\xed\x01\n\x13\x46ollowLoadsResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\x12\x31\n\x08requests\x18\x04 \x03(\x0b\x32\x1f.shoal.api.peer.v1.RequestShare\x12\x33\n\x08\x65xpected\x18\x05 \x03(\x0b\x32!.shoal.api.peer.v1.ExpectedPrefix\x12\x32\n\x08services\x18\x07 \x03(\x0b\x32 .shoal.api.peer.v1.TenantService\x12\x0c\n\x04turn\x18\x06 \x01(\x04\"`\n\rTenantService\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x12\n\nnum_tokens\x18\x03 \x01(\x01\x12\x1c\n\x14num_predicted_tokens\x18\x04 \x01(\x01\"\xb1\x01\n\x0cRequestShare\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.shoal.api.peer.v1.RequestState\x12\x0e\n\x06worker\x18\x03 \x01(\t\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x1b\n\x13num_uncached_tokens\x18\x05 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x06 \x01(\r\".\n\x0e\x45xpectedPrefix\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"=\n\x17\x46indExplanationsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"S\n\x18\x46indExplanationsResponse\x12\x37\n\x0c\x65xplanations\x18\x01 \x03(\x0b\x32!.shoal.api.gateway.v1.Explanation*{\n\x0cRequestState\x12\x1d\n\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15REQUEST_STATE_WAITING\x10\x01\x12\x19\n\x15REQUEST_STATE_RUNNING\x10\x02\x12\x16\n\x12REQUEST_STATE_OVER\x10\x03\x32\xda\x01\n\x0bPeerService\x12^\n\x0b\x46ollowLoads\x12%.shoal.api.peer.v1.FollowLoadsRequest\x1a&.shoal.api.peer.v1.FollowLoadsResponse0\x01\x12k\n\x10\x46indExplanations\x12*.shoal.api.peer.v1.FindExplanationsRequest\x1a+.shoal.api.peer.v1.FindExplanationsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.api.peer.v1.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REQUESTSTATE']._serialized_start=673
-  _globals['_REQUESTSTATE']._serialized_end=796
+  _globals['_REQUESTSTATE']._serialized_start=823
+  _globals['_REQUESTSTATE']._serialized_end=946
   _globals['_FOLLOWLOADSREQUEST']._serialized_start=87
   _globals['_FOLLOWLOADSREQUEST']._serialized_end=107
   _globals['_FOLLOWLOADSRESPONSE']._serialized_start=110
-  _globals['_FOLLOWLOADSRESPONSE']._serialized_end=295
-  _globals['_REQUESTSHARE']._serialized_start=298
-  _globals['_REQUESTSHARE']._serialized_end=475
-  _globals['_EXPECTEDPREFIX']._serialized_start=477
-  _globals['_EXPECTEDPREFIX']._serialized_end=523
-  _globals['_FINDEXPLANATIONSREQUEST']._serialized_start=525
-  _globals['_FINDEXPLANATIONSREQUEST']._serialized_end=586
-  _globals['_FINDEXPLANATIONSRESPONSE']._serialized_start=588
-  _globals['_FINDEXPLANATIONSRESPONSE']._serialized_end=671
-  _globals['_PEERSERVICE']._serialized_start=799
-  _globals['_PEERSERVICE']._serialized_end=1017
+  _globals['_FOLLOWLOADSRESPONSE']._serialized_end=347
+  _globals['_TENANTSERVICE']._serialized_start=349
+  _globals['_TENANTSERVICE']._serialized_end=445
+  _globals['_REQUESTSHARE']._serialized_start=448
+  _globals['_REQUESTSHARE']._serialized_end=625
+  _globals['_EXPECTEDPREFIX']._serialized_start=627
+  _globals['_EXPECTEDPREFIX']._serialized_end=673
+  _globals['_FINDEXPLANATIONSREQUEST']._serialized_start=675
+  _globals['_FINDEXPLANATIONSREQUEST']._serialized_end=736
+  _globals['_FINDEXPLANATIONSRESPONSE']._serialized_start=738
+  _globals['_FINDEXPLANATIONSRESPONSE']._serialized_end=821
+  _globals['_PEERSERVICE']._serialized_start=949
+  _globals['_PEERSERVICE']._serialized_end=1167
 # @@protoc_insertion_point(module_scope)

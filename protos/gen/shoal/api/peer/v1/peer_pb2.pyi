@@ -76,6 +76,7 @@ class FollowLoadsResponse(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     EXPECTED_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
     TURN_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Names the gateway's process; another one after a restart."""
@@ -93,6 +94,10 @@ class FollowLoadsResponse(_message.Message):
     def expected(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpectedPrefix]:
         """Prefixes of prompts that were just sent to workers."""
 
+    @_builtins.property
+    def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantService]:
+        """What tenants got at this gateway, for those where that changed. In a snapshot, for all of them."""
+
     def __init__(
         self,
         *,
@@ -101,15 +106,52 @@ class FollowLoadsResponse(_message.Message):
         snapshot: _builtins.bool = ...,
         requests: _abc.Iterable[Global___RequestShare] | None = ...,
         expected: _abc.Iterable[Global___ExpectedPrefix] | None = ...,
+        services: _abc.Iterable[Global___TenantService] | None = ...,
         turn: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "expected", b"expected", "requests", b"requests", "seq", b"seq", "snapshot", b"snapshot", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "expected", b"expected", "requests", b"requests", "seq", b"seq", "services", b"services", "snapshot", b"snapshot", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FollowLoadsResponse: _TypeAlias = FollowLoadsResponse  # noqa: Y015
+
+@_typing.final
+class TenantService(_message.Message):
+    """What a tenant got, so that tenants' turns are fair over all gateways."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_PREDICTED_TOKENS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name."""
+    tenant: _builtins.str
+    """The tenant's."""
+    num_tokens: _builtins.float
+    """Tokens since the gateway's start: prompts without what was cached, and outputs twice; predicted for requests that
+    are not over.
+    """
+    num_predicted_tokens: _builtins.float
+    """The predicted part."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        num_tokens: _builtins.float = ...,
+        num_predicted_tokens: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "num_predicted_tokens", b"num_predicted_tokens", "num_tokens", b"num_tokens", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantService: _TypeAlias = TenantService  # noqa: Y015
 
 @_typing.final
 class RequestShare(_message.Message):
