@@ -90,6 +90,7 @@ def stats(session: Session, /, tenant: str, as_json: bool, **where: Any) -> None
         ("hits", _hit_ratio(found)),
         ("disk", found.disk_problem),
         ("state", "draining: it takes no more blocks" if found.draining else ""),
+        *((f"peer {peer.address}", f"{peer.num_pulled:,} blocks came. {peer.problem}") for peer in found.peers),
     ]
     session.out.print()
     for name, fact in facts:
