@@ -65,8 +65,8 @@ def _measure() -> list[Row]:
 
 
 def _start(open_log: partial[SegmentLog]) -> Store:
-    """As a service starts, but with little memory: its slots are not what is measured."""
-    store = Store(Arena(1 << 20, 1 << 20, "off"), partial(make_policy, "adaptive"), StoreLimits())
+    """As a service starts. Of the arena nothing is taken before a block comes in."""
+    store = Store(Arena(NUM_BLOCKS * 4096, 1 << 20, "off"), partial(make_policy, "adaptive"), StoreLimits())
     worth = Worth(store.index, lambda call: None, 0.01)
     parts = (store.memory, store.index, store.scopes, store.events, store.counters)
     tier = DiskTier(open_log(retention=worth), *parts, lambda call: None, lambda tenant: 1 << 62)
