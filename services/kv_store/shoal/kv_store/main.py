@@ -12,11 +12,12 @@ from prometheus_client.registry import Collector
 from shoal.api.kv_store.v1 import kv_store_pb2, kv_store_pb2_grpc
 from shoal.config import describe, load_or_exit
 from shoal.kv_store.config import KvStoreConfig
-from shoal.kv_store.control import Control
+from shoal.kv_store.draining import drain_store
 from shoal.kv_store.metrics import StoreCollector
 from shoal.kv_store.process import SettingsProblem, open_control
 from shoal.kv_store.remote.metrics import PeerCollector
 from shoal.kv_store.servicer import KvStoreServicer
+from shoal.kv_store.store import Store
 from shoal.rpc.server import Registration, ServerOptions, serve_until_stopped, start_server, stop_signal
 from shoal.telemetry import serve_metrics, setup_logs, setup_traces
 
@@ -65,7 +66,9 @@ async def _serve(config: KvStoreConfig) -> None:
                 add = kv_store_pb2_grpc.add_KvStoreServiceServicer_to_server
                 servicer = KvStoreServicer(control, config.socket_path)
                 server = await start_server(options, [Registration(add, servicer, _NAME)])
-                await serve_until_stopped(server, stop, options, drain=lambda _: _end_watches(control))
+                await serve_until_stopped(
+                    server, stop, options, drain=lambda timeout_s: _drain(control.store, timeout_s)
+                )
             finally:
                 for collector in collectors:
                     REGISTRY.unregister(collector)
@@ -73,8 +76,13 @@ async def _serve(config: KvStoreConfig) -> None:
         stop_metrics()
 
 
-async def _end_watches(control: Control) -> None:
-    control.store.events.close()
+async def _drain(store: Store, timeout_s: float) -> None:
+    """Takes at most half of the time for the disk; the rest is for calls that run."""
+    if store.disk is not None and timeout_s > 0:
+        async for progress in drain_store(store, timeout_s / 2):
+            if progress.problem:
+                structlog.get_logger("shoal.kv_store").warning("not all is on disk", problem=progress.problem)
+    store.events.close()
 
 
 if __name__ == "__main__":
