@@ -155,9 +155,13 @@ class VirtualMesh:
 
     def _plan_changes(self, start_s: float) -> None:
         """What happens by itself: slow times of workers, and gateways' looks, each a part of an interval later."""
-        for slowdown in self._settings.slowdowns:
-            for time_s, slowness in ((slowdown.from_s, slowdown.factor), (slowdown.until_s, 1.0)):
-                self._at(time_s, functools.partial(setattr, self._workers[slowdown.worker], "slowness", slowness))
+        for slow in self._settings.slowdowns:
+            worker = self._workers[slow.worker]
+            if slow.factor == math.inf:
+                self._at(slow.from_s, functools.partial(setattr, worker, "stopped_until_s", slow.until_s))
+                continue
+            for time_s, slowness in ((slow.from_s, slow.factor), (slow.until_s, 1.0)):
+                self._at(time_s, functools.partial(setattr, worker, "slowness", slowness))
         if self._moves_by_choice:
             for gateway in self._gateways:
                 first_s = start_s + gateway.rebalancer.interval_s * (1 + gateway.number / self._settings.num_gateways)

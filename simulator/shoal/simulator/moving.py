@@ -21,6 +21,7 @@ class Slowdown:
     from_s: float
     until_s: float
     factor: float
+    """Infinite: it stands still, but for the steps that it has begun."""
 
 
 @dataclass(slots=True, eq=False)

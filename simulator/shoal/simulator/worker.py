@@ -43,6 +43,8 @@ class VirtualWorker:
         self._sequences = SimulatedSequences(gpu.max_num_seqs, vocab_size)
         self._pending: deque[tuple[StepPlan, StepResult, float]] = deque()
         self._busy_until_s = 0.0
+        self.stopped_until_s = 0.0
+        """Steps that are planned before this begin then."""
         self.slowness = 1.0
         """How many times longer its steps take than they should."""
         self.busy_s = 0.0
@@ -80,7 +82,7 @@ class VirtualWorker:
         while len(pending) < MAX_PENDING_STEPS and (plan := self._scheduler.schedule()) is not None:
             assert not plan.forks, "a trace asks for one completion of each prompt"
             step_s = self.slowness * self._timer.step_s(self._sequences.apply(plan))
-            self._busy_until_s = max(self._clock(), self._busy_until_s) + step_s
+            self._busy_until_s = max(self._clock(), self._busy_until_s, self.stopped_until_s) + step_s
             self.busy_s += step_s
             self.num_steps += 1
             pending.append((plan, self._sequences.compute(plan), self._busy_until_s))
