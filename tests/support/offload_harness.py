@@ -34,8 +34,13 @@ class OffloadHarness(SchedulerHarness):
 
     def run(self, request: Request, timeout_s: float = 20.0) -> int:
         """Runs a request to its end, checks its output, and says how many tokens of its prompt were cached."""
-        self.scheduler.add(request)
+        self.add(request)
         return self.finish(request, timeout_s)
+
+    def add(self, request: Request) -> None:
+        """Queues a request, at this moment."""
+        self.now_s = time.monotonic()
+        self.scheduler.add(request)
 
     def finish(self, request: Request, timeout_s: float = 20.0) -> int:
         """`run`, of a request that was added before."""

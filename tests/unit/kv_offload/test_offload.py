@@ -203,7 +203,7 @@ def test_a_store_that_hangs_before_it_gives_blocks_costs_no_more_than_the_budget
         first.run(request(1))
         first.flush()
         asked = request(1)
-        second.scheduler.add(asked)
+        second.add(asked)
         assert second.woken.wait(10)
         with hanging(store):
             start_s = time.monotonic()
@@ -216,7 +216,7 @@ def test_a_cancelled_load_gives_its_leases_back(store: RunningStore) -> None:
     with offloading(store) as first, offloading(store) as second:
         first.run(request(1))
         first.flush()
-        second.scheduler.add(request(1))
+        second.add(request(1))
         assert second.woken.wait(10)
         with hanging(store):
             assert not second.turn()

@@ -56,6 +56,7 @@ class KvOffload:
             cache.version_of,
             options.max_queued_blocks,
             idle=lambda: self.wake(),
+            is_urgent=lambda: self._reader.is_asked,
         )
         self._storing = Storing(options.write_back, cache, self._rate, self.stats, self.writer)
         self._retrieving = Retrieving(

@@ -45,6 +45,11 @@ class Reader:
         """Has a ticket that is ASKED answered, or the load of one that is LOADING done."""
         self._tickets.put(ticket)
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether anybody waits for it."""
+        return self._asking_since_s is not None or not self._tickets.empty()
+
     def unanswered_s(self, now_s: float) -> float:
         """How long it has been waiting for an answer of the store; 0 when it does not."""
         since_s = self._asking_since_s

@@ -16,6 +16,8 @@ from shoal.model_worker.kv_offload.memory import KvMemory
 from shoal.model_worker.kv_offload.sessions import Sessions
 from shoal.model_worker.kv_offload.stats import KvStoreStats
 
+_NAP_S: Final = 0.5e-3
+_MAX_NAPS: Final = 20
 EVICTED: Final = "evicted"
 """The device gave the block out anew before it was copied."""
 
@@ -52,9 +54,12 @@ class WriteBack:
         version_of: Callable[[int], int],
         max_queued_blocks: int,
         idle: Callable[[], None],
+        is_urgent: Callable[[], bool],
     ) -> None:
-        """version_of: see `KVCacheManager.version_of`. idle: called in its thread when nothing is queued any more."""
+        """version_of: see `KVCacheManager.version_of`. idle: called in its thread when nothing is queued any more.
+        is_urgent: whether somebody waits for an answer of the store, who then goes first."""
         self._idle = idle
+        self._is_urgent = is_urgent
         self._sessions = sessions
         self._memory = memory
         self._stats = stats
@@ -131,6 +136,7 @@ class WriteBack:
         client = self._sessions.client(run.tenant)
         num_stored, first, parent_key = 0, 0, run.parent_key
         while first < len(run.keys) and not self._is_ending:
+            self._let_pass()
             reserved = client.reserve(
                 run.keys[first:], parent_key=parent_key, namespace_key=run.namespace_key, cost_s=run.cost_s
             )
@@ -146,6 +152,12 @@ class WriteBack:
                 break
             parent_key = run.keys[first - 1]
         return num_stored
+
+    def _let_pass(self) -> None:
+        for _ in range(_MAX_NAPS):
+            if not self._is_urgent():
+                return
+            time.sleep(_NAP_S)
 
     def _fill(self, client: KvClient, run: Run, first: int, reserved: Reserved) -> tuple[int, int, str]:
         """Copies what was reserved and has it published: blocks stored, leading blocks visible, why not more."""
