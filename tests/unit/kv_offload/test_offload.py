@@ -156,12 +156,23 @@ def test_a_full_queue_drops_and_says_so(store: RunningStore) -> None:
         assert h.offload.stats.dropped_blocks["queue_full"] > 0
 
 
-def test_a_store_that_is_slower_than_computing_is_not_loaded_from(store: RunningStore) -> None:
-    with offloading(store, wait_budget_s=0.0) as first:
-        first.run(request(1))
-        first.flush()
-        first.cache.clear()
-        assert first.run(request(2)) == 0, "no budget to wait with"
+def test_a_device_that_computes_faster_than_a_store_answers_does_not_ask(store: RunningStore) -> None:
+    with offloading(store, tokens_per_s=1e9) as h:
+        h.run(request(1))
+        h.flush()
+        h.cache.clear()
+        assert h.run(request(2)) == 0
+        assert h.offload.stats.unused == {"not_worth_asking": 2}
+
+
+def test_a_load_that_takes_longer_than_computing_is_not_begun(store: RunningStore) -> None:
+    with offloading(store, tokens_per_s=60_000.0) as h:  # 0.7 ms for the prompt; a load is expected to take 0.8
+        h.run(request(1))
+        h.flush()
+        h.cache.clear()
+        assert h.run(request(2)) == 0
+        assert sum(h.offload.stats.unused.values()) == 2
+        assert h.offload.stats.num_loads == 0
 
 
 def count_leases(running: Store) -> int:
