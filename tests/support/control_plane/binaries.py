@@ -1,7 +1,7 @@
 """The programs of a Kubernetes control plane: those in KUBEBUILDER_ASSETS, the rest built from Go modules, once.
 
 Builds go to `$XDG_CACHE_HOME/shoal/control-plane/` (or `~/.cache/...`), in a folder named after the pinned versions.
-The first takes about ten minutes on two cores; after that it is a look into the folder.
+The first takes up to half an hour on two cores; after that it is a look into the folder.
 """
 
 from __future__ import annotations

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from shoal.operator.planner.kubernetes import KINDS, MANAGED_BY, Manifest
 from shoal.operator.planner.kubernetes.plan import Kind
@@ -25,8 +22,8 @@ class NameTaken(Exception):
 class _Applied:
     """What was wanted of an object, and what became of it."""
 
-    wanted: bytes
-    live: bytes
+    wanted: Manifest
+    live: Manifest
 
 
 @dataclass(slots=True)
@@ -54,16 +51,16 @@ class Applier:
         changes = Changes()
         for wanted in plan:
             identity = (wanted["kind"], wanted["metadata"]["name"])
-            digest = _digest(wanted)
             live = self._store.get(key, *identity)
             known = memory.get(identity)
-            if live is not None and known == _Applied(digest, _mark(live)):
+            if live is not None and known is not None and known.wanted == wanted and _is_as_it_was(live, known.live):
+                memory[identity] = _Applied(wanted, live)  # the same object next time: compared at a glance
                 continue
             if live is None or not _is_owned(live, uid):
                 await self._require_ours(wanted, key)
             applied = await self._api.apply(_KIND_OF[wanted["kind"]], wanted)
             self._store.put(applied)
-            memory[identity] = _Applied(digest, _mark(applied))
+            memory[identity] = _Applied(wanted, applied)
             changes.applied.append("/".join(identity))
         await self._prune(key, uid, plan, changes)
         return changes
@@ -107,15 +104,12 @@ def _is_owned(live: Manifest, uid: str) -> bool:
     return any(owner.get("uid") == uid for owner in live["metadata"].get("ownerReferences", ()))
 
 
-def _mark(live: Manifest) -> bytes:
-    """A digest of all that people and programs can want of an object, as opposed to what is."""
-    metadata = {
-        name: value
-        for name, value in live["metadata"].items()
-        if name not in ("managedFields", "resourceVersion", "generation")
-    }
-    return _digest({**{name: value for name, value in live.items() if name != "status"}, "metadata": metadata})
-
-
-def _digest(value: Any) -> bytes:
-    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).digest()
+def _is_as_it_was(live: Manifest, before: Manifest) -> bool:
+    """Whether nobody has asked anything else of an object since: its status is no wish, nor are annotations, which
+    plans have none of and controllers write."""
+    if live is before:
+        return True
+    known, metadata = before["metadata"], live["metadata"]
+    if any(known.get(name) != metadata.get(name) for name in ("uid", "labels", "ownerReferences")):
+        return False
+    return all(before.get(name) == value for name, value in live.items() if name not in ("metadata", "status"))

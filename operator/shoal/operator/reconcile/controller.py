@@ -18,7 +18,8 @@ from shoal.operator.planner.kubernetes.envoy import envoy_options, node_cluster
 from shoal.operator.reconcile.api_client import ApiClient, ApiError
 from shoal.operator.reconcile.handlers import WatchHandlers, make_registry
 from shoal.operator.reconcile.leadership import Leadership
-from shoal.operator.reconcile.object_store import Key, ObjectStore
+from shoal.operator.reconcile.no_storage import NoDiffBase, NoProgress
+from shoal.operator.reconcile.object_store import Key, ObjectStore, version_of
 from shoal.operator.reconcile.reconciler import SERVICE_KIND, Planned, Reconciler
 from shoal.operator.reconcile.rights import DERIVED
 from shoal.operator.reconcile.routes import RoutesState, backends
@@ -99,6 +100,8 @@ class Controller:
         """An InferenceService is there, or changed."""
         key = (found["metadata"]["namespace"], found["metadata"]["name"])
         known = self.reconciler.services.get(key)
+        if known is not None and version_of(found) < version_of(known):
+            return  # our own write was faster than the watch
         self.reconciler.services[key] = found
         if known is None or _is_other(known, found):
             self.queue.add(key)
@@ -212,6 +215,8 @@ def _is_other(known: Manifest, found: Manifest) -> bool:
 def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.process.ultimate_exiting_timeout = None  # the kubelet sees to that
+    settings.persistence.diffbase_storage = NoDiffBase()
+    settings.persistence.progress_storage = NoProgress()
     settings.scanning.disabled = True  # which kinds there are is known
     settings.posting.enabled = False
     settings.posting.loggers = False

@@ -28,7 +28,7 @@ class ObjectStore:
         if key is None:
             return None
         known = self._objects[key].get(_id_of(found))
-        if known is None or _version(known) <= _version(found):
+        if known is None or version_of(known) <= version_of(found):
             self._objects[key][_id_of(found)] = found
         return key
 
@@ -38,7 +38,7 @@ class ObjectStore:
         if key is None:
             return None
         known = self._objects[key].get(_id_of(found))
-        if known is not None and _version(known) <= _version(found):
+        if known is not None and version_of(known) <= version_of(found):
             del self._objects[key][_id_of(found)]
         if not self._objects[key]:
             del self._objects[key]
@@ -82,7 +82,7 @@ def _uid(found: Manifest) -> str:
     return str(found["metadata"].get("uid"))
 
 
-def _version(found: Manifest) -> int:
-    """API servers count versions up, one for all objects of a kind. What has none is taken as it comes."""
+def version_of(found: Manifest) -> int:
+    """Of two versions of an object the larger is the newer one. What has none is taken as it comes."""
     text = found["metadata"].get("resourceVersion", "")
     return int(text) if text.isdigit() else 0

@@ -21,7 +21,7 @@ from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError, collection_path
 from shoal.operator.reconcile.applying import Applier, NameTaken
 from shoal.operator.reconcile.events import events_of
-from shoal.operator.reconcile.object_store import Key, ObjectStore
+from shoal.operator.reconcile.object_store import Key, ObjectStore, version_of
 from shoal.operator.reconcile.observing import observe_roles
 from shoal.operator.reconcile.routes import RoutesState
 from shoal.operator.reconcile.status import Findings, status_of
@@ -60,6 +60,8 @@ class Reconciler:
         self._applier = Applier(api, store)
         self._on_planned = on_planned
         self._now = now
+        self._plans: dict[Key, tuple[tuple[str, int], tuple[Manifest, ...]]] = {}
+        """By uid and generation: what woke a reconcile is a pod more often than a spec."""
         self.writes = True
         """False: nothing is applied and no status written, as long as another operator does."""
 
@@ -68,7 +70,7 @@ class Reconciler:
         found = self.services.get(key)
         if found is None or found["metadata"].get("deletionTimestamp"):
             # What it owned goes by itself: Kubernetes collects what has no owner.
-            self._applier.forget(key)
+            self.forget_applied(key)
             return
         findings, failure = await self._bring_about(key, found)
         if self.writes:
@@ -79,6 +81,7 @@ class Reconciler:
     def forget_applied(self, key: Key) -> None:
         """The next reconcile applies every object, whatever it looks like."""
         self._applier.forget(key)
+        self._plans.pop(key, None)
 
     async def _bring_about(self, key: Key, found: Manifest) -> tuple[Findings, Exception | None]:
         metadata = found["metadata"]
@@ -87,7 +90,10 @@ class Reconciler:
         if service is None:
             return Findings(generation=generation, invalid=invalid, namespace=namespace), None
         owner = Owner(namespace=namespace, uid=metadata["uid"])
-        objects = plan(service, self._platform, owner)
+        known = self._plans.get(key)
+        if known is None or known[0] != (metadata["uid"], generation):
+            known = self._plans[key] = (metadata["uid"], generation), plan(service, self._platform, owner)
+        objects = known[1]
         failure: Exception | None = None
         not_applied: tuple[str, str] | None = None
         if self.writes and not service.spec.paused:
@@ -142,8 +148,9 @@ class Reconciler:
     def _remember(self, written: Manifest) -> None:
         """So that the next reconcile does not compare with a status that the watch has yet to bring."""
         key = (written["metadata"]["namespace"], written["metadata"]["name"])
-        if key in self.services and self.services[key]["metadata"]["uid"] == written["metadata"]["uid"]:
-            self.services[key] = {**self.services[key], "status": written.get("status")}
+        known = self.services.get(key)
+        if known is not None and known["metadata"]["uid"] == written["metadata"]["uid"]:
+            self.services[key] = max(known, written, key=version_of)
 
 
 def read_service(found: Manifest) -> tuple[InferenceService | None, str]:

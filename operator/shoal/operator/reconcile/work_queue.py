@@ -16,7 +16,7 @@ class WorkQueue(Generic[_K]):
     Belongs to one event loop. Whoever `get`s a key must call `done` or `failed` with it.
     """
 
-    def __init__(self, *, settle_s: float = 0.05, first_delay_s: float = 0.5, max_delay_s: float = 60.0) -> None:
+    def __init__(self, *, settle_s: float = 0.1, first_delay_s: float = 0.5, max_delay_s: float = 60.0) -> None:
         """settle_s: how long a key waits for more of what woke it, since changes come in bursts."""
         self._settle_s = settle_s
         self._first_delay_s = first_delay_s

