@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shoal.kv_store.remote.exchange import Exchange
+from shoal.kv_store.remote.exchange import Chain, Exchange
 from shoal.kv_store.remote.opening import RemoteSettings, open_exchange
 from shoal.kv_store.remote.tls import TlsFiles
 from support.eventually import wait_until
@@ -68,7 +68,7 @@ class SharingStore:
         self.open_scope(tenant)
         scope = self.do(lambda: self.running.store.scopes.find(tenant, b"f"))
         assert scope is not None
-        self.run(lambda: self.exchange.pull(scope, keys, time.monotonic() + timeout_s))
+        self.run(lambda: self.exchange.pull(scope, Chain(keys), time.monotonic() + timeout_s))
         return self.get(keys, tenant)
 
     def locate(self, keys: Sequence[bytes], timeout_s: float = 5.0, tenant: str = "a") -> int:
@@ -76,7 +76,7 @@ class SharingStore:
         self.open_scope(tenant)
         scope = self.do(lambda: self.running.store.scopes.find(tenant, b"f"))
         assert scope is not None
-        return self.run(lambda: self.exchange.locate(scope, keys, 0, timeout_s))
+        return self.run(lambda: self.exchange.locate(scope, Chain(keys), 0, timeout_s))
 
     def open_scope(self, tenant: str) -> None:
         client = self.running.client(tenant=tenant)

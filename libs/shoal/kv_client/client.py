@@ -64,12 +64,17 @@ class KvClient:
 
         return self._try(ask, Prefix(0, 0))
 
-    def locate(self, keys: Sequence[bytes], peers_timeout_s: float) -> Located:
-        """`lookup` that also asks other stores for what this one lacks, for so long at most."""
+    def locate(self, keys: Sequence[bytes], peers_timeout_s: float, *, leading: Sequence[bytes] = ()) -> Located:
+        """`lookup` that also asks other stores for what this one lacks, for so long at most.
+
+        leading: keys from the chain's first one to the one before `keys`: they say which stores to ask.
+        """
 
         def ask(link: Link) -> Located:
             asked = join_keys(keys[: link.session.max_batch_size])
-            request = pb.LookupRequest(keys=asked, peers_timeout_ms=math.ceil(1000 * peers_timeout_s))
+            request = pb.LookupRequest(
+                keys=asked, peers_timeout_ms=math.ceil(1000 * peers_timeout_s), leading_keys=join_keys(leading)
+            )
             found = link.call(Method.LOOKUP, request, pb.LookupResponse, peers_timeout_s + link.timeout_s)
             nums = (found.num_visible, found.num_in_memory, max(found.num_visible, found.num_with_peers))
             return Located(*(min(num, len(keys)) for num in nums))
@@ -218,13 +223,17 @@ class KvClient:
         request = pb.ReleaseRequest(reserved_keys=join_keys(keys))
         self._try(lambda link: link.post(Method.RELEASE, request) if link is reserved.link else None, None)
 
-    def prefetch(self, keys: Sequence[bytes], timeout_s: float | None = None) -> int:
-        """Leading blocks that are in memory once the store has brought there what it can within the time."""
+    def prefetch(self, keys: Sequence[bytes], timeout_s: float | None = None, *, leading: Sequence[bytes] = ()) -> int:
+        """Leading blocks that are in memory once the store has brought there what it can within the time.
+
+        leading: see `locate`.
+        """
 
         def ask(link: Link) -> int:
             wait_s = link.timeout_s if timeout_s is None else timeout_s
             asked = join_keys(keys[: link.session.max_batch_size])
-            request = pb.PrefetchRequest(keys=asked, timeout_ms=max(1, int(1000 * wait_s)))
+            timeout_ms = max(1, int(1000 * wait_s))
+            request = pb.PrefetchRequest(keys=asked, timeout_ms=timeout_ms, leading_keys=join_keys(leading))
             # The store answers in `wait_s`; one that takes longer by a whole timeout is in trouble.
             return link.call(Method.PREFETCH, request, pb.PrefetchResponse, wait_s + link.timeout_s).num_in_memory
 

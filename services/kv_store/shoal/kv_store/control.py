@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.blocks import KEY_BYTES
 from shoal.kv_store.draining import drain_store
-from shoal.kv_store.remote.exchange import Exchange
+from shoal.kv_store.remote.exchange import Chain, Exchange
 from shoal.kv_store.reporting import list_blocks, make_stats
 from shoal.kv_store.scopes import Scope
 from shoal.kv_store.sessions import Session
@@ -24,6 +24,7 @@ MAX_STAGING_BLOCKS: Final = 4096
 RETRY_AFTER_S: Final = 0.5
 MAX_PREFETCH_S: Final = 10.0
 MAX_PEERS_S: Final = 1.0
+MAX_LEADING_KEYS: Final = 65_536
 MAX_OWNER_BYTES: Final = 64
 MAX_PIN_MS: Final = 86_400_000
 
@@ -99,8 +100,9 @@ class Control:
         response = self.lookup(request, session, caller)
         scope = self._scope(request, session, caller)
         if self.exchange is not None and request.peers_timeout_ms and scope is not None:
-            keys, timeout_s = self._keys("keys", request.keys), min(request.peers_timeout_ms / 1000, MAX_PEERS_S)
-            response.num_with_peers = await self.exchange.locate(scope, keys, response.num_visible, timeout_s)
+            chain = self._chain(request)
+            timeout_s = min(request.peers_timeout_ms / 1000, MAX_PEERS_S)
+            response.num_with_peers = await self.exchange.locate(scope, chain, response.num_visible, timeout_s)
         return response
 
     def reserve(self, request: pb.ReserveRequest, session: Session | None = None) -> pb.ReserveResponse:
@@ -177,7 +179,7 @@ class Control:
         reads = [asyncio.wrap_future(read) for read in self.store.start_prefetch(scope, keys)]
         pull = None
         if self.exchange is not None and not request.local_only:
-            pull = asyncio.ensure_future(self.exchange.pull(scope, keys, deadline_s))
+            pull = asyncio.ensure_future(self.exchange.pull(scope, self._chain(request), deadline_s))
         if reads:
             await asyncio.wait(reads, timeout=timeout_s)
         if pull is not None:
@@ -240,6 +242,14 @@ class Control:
     def _owner(self, owner: str) -> None:
         if not 1 <= len(owner.encode()) <= MAX_OWNER_BYTES:
             raise InvalidArgument("owner", f"{len(owner.encode())} bytes; give 1 to {MAX_OWNER_BYTES}")
+
+    def _chain(self, request: pb.LookupRequest | pb.PrefetchRequest) -> Chain:
+        leading, rest = divmod(len(request.leading_keys), KEY_BYTES)
+        if rest or leading > MAX_LEADING_KEYS:
+            problem = f"{len(request.leading_keys)} bytes; give up to {MAX_LEADING_KEYS} keys of {KEY_BYTES} bytes"
+            raise InvalidArgument("leading_keys", problem)
+        packed = request.leading_keys + request.keys
+        return Chain([packed[at : at + KEY_BYTES] for at in range(0, len(packed), KEY_BYTES)], leading)
 
     def _keys(self, field: str, packed: bytes) -> list[bytes]:
         num, rest = divmod(len(packed), KEY_BYTES)

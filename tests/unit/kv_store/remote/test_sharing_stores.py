@@ -47,6 +47,27 @@ def test_the_client_finds_and_prefetches_what_others_have(tmp_path: Path) -> Non
             client.close()
 
 
+def test_a_client_that_has_the_beginning_asks_for_the_rest(tmp_path: Path) -> None:
+    with sharing_stores(tmp_path, 4, num_replicas=1) as stores:
+        keys = chain(1, 20)
+        hosts = [store.address for store in stores.stores]
+        owner = stores.stores[hosts.index(rank(anchors(keys)[0], hosts, 1)[0])]
+        others = [store for store in stores.stores if store is not owner]
+        others[0].put(keys)
+        wait_until(lambda: owner.get(keys) == 20, "the owner has it")
+        others[0].stop()
+        client = others[1].running.client()
+        try:
+            assert client.locate(keys[18:], 5.0, leading=keys[:18]).num_with_peers == 2
+            assert client.prefetch(keys[18:], 5.0, leading=keys[:18]) == 2
+            assert client.lookup(keys) == (20, 20), "those before them came as well"
+            assert client.locate([], 1.0) == (0, 0, 0)
+            assert client.prefetch([], 1.0) == 0
+            assert client.problem == ""
+        finally:
+            client.close()
+
+
 def test_what_is_stored_goes_to_the_store_that_it_belongs_to(tmp_path: Path) -> None:
     with sharing_stores(tmp_path, 3) as stores:
         hosts = [store.address for store in stores.stores]

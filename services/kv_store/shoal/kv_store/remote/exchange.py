@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -32,6 +33,21 @@ MAX_ANSWERS: Final = 1024
 _log = structlog.get_logger("shoal.kv_store")
 
 
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Blocks that are wanted, and those before them, whose keys say where the chain belongs."""
+
+    keys: Sequence[bytes]
+    """From the chain's first block on."""
+    num_leading: int = 0
+    """Of them that are not wanted."""
+
+    @property
+    def wanted(self) -> Sequence[bytes]:
+        """What one call may be about."""
+        return self.keys[self.num_leading : self.num_leading + MAX_KEYS]
+
+
 class Exchange:
     """Belongs to the store's thread. `close` ends it before the store."""
 
@@ -45,7 +61,7 @@ class Exchange:
         self.outbox = Outbox(store, options, addresses.own, self._owners, self._replicas)
         self.inbox = Inbox(store, self._puller, self.find_peer)
         self._peers: dict[str, Peer] = {}
-        self._answers: OrderedDict[tuple[int, bytes], tuple[float, dict[str, int]]] = OrderedDict()
+        self._answers: OrderedDict[tuple[int, bytes, bytes], tuple[float, dict[str, int]]] = OrderedDict()
         self._choose = random.Random()  # noqa: S311 - which of several equal stores is asked
         self._keep_peers()
         store.writing.on_stored = self._stored
@@ -73,19 +89,24 @@ class Exchange:
             for peer in self._peers.values()
         ]
 
-    async def locate(self, scope: Scope, keys: Sequence[bytes], num_visible: int, timeout_s: float) -> int:
+    async def locate(self, scope: Scope, chain: Chain, num_visible: int, timeout_s: float) -> int:
         """Leading blocks that are visible here, or that one other store has. Ends within the time."""
-        if num_visible >= len(keys):
+        num_asked = len(chain.wanted)
+        if num_visible >= num_asked:
             return num_visible
-        found = await self._ask(scope, keys[:MAX_KEYS], timeout_s)
+        found = await self._ask(scope, chain, timeout_s)
         num = max(found.values(), default=0)
         self._store.counters.add("peer_hits", max(0, num - num_visible))
-        self._store.counters.add("peer_misses", len(keys) - max(num, num_visible))
+        self._store.counters.add("peer_misses", num_asked - max(num, num_visible))
         return max(num, num_visible)
 
-    async def pull(self, scope: Scope, keys: Sequence[bytes], deadline_s: float) -> None:
+    async def pull(self, scope: Scope, chain: Chain, deadline_s: float) -> None:
         """Brings what others have of a chain to memory, as much as the time allows."""
-        keys = keys[:MAX_KEYS]
+        if chain.num_leading and not self._store.index.find(chain.keys[chain.num_leading - 1]):
+            chain = Chain(chain.keys)  # blocks cannot be here without those before them
+        keys = chain.wanted
+        if not keys:
+            return
         useless: set[str] = set()
         found, asked_without = self._remembered(scope, keys), -1
         while time.monotonic() < deadline_s and not self._store.draining:
@@ -96,11 +117,14 @@ class Exchange:
             if peer is None:  # whoever answered first was enough until it failed
                 asked_without = len(useless)
                 timeout_s = min(self._options.call_timeout_s, deadline_s - time.monotonic())
-                found = await self._ask(scope, keys, timeout_s, useless)
-            elif not await self._puller.pull(peer, scope, keys[num_visible : found[peer.address]], deadline_s):
+                found = await self._ask(scope, chain, timeout_s, useless)
+                continue
+            end = found[peer.address]
+            num = await self._puller.pull(peer, scope, keys[num_visible:end], deadline_s)
+            if not num:
                 useless.add(peer.address)
-            elif peer.address != rank(anchors(keys[: found[peer.address]])[0], self._alive(), 1)[0]:
-                self.outbox.add(scope, keys[num_visible : len(self._store.index.prefix(keys, scope.number))][-1:])
+            elif peer.address != rank(anchors(chain.keys[: chain.num_leading + end])[0], self._alive(), 1)[0]:
+                self.outbox.add(scope, keys[num_visible + num - 1 : num_visible + num])
 
     async def close(self) -> None:
         """Ends every call and transfer."""
@@ -114,17 +138,16 @@ class Exchange:
         self._threads.shutdown(wait=True)
 
     def _remembered(self, scope: Scope, keys: Sequence[bytes]) -> dict[str, int]:
-        asked_at_s, found = self._answers.get((scope.number, keys[-1]), (0.0, {}))
+        asked_at_s, found = self._answers.get((scope.number, keys[0], keys[-1]), (0.0, {}))
         return found if time.monotonic() - asked_at_s < MEMORY_OF_ANSWERS_S else {}
 
-    async def _ask(
-        self, scope: Scope, keys: Sequence[bytes], timeout_s: float, useless: Collection[str] = ()
-    ) -> dict[str, int]:
+    async def _ask(self, scope: Scope, chain: Chain, timeout_s: float, useless: Collection[str] = ()) -> dict[str, int]:
         """How many leading blocks each store has that may have some. One that has all of them ends the waiting."""
         num_replicas, alive = self._options.num_replicas, self._alive()
-        hosts = candidates(keys, self.addresses.hosts, num_replicas)
+        keys = chain.wanted
+        hosts = candidates(chain.keys, self.addresses.hosts, num_replicas)
         if not set(hosts) <= set(alive):  # those that stepped in for the dead
-            hosts = list(dict.fromkeys([*hosts, *candidates(keys, alive, num_replicas)]))
+            hosts = list(dict.fromkeys([*hosts, *candidates(chain.keys, alive, num_replicas)]))
         peers = [self._peers[host] for host in hosts if host in self._peers and host not in useless]
         asked = [peer for peer in peers if peer.breaker.allow()]
         request = kv_peer_pb2.LocateRequest(
@@ -138,7 +161,7 @@ class Exchange:
             if num >= len(keys):
                 break
         # Those that are not waited for any more end by their own deadlines and tell their breakers.
-        self._answers[scope.number, keys[-1]] = (time.monotonic(), found)
+        self._answers[scope.number, keys[0], keys[-1]] = (time.monotonic(), found)
         if len(self._answers) > MAX_ANSWERS:
             self._answers.popitem(last=False)
         return found

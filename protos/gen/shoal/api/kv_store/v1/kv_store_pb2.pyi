@@ -300,10 +300,13 @@ class LookupRequest(_message.Message):
     SCOPE_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     PEERS_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    LEADING_KEYS_FIELD_NUMBER: _builtins.int
     keys: _builtins.bytes
     """Packed keys, in order."""
     peers_timeout_ms: _builtins.int
     """Longest time to ask other stores for what this one lacks; 0: do not ask. At most 1 second."""
+    leading_keys: _builtins.bytes
+    """Packed keys from the chain's first one to the one before `keys`: they say which other stores to ask."""
     @_builtins.property
     def scope(self) -> Global___Scope:
         """Whose blocks."""
@@ -314,10 +317,11 @@ class LookupRequest(_message.Message):
         scope: Global___Scope | None = ...,
         keys: _builtins.bytes = ...,
         peers_timeout_ms: _builtins.int = ...,
+        leading_keys: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "peers_timeout_ms", b"peers_timeout_ms", "scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "leading_keys", b"leading_keys", "peers_timeout_ms", b"peers_timeout_ms", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -635,12 +639,15 @@ class PrefetchRequest(_message.Message):
     KEYS_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     LOCAL_ONLY_FIELD_NUMBER: _builtins.int
+    LEADING_KEYS_FIELD_NUMBER: _builtins.int
     keys: _builtins.bytes
     """Packed keys, in order."""
     timeout_ms: _builtins.int
     """Longest time to wait for them; 0, or more than 10 seconds: 10 seconds."""
     local_only: _builtins.bool
     """Whether to leave other stores alone."""
+    leading_keys: _builtins.bytes
+    """Packed keys from the chain's first one to the one before `keys`: they say which other stores to ask."""
     @_builtins.property
     def scope(self) -> Global___Scope:
         """Whose blocks."""
@@ -652,10 +659,11 @@ class PrefetchRequest(_message.Message):
         keys: _builtins.bytes = ...,
         timeout_ms: _builtins.int = ...,
         local_only: _builtins.bool = ...,
+        leading_keys: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "local_only", b"local_only", "scope", b"scope", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "leading_keys", b"leading_keys", "local_only", b"local_only", "scope", b"scope", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
