@@ -22,6 +22,7 @@ async def test_only_what_can_be_reached_is_shown_and_the_rest_dropped(tmp_path: 
     for number, parent in ((4, 3), (3, 2), (1, 0), (2, 1), (5, 3), (9, 8)):  # children before parents, an orphan
         write(log, number, parent)
     write(log, 20, num_bytes=BLOCK_BYTES // 2)  # its fingerprint's blocks have another size
+    write(log, 32, 31, tenant="b")
     write(log, 30, 1, tenant="b")  # follows another tenant's block
     write(log, 31, 30, tenant="b")
     write(log, 40, tenant="b")
@@ -31,7 +32,7 @@ async def test_only_what_can_be_reached_is_shown_and_the_rest_dropped(tmp_path: 
         assert core.lookup(1, 2, 3, 5) == (4, 0)
         assert core.log is not None
         assert core.stats.num_disk_blocks == len(core.log) == 6
-        for number in (9, 20, 30, 31):
+        for number in (9, 20, 30, 31, 32):
             assert core.log.find(key(number)) is None
         assert core.log.find(key(40)) is not None
         assert await core.prefetch(1, 2, 3, 4) == 4

@@ -17,16 +17,20 @@ def restore_blocks(log: SegmentLog, index: BlockIndex, scopes: Scopes) -> None:
     """
     restoration = _Restoration(log, index, scopes)
     waiting: dict[bytes, list[RecordMetadata]] = {}
+    row, last_key = ROOT, ROOT_PARENT  # a block mostly follows the one that was written before it
     for metadata, _ in log.replay():
-        parent = ROOT if metadata.parent == ROOT_PARENT else index.find(metadata.parent)
-        if not parent and metadata.parent != ROOT_PARENT:
-            waiting.setdefault(metadata.parent, []).append(metadata)
+        parent_key = metadata.parent
+        parent = row if parent_key == last_key else ROOT if parent_key == ROOT_PARENT else index.find(parent_key)
+        if not parent and parent_key != ROOT_PARENT:
+            waiting.setdefault(parent_key, []).append(metadata)
             continue
-        row = restoration.show(metadata, parent)
+        row, last_key = restoration.show(metadata, parent), metadata.key
         if waiting and metadata.key in waiting:
             found = [(row, each) for each in waiting.pop(metadata.key)]
-            for row, each in found:
-                shown = restoration.show(each, row) if row else 0
+            for before, each in found:
+                shown = restoration.show(each, before) if before else 0
+                if not before:
+                    log.remove(each.key)
                 found += [(shown, follower) for follower in waiting.pop(each.key, ())]
     for orphans in waiting.values():
         for metadata in orphans:
