@@ -1,0 +1,61 @@
+"""Blocks of a GPU's cache through a store and back, beside work on the same GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from shoal.kv_client import KvClient
+from shoal.kv_client.lease import Reading
+from shoal.model_worker.runner.cuda_kv_memory import CudaKvMemory
+from support.kv_store_running import BLOCK_BYTES, ROOT, key, running_store
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+NUM_BLOCKS = 24
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[KvClient]:
+    with running_store(tmp_path) as running:
+        client = running.client(num_staging_blocks=NUM_BLOCKS)
+        yield client
+        client.close()
+
+
+def make_cache(seed: int) -> torch.Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return torch.randint(0, 256, (64, BLOCK_BYTES), dtype=torch.uint8, device="cuda", generator=generator)
+
+
+def test_blocks_come_back_as_they_were_and_later_work_sees_them(client: KvClient) -> None:
+    source, target = make_cache(1), make_cache(2)
+    store = CudaKvMemory(source, staging_bytes=5 * BLOCK_BYTES)
+    load = CudaKvMemory(target, staging_bytes=5 * BLOCK_BYTES)
+    assert store.blocks_at_once == 5
+    keys, block_ids = [key(number) for number in range(1, NUM_BLOCKS + 1)], list(range(40, 40 + NUM_BLOCKS))
+    reserved = client.reserve(keys, parent_key=ROOT, namespace_key=ROOT)
+    assert reserved is not None
+    sums: dict[int, int] = {}
+    for start in range(0, NUM_BLOCKS, 5):
+        part = range(start, min(start + 5, NUM_BLOCKS))
+        found = store.store([block_ids[at] for at in part], [reserved.addresses[at] for at in part])
+        sums |= dict(zip(part, found, strict=True))
+    client.commit(replace(reserved), sums)
+    kept = target.clone()
+    places = list(range(0, 2 * NUM_BLOCKS, 2))
+    torch.cuda._sleep(20_000_000)  # type: ignore[no-untyped-call]  # work that still writes to the blocks' last owners
+    target[places] = 0
+    mark = load.mark()
+    with client.view(keys) as lease:
+        for start in range(0, NUM_BLOCKS, 5):
+            into = places[start : start + 5]
+            assert load.load(lease, start, into, mark) == (len(into), Reading.VERIFIED)
+    load.settle()
+    later = target.clone()
+    assert torch.equal(later[places], source[block_ids])
+    others = [block_id for block_id in range(64) if block_id not in places]
+    assert torch.equal(later[others], kept[others])
