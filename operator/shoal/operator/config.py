@@ -35,7 +35,7 @@ class OperatorConfig:
     cluster_domain: str = option("cluster.local", "Domain of the cluster's names.")
     reconcilers: Annotated[int, Meta(ge=1, le=64)] = option(4, "InferenceServices worked on at a time.")
     resync_s: Annotated[float, Meta(ge=1)] = option(
-        300.0, "How often everything is listed and compared, should a watch have missed something."
+        60.0, "How often everything is listed and compared, should a watch have missed something."
     )
     drain_timeout_s: Annotated[float, Meta(gt=0)] = option(5.0, "How long Envoys' streams may go on after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "Least severe log lines shown.")

@@ -47,11 +47,18 @@ class ControlPlane:
     kubeconfig: Path
     """For that administrator."""
     programs: Mapping[str, Path]
+    processes: Processes
 
     @property
     def audit_log(self) -> Path:
         """One JSON line for each request that the API server finished."""
         return self.folder / "audit.log"
+
+    def restart_apiserver(self) -> None:
+        """Ends the API server, with every watch and connection, and waits until it answers again."""
+        self.processes.stop("kube-apiserver")
+        self.processes.start_again("kube-apiserver")
+        self.processes.wait("kube-apiserver", lambda: _is_ready(self), "the API server answers again")
 
     def request(self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json") -> Any:
         """One call as the administrator: the decoded answer. Raises urllib.error.HTTPError."""
@@ -85,10 +92,10 @@ def running_control_plane(
     """
     folder = Path(tempfile.mkdtemp(prefix="shoal-control-plane-"))
     with contextlib.ExitStack() as stack:
-        processes = stack.enter_context(_Processes(folder))
+        processes = stack.enter_context(Processes(folder))
         ports = stack.enter_context(PortReservations())
         write_certificates(folder)
-        plane = _configure(folder, programs, ports.reserve("apiserver"))
+        plane = _configure(folder, programs, ports.reserve("apiserver"), processes)
         etcd, peers = f"http://{HOST}:{ports.reserve('etcd')}", f"http://{HOST}:{ports.reserve('etcd peers')}"
         processes.start("etcd", [str(programs["etcd"]), *_etcd_flags(folder, etcd, peers)])
         processes.start("kube-apiserver", [str(programs["kube-apiserver"]), *_apiserver_flags(plane, etcd)])
@@ -119,14 +126,15 @@ def running_control_plane(
         yield plane
 
 
-class _Processes:
+class Processes:
     """Started programs, ended in reverse order; by a guardian, should this process be killed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, Sequence[str]] = {}
 
-    def __enter__(self) -> _Processes:
+    def __enter__(self) -> Processes:
         marker = f"SHOAL_RUN_ID={secrets.token_hex(8)}"
         self._environ = {"PATH": os.environ["PATH"], "HOME": str(self._folder)} | dict([marker.split("=")])
         command = [sys.executable, "-I", "-S", guardian.__file__, str(self._folder), marker]
@@ -134,13 +142,8 @@ class _Processes:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for process in reversed(self._running.values()):
-            process.terminate()
-            try:
-                process.wait(_END_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        for name in reversed(self._running):
+            self.stop(name)
         assert self._guardian.stdin is not None
         self._guardian.stdin.close()
         self._guardian.wait(_END_TIMEOUT_S * 2)
@@ -148,13 +151,28 @@ class _Processes:
 
     def start(self, name: str, command: Sequence[str]) -> None:
         """Runs a program in a process group of its own, its output in `NAME.log`."""
-        with (self._folder / f"{name}.log").open("wb") as log:
+        self._commands[name] = command
+        with (self._folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environ, process_group=0
             )
         assert self._guardian.stdin is not None
         self._guardian.stdin.write(f"+{self._running[name].pid}\n".encode())
         self._guardian.stdin.flush()
+
+    def start_again(self, name: str) -> None:
+        """With the same command."""
+        self.start(name, self._commands[name])
+
+    def stop(self, name: str) -> None:
+        """Returns once it has ended."""
+        process = self._running[name]
+        process.terminate()
+        try:
+            process.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
     def wait(self, name: str, condition: Any, what: str) -> None:
         """Returns once `condition` holds. Raises AssertionError with the end of the log of `name` otherwise."""
@@ -169,7 +187,7 @@ class _Processes:
         return self._running[name].poll() is not None
 
 
-def _configure(folder: Path, programs: Mapping[str, Path], port: int) -> ControlPlane:
+def _configure(folder: Path, programs: Mapping[str, Path], port: int, processes: Processes) -> ControlPlane:
     url, token = f"https://{HOST}:{port}", secrets.token_hex(16)
     (folder / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n')
     kubeconfig = {
@@ -190,7 +208,7 @@ def _configure(folder: Path, programs: Mapping[str, Path], port: int) -> Control
         "rules": [{"level": "Metadata"}],
     }
     (folder / "audit.yaml").write_text(yaml.safe_dump(audit))
-    return ControlPlane(folder, url, token, path, programs)
+    return ControlPlane(folder, url, token, path, programs, processes)
 
 
 def _etcd_flags(folder: Path, client_url: str, peer_url: str) -> list[str]:

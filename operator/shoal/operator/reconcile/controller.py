@@ -44,7 +44,7 @@ class ControllerOptions:
     """Where the Lease is by which several operators agree on one that writes; empty: this one writes in any case."""
     identity: str = "shoal-operator"
     """Who this one is among them."""
-    resync_interval_s: float = 300.0
+    resync_interval_s: float = 60.0
     """How often everything is listed and compared, should a watch have missed something."""
 
 
@@ -175,7 +175,6 @@ class Controller:
                 _log.warning("cannot list", error=str(error))
                 continue
             for key in list(self.reconciler.services):
-                self.reconciler.forget_applied(key)
                 self.queue.add(key)
 
     async def _relist(self) -> None:
