@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import numpy as np
@@ -101,6 +102,37 @@ async def test_an_owner_that_is_killed_amid_transfers_costs_hits_only(tmp_path: 
         assert client.problem == ""
         put(client)
         assert count_verified(client) == len(KEYS)
+
+
+async def test_blocks_that_are_on_the_owners_disk_come_as_well(tmp_path: Path) -> None:
+    (tmp_path / "peers").write_text("")
+    disk = [f"--disk-folder={tmp_path / 'disk'}", "--disk-bytes=268435456", "--disk-segment-bytes=8388608"]
+    small = ["--memory-bytes=25165824", "--chunk-bytes=4194304", "--policy=lru"]
+    chains = [KEYS[:16], KEYS[16:32], KEYS[32:]]
+    async with (
+        store(tmp_path, "owner", *disk, *small) as (owner, at_owner),
+        store(tmp_path, "reader") as (reader, client),
+    ):
+        for number, keys in enumerate(chains):
+            payloads = [payload(16 * number + position) for position in range(16)]
+            put_one = at_owner.put(keys, payloads, parent_key=ROOT, namespace_key=ROOT)
+            assert put_one.num_visible == 16
+            async with grpc.aio.insecure_channel(owner.address) as channel:
+                stub = kv_store_pb2_grpc.KvStoreServiceStub(channel)
+
+                async def is_on_disk(num: int = 16 * (number + 1), stub: Any = stub) -> bool:
+                    return bool((await stub.Stats(pb.StatsRequest())).num_disk_blocks == num)
+
+                await eventually(is_on_disk, "the chain is on disk")
+        assert sum(at_owner.lookup(keys).num_in_memory for keys in chains) < 48
+        name_all(tmp_path, owner, reader)
+        for keys in chains:
+            await eventually(
+                lambda keys=keys: asyncio.to_thread(lambda: client.locate(keys, 1.0).num_with_peers == 16),  # type: ignore[misc]
+                "it is found",
+            )
+            assert await asyncio.to_thread(client.prefetch, keys, 10.0) == 16
+        assert [client.lookup(keys).num_in_memory for keys in chains] == [16, 16, 16]
 
 
 async def test_stats_and_metrics_tell_of_peers(tmp_path: Path) -> None:

@@ -40,18 +40,19 @@ class Puller:
         self._counters = counters
         self._threads = threads
         self._options = options
-        self._running: dict[bytes, asyncio.Task[int]] = {}
+        self._running: dict[tuple[int, bytes], asyncio.Task[int]] = {}
 
     async def pull(self, peer: Peer, scope: Scope, keys: Sequence[bytes], deadline_s: float) -> int:
         """Leading blocks of a part of a chain that came; 0 also for whatever went wrong. Ends by the deadline.
 
         What others pull already is waited for. The pull itself goes on, to its deadline, when the caller leaves.
         """
-        running = self._running.get(keys[0])
+        name = (scope.number, keys[0])
+        running = self._running.get(name)
         if running is None:
             running = asyncio.create_task(self._pull(peer, scope, keys, deadline_s))
-            self._running[keys[0]] = running
-            running.add_done_callback(lambda _: self._running.pop(keys[0], None))
+            self._running[name] = running
+            running.add_done_callback(lambda _: self._running.pop(name, None))
         left_s = deadline_s - time.monotonic()
         try:
             return await asyncio.wait_for(asyncio.shield(running), max(left_s, 0.0))
