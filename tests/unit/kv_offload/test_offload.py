@@ -6,7 +6,7 @@ import asyncio
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 from torch import Tensor
 
 from shoal.blocks import block_keys
+from shoal.kv_client.lease import Lease, Reading
 from shoal.kv_store.store import Store
 from shoal.model_worker.kv_offload.memory import KvMemory
 from shoal.model_worker.request import Request
@@ -261,3 +262,43 @@ def test_a_chain_whose_beginning_the_store_gave_up_is_stored_from_there_again(st
         h.run(request(3, [*PROMPT, *range(70, 80)]))
         h.flush()
         assert num_stored(store) >= 12
+
+
+class GatedMemory(CpuKvMemory):
+    """Stops in the middle of a load, at its third block, until it is let go on."""
+
+    def __init__(self, kv_cache: Tensor) -> None:
+        super().__init__(kv_cache)
+        self.num_loaded = 0
+        self.is_inside, self.may_go = threading.Event(), threading.Event()
+
+    def load(self, lease: Lease, first: int, block_ids: Sequence[int], mark: object) -> tuple[int, Reading]:
+        self.num_loaded += 1
+        if self.num_loaded == 3:
+            self.is_inside.set()
+            assert self.may_go.wait(20)
+        return super().load(lease, first, block_ids, mark)
+
+
+def test_nothing_is_written_to_blocks_after_their_request_was_cancelled(store: RunningStore) -> None:
+    gates: list[GatedMemory] = []
+
+    def gated(kv_cache: Tensor) -> GatedMemory:
+        gates.append(GatedMemory(kv_cache))
+        return gates[0]
+
+    with offloading(store) as first, offloading(store, memory=gated) as second:
+        first.run(request(1))
+        first.flush()
+        second.add(request(1))
+        assert second.woken.wait(10)
+        second.woken.clear()
+        assert not second.turn()
+        [gate] = gates
+        assert gate.is_inside.wait(10)
+        threading.Timer(0.05, gate.may_go.set).start()
+        assert second.scheduler.cancel(1)
+        assert gate.may_go.is_set(), "it waited for the block that was being written"
+        assert second.woken.wait(10), "the reader has noticed"
+        assert gate.num_loaded == 3
+        assert second.run(request(2)) == NUM_FULL

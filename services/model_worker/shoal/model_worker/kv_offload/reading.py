@@ -85,6 +85,8 @@ class Reader:
         self._stats.lookup_s += ticket.answered_s - ticket.asked_s
 
     def _load(self, ticket: Ticket, load: Load) -> None:
+        if load.is_given_up:
+            return
         client = self._sessions.client(ticket.tenant)
         keys = ticket.keys[load.first : load.first + len(load.block_ids)]
         at_once = self._memory.blocks_at_once

@@ -73,6 +73,7 @@ class Retrieving:
         if self._reader.problem or self._reader.unanswered_s(now_s) > self._options.lookup_wait_s:
             if now_s >= self._next_probe_s and not self._reader.unanswered_s(now_s):
                 self._next_probe_s = now_s + _PROBE_EVERY_S
+                ticket.is_over = True
                 self._reader.post(ticket)
             return self._skip("store_down", compute_s)
         self._reader.post(ticket)
@@ -86,7 +87,7 @@ class Retrieving:
             self._hit_rate += _WEIGHT * (num_found / num_asked - self._hit_rate)
             took_s = min(ticket.answered_s - ticket.asked_s, self._options.lookup_wait_s)
             self._lookup_s += _WEIGHT * (took_s - self._lookup_s)
-            if ticket.stage is Stage.ANSWERED and ticket.num_visible > ticket.num_in_memory:
+            if not ticket.is_over and ticket.num_visible > ticket.num_in_memory:
                 self._prefetch(ticket)
 
     def load(self, ticket: Ticket, first: int, block_ids: Sequence[int], now_s: float) -> int:
@@ -112,7 +113,7 @@ class Retrieving:
 
     def end(self, ticket: Ticket, now_s: float) -> list[int]:
         """See `BlockSource.end`; the blocks that hold what they should."""
-        load, was_settled, ticket.stage = ticket.load, ticket.is_settled, Stage.ENDED
+        load, was_settled, ticket.is_over = ticket.load, ticket.is_settled, True
         if load is None:
             return []
         with load.lock:
@@ -161,7 +162,7 @@ class Retrieving:
             ticket.num_in_memory = max(ticket.num_in_memory, ticket.num_held + num_in_memory)
 
         keys, timeout_s = ticket.keys[ticket.num_held : end], min(decision.saved_s, _MAX_PREFETCH_S)
-        self._prefetcher.post(Prefetch(ticket.tenant, keys, timeout_s, lambda: ticket.stage is not Stage.ENDED, ended))
+        self._prefetcher.post(Prefetch(ticket.tenant, keys, timeout_s, lambda: not ticket.is_over, ended))
 
     def _offers(self, ticket: Ticket, first: int, num_wanted: int) -> list[Offer]:
         num_visible = min(ticket.num_visible - first, num_wanted)

@@ -19,7 +19,6 @@ class Stage(enum.Enum):
     LOADING = "loading"
     LOADED = "loaded"
     """... as far as it could be."""
-    ENDED = "ended"
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +58,8 @@ class Ticket:
     deadline_s: float
     stage: Stage = Stage.ASKED
     """ANSWERED and LOADED are written by a reading thread, and by no other."""
+    is_over: bool = False
+    """Nobody waits for it any more."""
     num_visible: int = 0
     """Leading keys that device and store have together. Written before ANSWERED."""
     num_found_in_memory: int = 0
