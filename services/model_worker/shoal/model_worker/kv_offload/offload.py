@@ -43,7 +43,7 @@ class KvOffload:
         self.wake: Callable[[], None] = _do_nothing
         """Called by other threads when there is something to take in."""
         self._sent = msgspec.msgpack.encode(self.stats)
-        self._rate = PrefillRate(options.tokens_per_s)
+        self.rate = PrefillRate(options.tokens_per_s)
         readers = replace(options.client, num_staging_blocks=0)
         writer = replace(options.client, timeout_s=_WRITER_PATIENCE * options.client.timeout_s)
         self._sessions = (Sessions(readers), Sessions(readers), Sessions(writer))
@@ -58,9 +58,9 @@ class KvOffload:
             idle=lambda: self.wake(),
             is_urgent=lambda: self._reader.is_asked,
         )
-        self._storing = Storing(options.write_back, cache, self._rate, self.stats, self.writer)
+        self._storing = Storing(options.write_back, cache, self.rate, self.stats, self.writer)
         self._retrieving = Retrieving(
-            options, memory, cache.block_size, self._rate, self.stats, self._reader, self._prefetcher
+            options, memory, cache.block_size, self.rate, self.stats, self._reader, self._prefetcher
         )
 
     def ask(
@@ -87,7 +87,7 @@ class KvOffload:
 
     def stepped(self, events: Sequence[KvEvent], num_tokens: int, step_s: float) -> None:
         """See `engine.Offload.stepped`."""
-        self._rate.observe(num_tokens, step_s)
+        self.rate.observe(num_tokens, step_s)
         self._storing.stepped(events)
 
     def report(self) -> KvStoreStats | None:
