@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -29,7 +30,7 @@ KEYS = chain(1, 12)
 
 
 @contextmanager
-def linked(folder: Path) -> Iterator[tuple[SharingStores, FaultyLink]]:
+def linked(folder: Path, **settings: Any) -> Iterator[tuple[SharingStores, FaultyLink]]:
     """Two stores; what others read of the first one's data port comes over the link. The first has KEYS."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -37,7 +38,7 @@ def linked(folder: Path) -> Iterator[tuple[SharingStores, FaultyLink]]:
         link = ending.enter_context(faulty_link(("127.0.0.1", port)))
         stores = ending.enter_context(sharing_stores(folder, 0))
         add_store(stores, ending, 0, data_port=port, public_data_port=link.port, offer_delay_s=60.0)
-        add_store(stores, ending, 1, offer_delay_s=60.0)
+        add_store(stores, ending, 1, offer_delay_s=60.0, **settings)
         stores.write_list()
         stores[0].put(KEYS)
         yield stores, link
@@ -48,6 +49,24 @@ def test_a_connection_that_breaks_is_made_again(tmp_path: Path) -> None:
         link.cut_at = [3 * BLOCK_BYTES + 77, 6 * BLOCK_BYTES]
         assert stores[1].pull(KEYS) == 12
         assert link.num_connections == 3
+
+
+def test_what_comes_over_several_connections_is_whole(tmp_path: Path) -> None:
+    with linked(tmp_path, stripe_bytes=BLOCK_BYTES) as (stores, link):
+        link.cut_at = [3 * BLOCK_BYTES + 77]
+        assert stores[1].pull(KEYS) == 12
+        assert link.num_connections == 3
+
+
+def test_of_several_connections_the_leading_blocks_count(tmp_path: Path) -> None:
+    with linked(tmp_path, stripe_bytes=BLOCK_BYTES) as (stores, link):
+        link.stall_at = 5 * BLOCK_BYTES
+        num = stores[1].pull(KEYS, timeout_s=1.0)
+        assert num < 12
+        wait_until(lambda: stores[1].counter("peer_transfers_failed") == 1, "both are through")
+        assert (
+            stores[1].do(lambda: stores[1].running.store.arena.num_used_bytes) == stores[1].num_blocks() * BLOCK_BYTES
+        )
 
 
 def test_wrong_bytes_are_a_miss_and_counted_and_their_owner_looks_for_itself(tmp_path: Path) -> None:
@@ -140,8 +159,8 @@ def test_a_ticket_is_for_its_tenant_and_blocks_and_for_once(tmp_path: Path) -> N
         stores[0].put(KEYS)
         stores[0].put(chain(2, 2), tenant="b")
         address = stores[0].address
-        assert not grant(address, tenant="b").ticket, "another tenant's blocks are none"
-        ticket = grant(address).ticket
+        assert not grant(address, tenant="b").tickets, "another tenant's blocks are none"
+        [ticket] = grant(address).tickets
         for binding in (binding_of("b", b"f", KEYS), binding_of("a", b"g", KEYS), binding_of("a", b"f", KEYS[1:])):
             assert read(address, Hello(ticket, binding, 0, BLOCK_BYTES)) == (Status.NO_SUCH_TICKET, b"")
         right = binding_of("a", b"f", KEYS)
@@ -155,7 +174,7 @@ def test_a_ticket_is_for_its_tenant_and_blocks_and_for_once(tmp_path: Path) -> N
 def test_a_ticket_that_nobody_uses_holds_its_blocks_for_its_time_only(tmp_path: Path) -> None:
     with sharing_stores(tmp_path, 1, ticket_timeout_s=0.3) as stores:
         stores[0].put(KEYS)
-        ticket = grant(stores[0].address).ticket
+        [ticket] = grant(stores[0].address).tickets
         wait_until(lambda: stores[0].do(lambda: len(stores[0].running.store.sessions)) == 0, "the leases end")
         hello = Hello(ticket, binding_of("a", b"f", KEYS), 0, BLOCK_BYTES)
         assert read(stores[0].address, hello) == (Status.NO_SUCH_TICKET, b"")

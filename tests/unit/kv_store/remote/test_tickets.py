@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from shoal.kv_store.remote.tickets import MAX_RESUMES, Piece, Ticket, TicketBook
-from shoal.kv_store.remote.wire import HELLO, Hello, Status, binding_of
+from shoal.kv_store.remote.wire import HELLO, Hello, Status, binding_of, share_out
 from shoal.rpc.errors import ResourceExhausted
 
 BINDING = binding_of("a", b"f", [b"k" * 16])
@@ -121,6 +121,16 @@ def test_there_are_so_many_and_no_more(case: Case) -> None:
         case.book.issue(BINDING, [], 1000, 10.0, case.end)
     case.book.end_all()
     assert (case.num_ends, len(case.book)) == (2, 0)
+
+
+@pytest.mark.parametrize(("num_blocks", "num_tickets"), [(1, 1), (2, 2), (7, 3), (64, 2), (9, 8)])
+def test_blocks_are_shared_out_in_order_and_evenly(num_blocks: int, num_tickets: int) -> None:
+    parts = share_out(num_blocks, num_tickets)
+    assert [number for part in parts for number in part] == list(range(num_blocks))
+    sizes = [len(part) for part in parts]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(sizes) == num_tickets
+    assert sizes[0] - sizes[-1] <= 1
 
 
 def test_only_hellos_of_this_version_are_understood(case: Case) -> None:

@@ -16,13 +16,15 @@ from shoal.kv_store.index import NO_SLOT
 from shoal.kv_store.remote.hotness import Hotness
 from shoal.kv_store.remote.options import MAX_KEYS, RemoteOptions
 from shoal.kv_store.remote.tickets import Piece, TicketBook
-from shoal.kv_store.remote.wire import binding_of
+from shoal.kv_store.remote.wire import binding_of, share_out
 from shoal.kv_store.scopes import Scope
 from shoal.kv_store.sessions import Session
 from shoal.kv_store.store import Leased, Store
 from shoal.rpc.errors import InvalidArgument
 
 MAX_DISK_WAIT_S: Final = 5.0
+MAX_TICKETS: Final = 8
+"""Of one grant."""
 MAX_SUSPECTS: Final = 16
 """Of one call: looking at a payload takes a moment of the store's thread."""
 TakeOffer = Callable[[kv_peer_pb2.OfferRequest, Sequence[bytes]], int]
@@ -71,17 +73,23 @@ class Answers:
             return kv_peer_pb2.GrantResponse()
         keys = keys[: max(1, self._options.transfer_bytes // scope.block_bytes)]
         await self._bring_to_memory(scope, keys, min(request.timeout_ms / 1000, MAX_DISK_WAIT_S))
-        store = self._store
-        session = store.open_session(scope.tenant, scope.fingerprint, scope.block_bytes, 0)
-        try:
-            leased, _ = store.acquire(session, keys)
-            if not leased:
-                store.close_session(session)
-                return kv_peer_pb2.GrantResponse()
-            return self._issue(session, keys[: len(leased)], leased)
-        except BaseException:
-            store.close_session(session)
-            raise
+        num = self._count_in_memory(scope, keys)
+        if not num:
+            return kv_peer_pb2.GrantResponse()
+        keys = keys[:num]
+        index, parts = self._store.index, share_out(num, min(max(1, request.num_tickets), MAX_TICKETS, num))
+        rows = [index.find(key) for key in keys]
+        parent = index.parent[rows[0]]
+        timeout_s = min(self._options.ticket_timeout_s, self._store.limits.lease_timeout_s)
+        return kv_peer_pb2.GrantResponse(
+            tickets=[self._issue(scope, keys[part.start : part.stop], timeout_s) for part in parts],
+            checksums=[index.checksum[row] for row in rows],
+            block_bytes=scope.block_bytes,
+            parent_key=index.key(parent) if parent else b"",
+            data_port=self._data_port,
+            expires_ms=int(1000 * timeout_s),
+            costs_s=[index.cost_s[row] for row in rows],
+        )
 
     async def offer(self, request: kv_peer_pb2.OfferRequest) -> kv_peer_pb2.OfferResponse:
         """See the proto."""
@@ -96,45 +104,40 @@ class Answers:
         num = 0 if scope is None else self._store.removal.check(Session(b"peer", scope, None), keys)
         return kv_peer_pb2.SuspectResponse(num_removed=num)
 
-    def _issue(self, session: Session, keys: Sequence[bytes], leased: Sequence[Leased]) -> kv_peer_pb2.GrantResponse:
-        store, scope = self._store, session.scope
+    def _issue(self, scope: Scope, keys: Sequence[bytes], timeout_s: float) -> bytes:
+        """A ticket for blocks that are in memory, which are leased until it ends. Raises ResourceExhausted."""
+        store = self._store
+        session = store.open_session(scope.tenant, scope.fingerprint, scope.block_bytes, 0)
+        leased, _ = store.acquire(session, keys)
         fds: dict[int, int] = {}
-        pieces = []
-        for lease in leased:
-            chunk = store.arena.chunk_numbered(lease.place.chunk)
-            if chunk is None:
-                raise AssertionError("a chunk with leased blocks is there")
-            if chunk.number not in fds:
-                fds[chunk.number] = os.dup(chunk.memory.fd)
-            offset = lease.place.slot * chunk.slot_bytes
-            view = store.arena.view(lease.place.packed(), scope.block_bytes)
-            pieces.append(Piece(fds[chunk.number], offset, view.toreadonly()))
 
         def end() -> None:
             for fd in fds.values():
                 os.close(fd)
             self._post(partial(store.close_session, session))
 
-        timeout_s = min(self._options.ticket_timeout_s, store.limits.lease_timeout_s)
-        binding = binding_of(scope.tenant, scope.fingerprint, keys)
         try:
-            ticket = self._book.issue(binding, pieces, scope.block_bytes, timeout_s, end)
+            pieces = [self._piece(lease, scope, fds) for lease in leased]
+            binding = binding_of(scope.tenant, scope.fingerprint, keys)
+            return self._book.issue(binding, pieces, scope.block_bytes, timeout_s, end)
         except BaseException:
-            for fd in fds.values():
-                os.close(fd)
+            end()
             raise
-        index = store.index
-        rows = [index.find(key) for key in keys]
-        parent = index.parent[rows[0]]
-        return kv_peer_pb2.GrantResponse(
-            ticket=ticket,
-            checksums=[lease.checksum for lease in leased],
-            block_bytes=scope.block_bytes,
-            parent_key=index.key(parent) if parent else b"",
-            data_port=self._data_port,
-            expires_ms=int(1000 * timeout_s),
-            costs_s=[index.cost_s[row] for row in rows],
-        )
+
+    def _piece(self, lease: Leased, scope: Scope, fds: dict[int, int]) -> Piece:
+        """Where a payload is; `fds` gets a descriptor of the ticket's own for each chunk."""
+        arena = self._store.arena
+        chunk = arena.chunk_numbered(lease.place.chunk)
+        if chunk is None:
+            raise AssertionError("a chunk with leased blocks is there")
+        if chunk.number not in fds:
+            fds[chunk.number] = os.dup(chunk.memory.fd)
+        view = arena.view(lease.place.packed(), scope.block_bytes)
+        return Piece(fds[chunk.number], lease.place.slot * chunk.slot_bytes, view.toreadonly())
+
+    def _count_in_memory(self, scope: Scope, keys: Sequence[bytes]) -> int:
+        rows, slots = self._store.index.prefix(keys, scope.number), self._store.index.slot
+        return next((at for at, row in enumerate(rows) if slots[row] == NO_SLOT), len(rows))
 
     async def _bring_to_memory(self, scope: Scope, keys: Sequence[bytes], timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
@@ -146,8 +149,7 @@ class Answers:
         store = self._store
         rows = store.index.prefix(keys, scope.number)
         if store.disk is not None and store.disk.problem:
-            slots = store.index.slot
-            return next((at for at, row in enumerate(rows) if slots[row] == NO_SLOT), len(rows))
+            return self._count_in_memory(scope, keys)
         return len(rows)
 
     def _scope(self, named: pb.Scope) -> Scope | None:

@@ -55,6 +55,7 @@ class RemoteSettings:
     ticket_timeout_s: float = 10.0
     offer_delay_s: float = 0.25
     hot_calls: int = 8
+    stripe_bytes: int = 8 << 20
     refresh_every_s: float = 1.0
 
 
@@ -103,6 +104,7 @@ def read_options(settings: RemoteSettings) -> RemoteOptions:
         ticket_timeout_s=settings.ticket_timeout_s,
         offer_delay_s=settings.offer_delay_s,
         hot_calls=settings.hot_calls,
+        stripe_bytes=settings.stripe_bytes,
         refresh_every_s=settings.refresh_every_s,
     )
 

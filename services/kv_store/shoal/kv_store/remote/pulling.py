@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Final
@@ -18,7 +18,7 @@ from shoal.kv_store.memory_tier import MemoryTier
 from shoal.kv_store.remote.options import MAX_KEYS, RemoteOptions
 from shoal.kv_store.remote.peer import Peer, PeerFailed, PeerRefused
 from shoal.kv_store.remote.transfer import Received, Transfer
-from shoal.kv_store.remote.wire import TICKET_BYTES, binding_of
+from shoal.kv_store.remote.wire import TICKET_BYTES, binding_of, share_out
 from shoal.kv_store.scopes import Scope
 from shoal.kv_store.sessions import Session
 from shoal.kv_store.writing import CopyJob, Writing
@@ -80,10 +80,7 @@ class Puller:
             if reservation is not None and 0 <= cost_s < MAX_COST_S:
                 reservation.cost_s = cost_s
         if num:
-            binding = binding_of(scope.tenant, scope.fingerprint, wanted[: len(granted.checksums)])
-            transfer = self._transfer(job, granted, binding, deadline_s)
-            connect = partial(peer.connect, granted.data_port, transfer.deadline_s)
-            received = await self._receive(job, partial(transfer.run, connect), peer)
+            received = await self._receive(job, granted, wanted, peer, deadline_s)
             if received.is_corrupt:
                 await self._report(peer, scope, wanted[received.num_verified])
         statuses = self._writing.finish(job)
@@ -96,33 +93,42 @@ class Puller:
         self, peer: Peer, scope: Scope, keys: Sequence[bytes], deadline_s: float
     ) -> kv_peer_pb2.GrantResponse | None:
         """A ticket that makes sense. Raises PeerFailed, PeerRefused."""
-        left_s = deadline_s - time.monotonic()
+        left_s, num_bytes = deadline_s - time.monotonic(), len(keys) * scope.block_bytes
         request = kv_peer_pb2.GrantRequest(
             scope=pb.Scope(tenant=scope.tenant, fingerprint=scope.fingerprint),
             keys=join_keys(keys),
             timeout_ms=max(0, int(500 * left_s)),  # the other half is for the transfer
+            num_tickets=max(1, min(self._options.num_streams, num_bytes // self._options.stripe_bytes)),
         )
         granted = await peer.call("Grant", request, kv_peer_pb2.GrantResponse, left_s)
         num = len(granted.checksums)
         if not num:
             return None
-        sizes_fit = len(granted.ticket) == TICKET_BYTES and len(granted.parent_key) in (0, KEY_BYTES)
+        tickets_fit = 0 < len(granted.tickets) <= min(num, request.num_tickets)
+        tickets_fit = tickets_fit and all(len(ticket) == TICKET_BYTES for ticket in granted.tickets)
+        sizes_fit = tickets_fit and len(granted.parent_key) in (0, KEY_BYTES)
         if num > len(keys) or granted.block_bytes != scope.block_bytes or granted.data_port > 65535 or not sizes_fit:
             peer.breaker.failed("it granted other blocks than those asked for")
             raise PeerFailed("it granted other blocks than those asked for")
         return granted
 
-    def _transfer(
-        self, job: CopyJob, granted: kv_peer_pb2.GrantResponse, binding: bytes, deadline_s: float
-    ) -> Transfer:
-        arena, num_bytes = self._memory.arena, job.num_bytes
-        targets = [arena.view(each.slot, num_bytes) for each in job.reservations if each is not None]
+    async def _receive(
+        self, job: CopyJob, granted: kv_peer_pb2.GrantResponse, keys: Sequence[bytes], peer: Peer, deadline_s: float
+    ) -> Received:
+        """Fills `job.copied`. Slots are nobody else's until the threads are through with them, so it waits for all."""
+        scope, loop = job.session.scope, asyncio.get_running_loop()
         until_s = min(deadline_s, time.monotonic() + granted.expires_ms / 1000)
-        return Transfer(granted.ticket, binding, targets, job.checksums, until_s)
-
-    async def _receive(self, job: CopyJob, run: Callable[[], Received], peer: Peer) -> Received:
-        """Fills `job.copied`. The slots are nobody else's until the thread is through with them, so it waits."""
-        received = await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        connect = partial(peer.connect, granted.data_port, until_s)
+        views = [self._memory.arena.view(each.slot, job.num_bytes) for each in job.reservations if each is not None]
+        runs: list[asyncio.Future[Received]] = []
+        parts = share_out(len(granted.checksums), len(granted.tickets))
+        for ticket, part in zip(granted.tickets, parts, strict=True):
+            binding = binding_of(scope.tenant, scope.fingerprint, keys[part.start : part.stop])
+            targets, checksums = views[part.start : part.stop], job.checksums[part.start : part.stop]
+            if targets:
+                transfer = Transfer(ticket, binding, targets, checksums, until_s)
+                runs.append(loop.run_in_executor(self._threads, transfer.run, connect))
+        received = _joined(await asyncio.gather(*runs), parts)
         job.copied.extend(job.checksums[: received.num_verified])
         if received.is_corrupt:
             self._counters.add("checksum_failures_peer")
@@ -137,3 +143,13 @@ class Puller:
         request = kv_peer_pb2.SuspectRequest(scope=named, keys=key)
         with contextlib.suppress(PeerFailed, PeerRefused):
             await peer.call("Suspect", request, kv_peer_pb2.SuspectResponse, self._options.call_timeout_s)
+
+
+def _joined(received: Sequence[Received], parts: Sequence[range]) -> Received:
+    """What several transfers came to: blocks after one that is missing are of no use."""
+    num_verified = 0
+    for each, part in zip(received, parts, strict=False):
+        num_verified += each.num_verified
+        if each.problem or each.num_verified < len(part):
+            return Received(num_verified, each.is_corrupt, each.problem)
+    return Received(num_verified)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha256
+from itertools import pairwise
 from typing import Final
 
 MAGIC: Final = b"SHKV"
@@ -65,6 +66,13 @@ def unpack_reply(layout: struct.Struct, data: bytes) -> tuple[int, int] | None:
     """(status, bytes) of an answer or a receipt; None for anything else."""
     magic, version, status, num_bytes = layout.unpack(data)
     return (status, num_bytes) if (magic, version) == (MAGIC, VERSION) else None
+
+
+def share_out(num_blocks: int, num_tickets: int) -> list[range]:
+    """Which blocks each of several tickets is for; the first ones have one more if need be."""
+    each, more = divmod(num_blocks, num_tickets)
+    starts = [each * number + min(number, more) for number in range(num_tickets + 1)]
+    return [range(start, end) for start, end in pairwise(starts)]
 
 
 def binding_of(tenant: str, fingerprint: bytes, keys: Iterable[bytes]) -> bytes:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from shoal.api.kv_store.v1 import kv_store_pb2 as shoal_dot_api_dot_kv__store_dot_v1_dot_kv__store__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#shoal/api/kv_store/v1/kv_peer.proto\x12\x15shoal.api.kv_store.v1\x1a$shoal/api/kv_store/v1/kv_store.proto\"J\n\rLocateRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"%\n\x0eLocateResponse\x12\x13\n\x0bnum_visible\x18\x01 \x01(\r\"]\n\x0cGrantRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"\x93\x01\n\rGrantResponse\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\x11\n\tchecksums\x18\x02 \x03(\x07\x12\x13\n\x0b\x62lock_bytes\x18\x03 \x01(\x04\x12\x12\n\nparent_key\x18\x04 \x01(\x0c\x12\x11\n\tdata_port\x18\x05 \x01(\r\x12\x12\n\nexpires_ms\x18\x06 \x01(\r\x12\x0f\n\x07\x63osts_s\x18\x07 \x03(\x02\"o\n\x0cOfferRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x13\n\x0b\x62lock_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\"#\n\rOfferResponse\x12\x12\n\nnum_wanted\x18\x01 \x01(\r\"K\n\x0eSuspectRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"&\n\x0fSuspectResponse\x12\x13\n\x0bnum_removed\x18\x01 \x01(\r2\xe8\x02\n\rKvPeerService\x12U\n\x06Locate\x12$.shoal.api.kv_store.v1.LocateRequest\x1a%.shoal.api.kv_store.v1.LocateResponse\x12R\n\x05Grant\x12#.shoal.api.kv_store.v1.GrantRequest\x1a$.shoal.api.kv_store.v1.GrantResponse\x12R\n\x05Offer\x12#.shoal.api.kv_store.v1.OfferRequest\x1a$.shoal.api.kv_store.v1.OfferResponse\x12X\n\x07Suspect\x12%.shoal.api.kv_store.v1.SuspectRequest\x1a&.shoal.api.kv_store.v1.SuspectResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#shoal/api/kv_store/v1/kv_peer.proto\x12\x15shoal.api.kv_store.v1\x1a$shoal/api/kv_store/v1/kv_store.proto\"J\n\rLocateRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"%\n\x0eLocateResponse\x12\x13\n\x0bnum_visible\x18\x01 \x01(\r\"r\n\x0cGrantRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\x12\x13\n\x0bnum_tickets\x18\x04 \x01(\r\"\x94\x01\n\rGrantResponse\x12\x0f\n\x07tickets\x18\x01 \x03(\x0c\x12\x11\n\tchecksums\x18\x02 \x03(\x07\x12\x13\n\x0b\x62lock_bytes\x18\x03 \x01(\x04\x12\x12\n\nparent_key\x18\x04 \x01(\x0c\x12\x11\n\tdata_port\x18\x05 \x01(\r\x12\x12\n\nexpires_ms\x18\x06 \x01(\r\x12\x0f\n\x07\x63osts_s\x18\x07 \x03(\x02\"o\n\x0cOfferRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x13\n\x0b\x62lock_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\"#\n\rOfferResponse\x12\x12\n\nnum_wanted\x18\x01 \x01(\r\"K\n\x0eSuspectRequest\x12+\n\x05scope\x18\x01 \x01(\x0b\x32\x1c.shoal.api.kv_store.v1.Scope\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"&\n\x0fSuspectResponse\x12\x13\n\x0bnum_removed\x18\x01 \x01(\r2\xe8\x02\n\rKvPeerService\x12U\n\x06Locate\x12$.shoal.api.kv_store.v1.LocateRequest\x1a%.shoal.api.kv_store.v1.LocateResponse\x12R\n\x05Grant\x12#.shoal.api.kv_store.v1.GrantRequest\x1a$.shoal.api.kv_store.v1.GrantResponse\x12R\n\x05Offer\x12#.shoal.api.kv_store.v1.OfferRequest\x1a$.shoal.api.kv_store.v1.OfferResponse\x12X\n\x07Suspect\x12%.shoal.api.kv_store.v1.SuspectRequest\x1a&.shoal.api.kv_store.v1.SuspectResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,17 +37,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOCATERESPONSE']._serialized_start=176
   _globals['_LOCATERESPONSE']._serialized_end=213
   _globals['_GRANTREQUEST']._serialized_start=215
-  _globals['_GRANTREQUEST']._serialized_end=308
-  _globals['_GRANTRESPONSE']._serialized_start=311
-  _globals['_GRANTRESPONSE']._serialized_end=458
-  _globals['_OFFERREQUEST']._serialized_start=460
-  _globals['_OFFERREQUEST']._serialized_end=571
-  _globals['_OFFERRESPONSE']._serialized_start=573
-  _globals['_OFFERRESPONSE']._serialized_end=608
-  _globals['_SUSPECTREQUEST']._serialized_start=610
-  _globals['_SUSPECTREQUEST']._serialized_end=685
-  _globals['_SUSPECTRESPONSE']._serialized_start=687
-  _globals['_SUSPECTRESPONSE']._serialized_end=725
-  _globals['_KVPEERSERVICE']._serialized_start=728
-  _globals['_KVPEERSERVICE']._serialized_end=1088
+  _globals['_GRANTREQUEST']._serialized_end=329
+  _globals['_GRANTRESPONSE']._serialized_start=332
+  _globals['_GRANTRESPONSE']._serialized_end=480
+  _globals['_OFFERREQUEST']._serialized_start=482
+  _globals['_OFFERREQUEST']._serialized_end=593
+  _globals['_OFFERRESPONSE']._serialized_start=595
+  _globals['_OFFERRESPONSE']._serialized_end=630
+  _globals['_SUSPECTREQUEST']._serialized_start=632
+  _globals['_SUSPECTREQUEST']._serialized_end=707
+  _globals['_SUSPECTRESPONSE']._serialized_start=709
+  _globals['_SUSPECTRESPONSE']._serialized_end=747
+  _globals['_KVPEERSERVICE']._serialized_start=750
+  _globals['_KVPEERSERVICE']._serialized_end=1110
 # @@protoc_insertion_point(module_scope)

@@ -78,10 +78,13 @@ class GrantRequest(_message.Message):
     SCOPE_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    NUM_TICKETS_FIELD_NUMBER: _builtins.int
     keys: _builtins.bytes
     """Packed keys, in order. The first one may be anywhere in its chain."""
     timeout_ms: _builtins.int
     """Longest time to bring blocks from disk to memory first."""
+    num_tickets: _builtins.int
+    """Most tickets to share the blocks out among, for transfers side by side; 0: one."""
     @_builtins.property
     def scope(self) -> _kv_store_pb2.Scope:
         """Whose blocks. No session."""
@@ -92,10 +95,11 @@ class GrantRequest(_message.Message):
         scope: _kv_store_pb2.Scope | None = ...,
         keys: _builtins.bytes = ...,
         timeout_ms: _builtins.int = ...,
+        num_tickets: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "scope", b"scope", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "num_tickets", b"num_tickets", "scope", b"scope", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -103,19 +107,17 @@ Global___GrantRequest: _TypeAlias = GrantRequest  # noqa: Y015
 
 @_typing.final
 class GrantResponse(_message.Message):
-    """A ticket, or none when none of the blocks is there."""
+    """Tickets, or none when none of the blocks is there."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    TICKET_FIELD_NUMBER: _builtins.int
+    TICKETS_FIELD_NUMBER: _builtins.int
     CHECKSUMS_FIELD_NUMBER: _builtins.int
     BLOCK_BYTES_FIELD_NUMBER: _builtins.int
     PARENT_KEY_FIELD_NUMBER: _builtins.int
     DATA_PORT_FIELD_NUMBER: _builtins.int
     EXPIRES_MS_FIELD_NUMBER: _builtins.int
     COSTS_S_FIELD_NUMBER: _builtins.int
-    ticket: _builtins.bytes
-    """Names and permits one transfer. 32 bytes that nobody can guess; empty without blocks."""
     block_bytes: _builtins.int
     """Bytes of a payload."""
     parent_key: _builtins.bytes
@@ -123,10 +125,16 @@ class GrantResponse(_message.Message):
     data_port: _builtins.int
     """Data port, at the host of the peer port; 0 when there is none."""
     expires_ms: _builtins.int
-    """Time after which the ticket is void."""
+    """Time after which the tickets are void."""
+    @_builtins.property
+    def tickets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Each names and permits one transfer: 32 bytes that nobody can guess. They share the blocks out in order, as evenly
+        as can be, and the first ones have one more if need be.
+        """
+
     @_builtins.property
     def checksums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """CRC32C of each payload; one a block that the ticket is for."""
+        """CRC32C of each payload; one a block that is granted."""
 
     @_builtins.property
     def costs_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -135,7 +143,7 @@ class GrantResponse(_message.Message):
     def __init__(
         self,
         *,
-        ticket: _builtins.bytes = ...,
+        tickets: _abc.Iterable[_builtins.bytes] | None = ...,
         checksums: _abc.Iterable[_builtins.int] | None = ...,
         block_bytes: _builtins.int = ...,
         parent_key: _builtins.bytes = ...,
@@ -145,7 +153,7 @@ class GrantResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "checksums", b"checksums", "costs_s", b"costs_s", "data_port", b"data_port", "expires_ms", b"expires_ms", "parent_key", b"parent_key", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "checksums", b"checksums", "costs_s", b"costs_s", "data_port", b"data_port", "expires_ms", b"expires_ms", "parent_key", b"parent_key", "tickets", b"tickets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

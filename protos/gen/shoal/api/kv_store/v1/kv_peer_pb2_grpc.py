@@ -83,7 +83,7 @@ class KvPeerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Grant(self, request, context):
-        """A ticket for reading leading blocks of a chain, which stay in memory meanwhile.
+        """Tickets for reading leading blocks of a chain, which stay in memory meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,7 @@ class KvPeerServiceStub:
     Locate: _grpc.UnaryUnaryMultiCallable[_kv_peer_pb2.LocateRequest, _kv_peer_pb2.LocateResponse]
     """How many leading blocks of a chain this store has."""
     Grant: _grpc.UnaryUnaryMultiCallable[_kv_peer_pb2.GrantRequest, _kv_peer_pb2.GrantResponse]
-    """A ticket for reading leading blocks of a chain, which stay in memory meanwhile."""
+    """Tickets for reading leading blocks of a chain, which stay in memory meanwhile."""
     Offer: _grpc.UnaryUnaryMultiCallable[_kv_peer_pb2.OfferRequest, _kv_peer_pb2.OfferResponse]
     """Says that the caller has blocks that this store should have. It reads those that it wants when it has time."""
     Suspect: _grpc.UnaryUnaryMultiCallable[_kv_peer_pb2.SuspectRequest, _kv_peer_pb2.SuspectResponse]
@@ -66,7 +66,7 @@ class KvPeerServiceAsyncStub(KvPeerServiceStub):
     Locate: _aio.UnaryUnaryMultiCallable[_kv_peer_pb2.LocateRequest, _kv_peer_pb2.LocateResponse]  # type: ignore[assignment]
     """How many leading blocks of a chain this store has."""
     Grant: _aio.UnaryUnaryMultiCallable[_kv_peer_pb2.GrantRequest, _kv_peer_pb2.GrantResponse]  # type: ignore[assignment]
-    """A ticket for reading leading blocks of a chain, which stay in memory meanwhile."""
+    """Tickets for reading leading blocks of a chain, which stay in memory meanwhile."""
     Offer: _aio.UnaryUnaryMultiCallable[_kv_peer_pb2.OfferRequest, _kv_peer_pb2.OfferResponse]  # type: ignore[assignment]
     """Says that the caller has blocks that this store should have. It reads those that it wants when it has time."""
     Suspect: _aio.UnaryUnaryMultiCallable[_kv_peer_pb2.SuspectRequest, _kv_peer_pb2.SuspectResponse]  # type: ignore[assignment]
@@ -97,7 +97,7 @@ class KvPeerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kv_peer_pb2.GrantRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kv_peer_pb2.GrantResponse, _abc.Awaitable[_kv_peer_pb2.GrantResponse]]:
-        """A ticket for reading leading blocks of a chain, which stay in memory meanwhile."""
+        """Tickets for reading leading blocks of a chain, which stay in memory meanwhile."""
 
     @_abc_1.abstractmethod
     def Offer(
