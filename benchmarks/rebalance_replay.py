@@ -51,6 +51,7 @@ CASES = (
     Case("calm", 2.7),
     Case("four_gateways_arrivals_at_once", 2.7, num_gateways=4, spread=False),
     Case("standstill_15_s", 2.0, slowness=math.inf, slow_s=15.0, pause_s=5.0),
+    Case("thousand_times_slower_15_s", 2.0, slowness=1000.0, slow_s=15.0, pause_s=5.0),
     Case("ten_times_slower_60_s", 2.0, slowness=10.0, slow_s=60.0, pause_s=20.0),
 )
 
@@ -119,11 +120,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, required=True)
     parser.add_argument("--requests", type=int, default=1500, help="Of each part.")
+    parser.add_argument("--cases", default=",".join(case.name for case in CASES))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     trace = read_trace(args.trace)
     rows: list[Row] = []
-    for case in CASES:
+    for case in [case for case in CASES if case.name in args.cases.split(",")]:
         runs: dict[bool, list[dict[str, float]]] = {False: [], True: []}
         for part in range(NUM_PARTS):
             requests = part_of(trace, case, part, args.requests)
