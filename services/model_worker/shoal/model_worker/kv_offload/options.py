@@ -27,3 +27,5 @@ class OffloadOptions:
     """What waiting in vain may cost at first, of all requests together; see `shoal.kv_client.pricing`."""
     tokens_per_s: float = 500.0
     """How fast prompts are computed, until some were."""
+    memory_bytes_per_s: float = 4e9
+    """How fast blocks come from the store's memory, until some did."""

@@ -17,8 +17,10 @@ from shoal.model_worker.kv_offload.ticket import Load, Stage, Ticket
 
 MEMORY: Final = "memory"
 DISK: Final = "disk"
-_FIRST_GUESSES: Final = {MEMORY: (0.5e-3, 4e9), DISK: (5e-3, 0.5e9)}
-"""Seconds and bytes a second of each tier, until some were measured."""
+_MEMORY_LATENCY_S: Final = 0.5e-3
+_DISK_LATENCY_S: Final = 5e-3
+_DISK_BYTES_PER_S: Final = 0.5e9
+"""First guesses, until some loads were measured."""
 _ATTENTION_TOKENS: Final = 16_384
 """Context at which attention takes as long as all else does; 6,000 to 30,000 for models of 135M to 8B parameters."""
 _WEIGHT: Final = 0.1
@@ -49,9 +51,11 @@ class Retrieving:
         self._stats = stats
         self._reader = reader
         self._prefetcher = prefetcher
-        self._pricer = Pricer(
-            {tier: TierSpeed(*guess) for tier, guess in _FIRST_GUESSES.items()}, options.wait_budget_s
-        )
+        speeds = {
+            MEMORY: TierSpeed(_MEMORY_LATENCY_S, options.memory_bytes_per_s),
+            DISK: TierSpeed(_DISK_LATENCY_S, _DISK_BYTES_PER_S),
+        }
+        self._pricer = Pricer(speeds, options.wait_budget_s)
         self._lookup_s, self._hit_rate = 0.5e-3, 1.0
         self._answered: deque[Ticket] = deque()
         self._loading_bytes = 0
@@ -116,8 +120,8 @@ class Retrieving:
         load, was_settled, ticket.is_over = ticket.load, ticket.is_settled, True
         if load is None:
             return []
+        load.is_given_up = True  # before the lock, which the reader would take again and again
         with load.lock:
-            load.is_given_up = True
             num_loaded = load.num_loaded
         self._memory.settle()
         num_bytes = len(load.block_ids) * self._memory.block_bytes

@@ -14,7 +14,8 @@ from shoal.model_worker.kv_offload.sessions import fingerprint_of
 
 _STAGING_BYTES: Final = 16 << 20
 """Of each tenant: what is written before the store is asked to take it."""
-_TOKENS_PER_S: Final[dict[DeviceName, float]] = {"cpu": 500.0, "cuda": 20_000.0, "simulated": 500.0}
+_FIRST_GUESSES: Final[dict[DeviceName, tuple[float, float]]] = {"cpu": (500.0, 4e9), "cuda": (20_000.0, 40e9)}
+"""Prompt tokens a second, and bytes a second from the store's memory. cuda: an 8B model on an H100, whose link has 50."""
 
 
 def make_offload(
@@ -30,12 +31,14 @@ def make_offload(
         num_staging_blocks=0 if config.kv_store_write_back == "off" else num_staging_blocks,
         timeout_s=config.kv_store_timeout_ms / 1e3,
     )
+    tokens_per_s, memory_bytes_per_s = _FIRST_GUESSES[config.device]
     options = OffloadOptions(
         client=client,
         write_back=config.kv_store_write_back,
         max_queued_blocks=max(config.kv_store_queued_bytes // memory.block_bytes, 1),
         lookup_wait_s=config.kv_store_lookup_wait_ms / 1e3,
         wait_budget_s=config.kv_store_wait_budget_ms / 1e3,
-        tokens_per_s=_TOKENS_PER_S[config.device],
+        tokens_per_s=tokens_per_s,
+        memory_bytes_per_s=memory_bytes_per_s,
     )
     return KvOffload(options, cache, memory)

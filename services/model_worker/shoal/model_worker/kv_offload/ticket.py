@@ -39,6 +39,7 @@ class Load:
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while blocks are written to."""
     is_given_up: bool = False
+    """Set by the engine's thread, and seen by the reader before it writes on."""
     num_loaded: int = 0
     """Leading blocks that hold what they should."""
     failure: str = ""
