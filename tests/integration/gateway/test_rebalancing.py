@@ -58,7 +58,7 @@ async def keep_busy(mesh: FailoverMesh) -> None:
 
 
 async def test_the_streams_of_a_slow_worker_go_on_elsewhere_with_the_same_tokens(tmp_path: Path) -> None:
-    async with failover_mesh(tmp_path, 1, *SIMULATED, "--simulated-step-ms=80", rebalance="off") as mesh:
+    async with failover_mesh(tmp_path, 1, *SIMULATED, "--simulated-step-ms=200", rebalance="off") as mesh:
         [slow] = mesh.workers
         begun = {name: asyncio.Event() for name in ASKS}
         asked = {name: asyncio.create_task(ask(mesh, name, begun[name])) for name in ASKS}
