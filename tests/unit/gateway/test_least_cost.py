@@ -99,7 +99,7 @@ def test_a_request_waits_for_its_prefix_no_longer_than_the_prefix_is_worth() -> 
 
 def test_another_copy_of_what_many_hold_is_cheaper_than_a_second_one() -> None:
     """A conversation waits for its only holder where a prefix that everybody wants spreads."""
-    wait_s = 0.3
+    wait_s = 0.5
     busy = [candidate(f"holder-{i}", cached=8_000, queue_s=wait_s) for i in range(6)]
     idle = candidate("idle")
     assert POLICY.rank([idle, busy[0]], 0).candidates[0] is busy[0]

@@ -42,8 +42,8 @@ class LeastCost:
     Prices that are equal to within 1% are equal: then more of the prompt, then fewer requests, then each in turn.
     """
 
-    work_weight: float = 1.5
-    eviction_weight: float = 1.5
+    work_weight: float = 2.5
+    eviction_weight: float = 2.5
     sharing_weight: float = 0.5
     decode_weight: float = 0.01
     patience_s: float = 20.0
