@@ -93,5 +93,7 @@ class PeerFeed:
                 share.num_prompt_tokens,
                 is_waiting=share.state == peer_pb2.REQUEST_STATE_WAITING,
             )
-        elif share.state == peer_pb2.REQUEST_STATE_RUNNING and not ticket.is_answered:
+        elif share.state == peer_pb2.REQUEST_STATE_RUNNING and (
+            not ticket.is_answered or share.worker != ticket.worker
+        ):
             ticket.answered(share.worker)
