@@ -70,6 +70,9 @@ class VirtualEngine:
     def clock(self) -> float:
         return self.now_s
 
+    def wait(self, timeout_s: float) -> None:
+        raise AssertionError("nothing but a KV store is waited for")
+
     def sleep(self, time_s: float) -> None:
         self.now_s += time_s
 

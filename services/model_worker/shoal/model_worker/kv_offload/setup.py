@@ -15,7 +15,7 @@ from shoal.model_worker.kv_offload.sessions import fingerprint_of
 _STAGING_BYTES: Final = 16 << 20
 """Of each tenant: what is written before the store is asked to take it."""
 _FIRST_GUESSES: Final[dict[DeviceName, tuple[float, float]]] = {"cpu": (500.0, 4e9), "cuda": (20_000.0, 40e9)}
-"""Prompt tokens a second, and bytes a second from the store's memory. cuda: an 8B model on an H100, whose link has 50."""
+"""Prompt tokens a second, and bytes a second from the store's memory; of a GPU, an 8B model's on an H100."""
 
 
 def make_offload(
