@@ -94,6 +94,9 @@ class OneBatch:
         commands, self._commands = self._commands, []
         return commands or ([Stop()] if wait else [])
 
+    def wait(self, timeout_s: float) -> None:
+        """See `engine.Inbox`. Without a KV store nobody calls it."""
+
 
 class PeerSide:
     """Another engine in a process group of its own, which runs only while it is asked something."""
