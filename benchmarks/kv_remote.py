@@ -76,13 +76,16 @@ def _time_get(client: KvClient, keys: list[bytes], addresses: list[int]) -> floa
 
 
 def _time_pull(client: KvClient, keys: list[bytes]) -> float:
-    """From asking for the chain until all of it is in the reader's memory, verified."""
-    client.evict(keys[:1])
+    """From asking for the chain until all of it is in the reader's memory, verified. It is gone again afterwards.
+
+    Otherwise the next reader would take it from this one, by this one's way of sending.
+    """
     start_s = time.perf_counter()
     num = client.prefetch(keys, timeout_s=10)
     seconds = time.perf_counter() - start_s
     if num != len(keys):
         raise SystemExit(f"{num} of {len(keys)} blocks came: {client.problem}")
+    client.evict(keys[:1])
     return seconds
 
 

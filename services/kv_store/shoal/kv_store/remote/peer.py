@@ -12,6 +12,7 @@ from collections import deque
 from typing import Any, Final, TypeVar
 
 import grpc
+import structlog
 from google.protobuf.message import DecodeError, Message
 
 from shoal.api.kv_store.v1 import kv_peer_pb2
@@ -29,6 +30,7 @@ CONNECT_TIMEOUT_S: Final = 1.0
 TCP_RETRY_S: Final = 15.0
 """How long payloads come over gRPC once the data port could not be reached."""
 _REFUSALS: Final = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT)
+_log = structlog.get_logger("shoal.kv_store")
 _M = TypeVar("_M", bound=Message)
 
 
@@ -110,8 +112,9 @@ class Peer:
         if connection is None:
             try:
                 connection = self._connect_tcp(data_port, deadline_s)
-            except OSError:  # nothing listens, or something between us lets nothing through
+            except OSError as error:  # nothing listens, or something between us lets nothing through
                 self._tcp_from_s = time.monotonic() + TCP_RETRY_S
+                _log.warning("payloads come over gRPC", peer=self.address, data_port=data_port, error=str(error))
                 return GrpcStream(self._channel, self._signer)
         return TcpStream(connection, lambda used: self._give_back(data_port, used))
 
