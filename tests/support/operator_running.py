@@ -92,7 +92,9 @@ class Namespace:
         found: dict[str, Any] = await self.call("GET", object_path(SERVICE_KIND, self.name, name))
         return found
 
-    async def until_phase(self, name: str, phase: str, generation: int | None = None) -> dict[str, Any]:
+    async def until_phase(
+        self, name: str, phase: str, generation: int | None = None, timeout_s: float = 30.0
+    ) -> dict[str, Any]:
         """The status, once it says so of that generation (the newest)."""
 
         async def is_so() -> bool:
@@ -102,7 +104,7 @@ class Namespace:
             return bool(status.get("phase") == phase and status.get("observedGeneration", 0) >= wanted)
 
         try:
-            await eventually(is_so, f"{name} is {phase}", 30)
+            await eventually(is_so, f"{name} is {phase}", timeout_s)
         except AssertionError as error:
             raise AssertionError(f"{error}: {(await self.service(name)).get('status')}") from None
         status: dict[str, Any] = (await self.service(name))["status"]

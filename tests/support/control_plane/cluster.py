@@ -86,8 +86,9 @@ class ControlPlane:
 def running_control_plane(
     programs: Mapping[str, Path], *, definitions: Sequence[Mapping[str, Any]] = (), num_nodes: int = 2
 ) -> Iterator[ControlPlane]:
-    """Starts one and yields it once pods can be made; they will run on `num_nodes` made-up nodes with GPUs.
+    """Starts one and yields it once pods can be made.
 
+    num_nodes: made-up ones with GPUs, where pods will seem to run; without any there is no kwok either.
     definitions: CustomResourceDefinitions to serve. The garbage collector looks for later ones twice a minute only.
     """
     folder = Path(tempfile.mkdtemp(prefix="shoal-control-plane-"))
@@ -117,9 +118,10 @@ def running_control_plane(
         processes.start("kube-controller-manager", [str(programs["kube-controller-manager"]), *manager])
         scheduler = [kubeconfig, "--leader-elect=false", "--secure-port=0"]
         processes.start("kube-scheduler", [str(programs["kube-scheduler"]), *scheduler])
-        (folder / "stages.yaml").write_text(render_stages())
-        kwok = [kubeconfig, "--manage-all-nodes=true", f"--config={folder / 'stages.yaml'}", "--cidr=10.0.0.0/16"]
-        processes.start("kwok", [str(programs["kwok"]), *kwok])
+        if num_nodes:
+            (folder / "stages.yaml").write_text(render_stages())
+            kwok = [kubeconfig, "--manage-all-nodes=true", f"--config={folder / 'stages.yaml'}", "--cidr=10.0.0.0/16"]
+            processes.start("kwok", [str(programs["kwok"]), *kwok])
         for index in range(num_nodes):
             plane.request("POST", "/api/v1/nodes", yaml.safe_dump(_node(index)).encode(), "application/yaml")
         processes.wait("kube-controller-manager", lambda: _has_service_account(plane), "service accounts are made")
@@ -136,7 +138,9 @@ class Processes:
 
     def __enter__(self) -> Processes:
         marker = f"SHOAL_RUN_ID={secrets.token_hex(8)}"
-        self._environ = {"PATH": os.environ["PATH"], "HOME": str(self._folder)} | dict([marker.split("=")])
+        self.marker = dict([marker.split("=")])
+        """In the environment of whatever must not outlive this: the guardian sees to it."""
+        self._environ = {"PATH": os.environ["PATH"], "HOME": str(self._folder), **self.marker}
         command = [sys.executable, "-I", "-S", guardian.__file__, str(self._folder), marker]
         self._guardian = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env={})
         return self

@@ -1,0 +1,105 @@
+"""From `kubectl apply` to an answer, everything real but images: run in a network namespace of its own.
+
+    unshare --net -- python -m support.control_plane.whole_mesh MODEL MANIFEST
+
+Prints two lines of JSON: seconds and the answer; what went wrong while the workers were scaled up and down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from shoal.client import AsyncClient
+from shoal.operator.api.crd import custom_resource_definition
+from shoal.operator.reconcile.reconciler import SERVICE_KIND
+from support.control_plane.binaries import find_binaries
+from support.control_plane.cluster import ControlPlane, running_control_plane
+from support.control_plane.process_kubelet import POD_NETWORK, ProcessKubelet, node
+from support.logged_process import LoggedProcess
+from support.operator_running import POD, Namespace
+
+_OPERATOR = "10.88.0.1"
+_NAMESPACE = "default"
+_PATIENCE_S = 240.0
+
+
+def main() -> None:
+    """See the module."""
+    model, manifest = Path(sys.argv[1]), Path(sys.argv[2])
+    for command in ("ip link set lo up", f"ip route add local {POD_NETWORK} dev lo"):
+        subprocess.run(command.split(), check=True)
+    with running_control_plane(find_binaries(), definitions=[custom_resource_definition()], num_nodes=0) as plane:
+        plane.request("POST", "/api/v1/nodes", json.dumps(node()).encode())
+        print(json.dumps(asyncio.run(_run(plane, model, manifest))))
+
+
+async def _run(plane: ControlPlane, model: Path, manifest: Path) -> dict[str, Any]:
+    space = Namespace(plane, _NAMESPACE)
+    with tempfile.TemporaryDirectory() as folder:
+        kubelet = ProcessKubelet(plane, _NAMESPACE, Path(folder), model)
+        running = asyncio.ensure_future(kubelet.run())
+        flags = (f"--kubeconfig={plane.kubeconfig}", f"--host={_OPERATOR}", "--log-format=json")
+        # The follower and Envoy are told this address; a later flag wins over the free port that `launch` asks for.
+        ports = ("--port=18000", f"--control-plane={_OPERATOR}:18000")
+        try:
+            async with await LoggedProcess.launch("shoal.operator.main", *flags, *ports) as operator:
+                await operator.wait_logged("watching")
+                return await _use(space, manifest)
+        except BaseException:
+            print(kubelet.logs(), file=sys.stderr)
+            raise
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+async def _use(space: Namespace, manifest: Path) -> dict[str, Any]:
+    started_s = time.monotonic()
+    await asyncio.to_thread(space.plane.kubectl, "apply", "-f", str(manifest))
+    name = (await space.list(SERVICE_KIND))[0]["metadata"]["name"]
+    status = await space.until_phase(name, "Ready", timeout_s=_PATIENCE_S)
+    ready_s = time.monotonic() - started_s
+    [gateway] = await space.list(POD, "app.kubernetes.io/component=gateway")
+    async with AsyncClient(f"{gateway['status']['podIP']}:8080") as client:
+        text, first_s = "", 0.0
+        async for chunk in client.chat_stream([{"role": "user", "content": "Why is the sea salty?"}], max_tokens=16):
+            first_s = first_s or time.monotonic() - started_s
+            text += chunk.text
+        routes = next(c["status"] for c in status["conditions"] if c["type"] == "RoutesProgrammed")
+        print(json.dumps({"ready_s": ready_s, "first_token_s": first_s, "text": text, "routes": routes}), flush=True)
+        return await _scale_under_load(space, client, name)
+
+
+async def _scale_under_load(space: Namespace, client: AsyncClient, name: str) -> dict[str, Any]:
+    """1 -> 2 -> 1 workers while one request follows the other."""
+    failed: list[str] = []
+    answered = 0
+    stop = asyncio.Event()
+
+    async def ask() -> None:
+        nonlocal answered
+        while not stop.is_set():
+            try:
+                await client.generate("The sea is", max_tokens=8)
+                answered += 1
+            except Exception as error:
+                failed.append(repr(error))
+
+    asking = asyncio.ensure_future(ask())
+    for replicas in (2, 1):
+        changed = await space.patch(SERVICE_KIND, name, {"spec": {"workers": {"replicas": replicas}}})
+        await space.until_phase(name, "Ready", changed["metadata"]["generation"], _PATIENCE_S)
+    stop.set()
+    await asking
+    return {"answered": answered, "failed": failed}
+
+
+if __name__ == "__main__":
+    main()
