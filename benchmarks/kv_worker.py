@@ -127,7 +127,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = arguments.model.rpartition("/")[2]
     settings = {"model": model, "dtype": arguments.dtype, "device": arguments.device, "rounds": arguments.rounds}
-    with tempfile.TemporaryDirectory() as folder, _store(Path(folder), arguments.store_bytes) as socket:
+    with tempfile.TemporaryDirectory() as folder, running_store(Path(folder), arguments.store_bytes) as socket:
         common = WorkerConfig(
             model=arguments.model,
             dtype=arguments.dtype,
@@ -145,7 +145,8 @@ def main() -> None:
         write_results(arguments.json, rows, settings)
 
 
-def _load(config: WorkerConfig) -> Side:
+def load(config: WorkerConfig) -> Side:
+    """A ready engine."""
     return Side(set_up(config.with_device_defaults(), lambda stage, fraction: None))
 
 
@@ -186,7 +187,7 @@ def _measure_waits(socket: str, randomness: random.Random, rounds: int) -> list[
     for num_tokens in (64, 400, 1500):
         more = []
         for number in range(rounds + 3):
-            prompts = [_prompt(randomness, num_tokens)]
+            prompts = [make_prompt(randomness, num_tokens)]
             order = (stored, plain) if number % 2 else (plain, stored)
             times = {id(side): side.run(prompts, 1).first_token_s for side in order}
             more.append(times[id(stored)] - times[id(plain)])
@@ -205,7 +206,7 @@ def _measure_model(
     arguments: argparse.Namespace, common: WorkerConfig, socket: str, randomness: random.Random
 ) -> list[Row]:
     """What needs a model."""
-    stored, plain = _load(replace(common, kv_store_socket=socket)), _load(common)
+    stored, plain = load(replace(common, kv_store_socket=socket)), load(common)
     assert stored.parts.offload is not None
     rows: list[Row] = []
     if arguments.only != "no-hit":
@@ -219,7 +220,7 @@ def _measure_model(
 
 
 def _measure_reload(stored: Side, plain: Side, randomness: random.Random, rounds: int, num_tokens: int) -> list[Row]:
-    prompt = _prompt(randomness, num_tokens)
+    prompt = make_prompt(randomness, num_tokens)
     block_size = stored.parts.cache.block_size
     expected = plain.run([prompt], 8)
     stored.run([prompt], 8)
@@ -275,7 +276,7 @@ def _pairs(
 ) -> Iterator[tuple[float, float]]:
     """Times of both sides, who goes first taking turns. The first pair warms up."""
     for number in range(rounds + 1):
-        prompts = [_prompt(randomness, size) for _ in range(num_prompts)]
+        prompts = [make_prompt(randomness, size) for _ in range(num_prompts)]
         order = (stored, plain) if number % 2 else (plain, stored)
         outcomes = {id(side): side.run(prompts, output) for side in order}
         ours, theirs = outcomes[id(stored)], outcomes[id(plain)]
@@ -290,7 +291,8 @@ def _quartile(times_s: Iterable[float]) -> float:
     return statistics.quantiles(times_s, n=4)[0]
 
 
-def _prompt(randomness: random.Random, num_tokens: int) -> list[int]:
+def make_prompt(randomness: random.Random, num_tokens: int) -> list[int]:
+    """Tokens that no prompt before began with."""
     return [randomness.randrange(1000, 40_000) for _ in range(num_tokens)]
 
 
@@ -308,7 +310,7 @@ def _request(stream_id: int, prompt: Sequence[int], num_tokens: int) -> Request:
 
 
 @contextmanager
-def _store(folder: Path, memory_bytes: int) -> Iterator[str]:
+def running_store(folder: Path, memory_bytes: int) -> Iterator[str]:
     """A store process; the path of its socket."""
     socket = folder / "kv.sock"
     flags = (f"--memory-bytes={memory_bytes}", "--port=0", "--metrics-port=0", "--log-level=warning")

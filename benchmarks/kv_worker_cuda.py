@@ -1,0 +1,133 @@
+"""What a KV store does to a GPU worker's engine: prefixes loaded beside computed ones, and what storing costs.
+
+    python benchmarks/kv_worker_cuda.py --json kv_worker_cuda.json
+
+Llama-3.1-8B's shape with made-up weights, blocks of 64 tokens. Two engines in this process, one with a store (a process
+of its own), take turns. A prefix comes with 64 new tokens each time, as it did when vLLM was measured, with its KV
+offloading to 16 GiB of CPU memory on the same kind of GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from kv_worker import Side, load, make_prompt, running_store
+from rows import Row, write_results
+from shoal.model_worker.config import WorkerConfig
+
+MODEL = Path(__file__).resolve().parent / "models" / "llama-3.1-8b.json"
+NEW_TOKENS = 64
+RELOAD_BARS_MS = {8192: 35.0, 32_768: 110.0}
+PEER_RELOAD_MS = {8192: 55.9, 32_768: 155.3}
+"""vLLM 0.25.1 on an H100 80GB HBM3."""
+MIN_BYTES_PER_S = 45e9
+MAX_STORING_COST = 0.02
+PEER_STORING_COST = 0.04
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--model", type=Path, default=MODEL, help="a config.json; weights are made up")
+    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("--prefix", type=int, nargs="+", default=sorted(RELOAD_BARS_MS))
+    parser.add_argument("--num-blocks", type=int, default=1100, help="KV blocks of each of the two engines")
+    parser.add_argument("--store-bytes", type=int, default=16 << 30)
+    arguments = parser.parse_args()
+    settings = {"model": arguments.model.stem, "device": arguments.device, "rounds": arguments.rounds}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_store(Path(folder), arguments.store_bytes) as socket,
+    ):
+        model = Path(folder) / "model"
+        model.mkdir()
+        (model / "config.json").write_text(json.dumps(json.loads(arguments.model.read_text())))
+        common = WorkerConfig(
+            model=str(model),
+            load_format="dummy",
+            device=arguments.device,
+            block_size=64,
+            num_blocks=arguments.num_blocks,
+            max_model_len=max(arguments.prefix) + 1024,
+        )
+        stored, plain = load(replace(common, kv_store_socket=socket)), load(common)
+        rows = list(_measure(stored, plain, random.Random(0), arguments.rounds, arguments.prefix))
+        assert stored.parts.offload is not None
+        print(stored.parts.offload.stats)
+        stored.parts.offload.close()
+    for row in rows:
+        print(f"{row.name:52} {row.value:10.3f} {row.unit:8} {row.peer or 0:10.3f} {row.ratio or 0:8.2f}")
+    if arguments.json:
+        write_results(arguments.json, rows, settings)
+
+
+def _measure(
+    stored: Side, plain: Side, randomness: random.Random, rounds: int, prefixes: Sequence[int]
+) -> Iterator[Row]:
+    for side in (stored, plain):
+        side.run([make_prompt(randomness, 4096)], 4)
+    for num_tokens in prefixes:
+        prefix = make_prompt(randomness, num_tokens)
+        for side in (stored, plain):  # the first of its size may still compile
+            side.run([prefix + make_prompt(randomness, NEW_TOKENS)], 4)
+        stored.forget()
+        hits = [_first_token_s(plain, prefix, randomness, num_tokens) for _ in range(rounds + 1)][1:]
+        loads, bytes_before = [], _loaded_bytes(stored)
+        for _ in range(rounds + 1):
+            loads.append(_first_token_s(stored, prefix, randomness, num_tokens))
+            stored.forget()
+        num_bytes = (_loaded_bytes(stored) - bytes_before) // (rounds + 1)
+        yield from _rows_of_reload(num_tokens, num_bytes, statistics.median(loads[1:]), statistics.median(hits))
+    yield _measure_storing(stored, plain, randomness, rounds, max(prefixes))
+
+
+def _first_token_s(side: Side, prefix: list[int], randomness: random.Random, num_cached: int) -> float:
+    outcome = side.run([prefix + make_prompt(randomness, NEW_TOKENS)], 4)
+    if outcome.num_cached < num_cached:
+        raise SystemExit(f"only {outcome.num_cached} of {num_cached} tokens were cached or loaded")
+    return outcome.first_token_s
+
+
+def _loaded_bytes(side: Side) -> int:
+    assert side.parts.offload is not None
+    return side.parts.offload.stats.loaded_bytes
+
+
+def _rows_of_reload(num_tokens: int, num_bytes: int, load_s: float, hit_s: float) -> Iterator[Row]:
+    bar_ms, rate = RELOAD_BARS_MS.get(num_tokens, 0.0), num_bytes / max(load_s - hit_s, 1e-6)
+    name = f"first token, {num_tokens:,} tokens stored and {NEW_TOKENS} new"
+    yield Row(name, 1e3 * load_s, "ms", PEER_RELOAD_MS.get(num_tokens), bar_ms / (1e3 * load_s))
+    yield Row(f"the same, held by the device: {num_tokens:,}", 1e3 * hit_s, "ms", None, None)
+    yield Row(f"bytes over the difference, {num_tokens:,}", rate / 1e9, "GB/s", 53.5, rate / MIN_BYTES_PER_S)
+
+
+def _measure_storing(stored: Side, plain: Side, randomness: random.Random, rounds: int, num_tokens: int) -> Row:
+    times: dict[int, list[float]] = {id(stored): [], id(plain): []}
+    for number in range(rounds + 1):
+        prompt = make_prompt(randomness, num_tokens)
+        for side in (stored, plain) if number % 2 else (plain, stored):
+            seconds = side.run([prompt], 1).first_token_s
+            side.forget()
+            if number:
+                times[id(side)].append(seconds)
+    ours, theirs = statistics.median(times[id(stored)]), statistics.median(times[id(plain)])
+    cost = ours / theirs - 1
+    print(f"cold {num_tokens:,} tokens: {1e3 * ours:.1f} ms storing, {1e3 * theirs:.1f} ms without")
+    name = f"cold {num_tokens:,} tokens, stored meanwhile: more time"
+    return Row(name, 100 * cost, "%", 100 * PEER_STORING_COST, MAX_STORING_COST / max(cost, 1e-4))
+
+
+if __name__ == "__main__":
+    main()
