@@ -188,6 +188,10 @@ def _values(info: inspect.Type) -> st.SearchStrategy[Any]:
                 return st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=least or 0, max_size=20)
             texts = st.from_regex(pattern, alphabet=st.characters(codec="ascii", exclude_categories=["C"]))
             return texts.filter(lambda text: len(text) <= (limit or 100) and "\n" not in text)
+        case inspect.DictType(value_type=inspect.AnyType()):  # of pods
+            return st.sampled_from([{}, {"priorityClassName": "high"}, {"nodeSelector": {"disk": "ssd"}}])
+        case inspect.DictType():
+            return st.dictionaries(st.sampled_from(["team", "example.com/a-b"]), st.just("x"), max_size=2)
         case inspect.VarTupleType():
             return st.lists(_values(info.item_type), max_size=2).map(tuple)
         case _:

@@ -82,6 +82,14 @@ SecretKey = Annotated[
     str,
     Meta(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253, extra={"allowed": "a key of a Secret: A-Z, a-z, 0-9 and . _ -"}),
 ]
+GpuProduct = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+        max_length=63,
+        extra={"allowed": "a value of the node label nvidia.com/gpu.product, such as NVIDIA-H100-80GB-HBM3"},
+    ),
+]
 CpuQuantity = (
     Annotated[str, Meta(pattern=CPU_PATTERN, max_length=16, extra={"allowed": CPU_ALLOWED})]
     | Annotated[int, Meta(ge=1, le=1024)]

@@ -39,11 +39,18 @@ def _schema(info: inspect.Type) -> Schema:
         case inspect.StrType():
             return {"type": "string", **_text(info)}
         case inspect.DictType():
-            return {"type": "object", "additionalProperties": _schema(info.value_type)}
+            return _mapping(info)
         case inspect.VarTupleType():
             return _list(info)
         case _:
             raise TypeError(f"no structural schema for {info}")
+
+
+def _mapping(info: inspect.DictType) -> Schema:
+    if isinstance(info.value_type, inspect.AnyType):  # Kubernetes has the schema
+        return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    limits = {} if info.max_length is None else {"maxProperties": info.max_length}
+    return {"type": "object", "additionalProperties": _schema(info.value_type), **limits}
 
 
 def _struct(info: inspect.StructType) -> Schema:

@@ -9,7 +9,16 @@ from msgspec import Meta
 from shoal.operator.api.spec import Section
 
 Phase = Literal["Pending", "Starting", "Ready", "Degraded", "Paused", "Failed"]
-ConditionType = Literal["Accepted", "Planned", "GatewaysReady", "WorkersReady", "RoutesProgrammed", "Degraded", "Ready"]
+ConditionType = Literal[
+    "Accepted",
+    "Planned",
+    "GatewaysReady",
+    "WorkersReady",
+    "RoutesProgrammed",
+    "CacheEventsFlowing",
+    "Degraded",
+    "Ready",
+]
 ConditionState = Literal["True", "False", "Unknown"]
 
 
@@ -50,6 +59,9 @@ class InferenceServiceStatus(Section, frozen=True, kw_only=True):
     gateways: RoleStatus | None = None
     tokenizers: RoleStatus | None = None
     workers: RoleStatus | None = None
+    prefill: RoleStatus | None = None
+    decode: RoleStatus | None = None
+    kv_stores: RoleStatus | None = None
     workers_ready: Annotated[str | None, Meta(description="ready/desired, for people.")] = None
     worker_selector: Annotated[str | None, Meta(description="Label selector of the workers' pods.")] = None
     endpoints: Endpoints | None = None
