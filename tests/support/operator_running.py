@@ -12,6 +12,7 @@ from typing import Any
 from shoal.operator.planner.kubernetes import KINDS, OWNER_LABEL, Platform
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, collection_path, object_path
+from shoal.operator.reconcile.cache_watch import Fetch
 from shoal.operator.reconcile.controller import Controller, ControllerOptions
 from shoal.operator.reconcile.reconciler import SERVICE_KIND
 from support.control_plane.cluster import ControlPlane
@@ -23,14 +24,19 @@ EVENT = Kind("v1", "Event", "events")
 
 @asynccontextmanager
 async def running_controller(
-    plane: ControlPlane, namespace: str, *, make_client: Callable[[Any], ApiClient] = ApiClient, **options: Any
+    plane: ControlPlane,
+    namespace: str,
+    *,
+    make_client: Callable[[Any], ApiClient] = ApiClient,
+    fetch: Fetch | None = None,
+    **options: Any,
 ) -> AsyncIterator[Controller]:
     """Looks after one namespace until the block ends."""
     connected = await ApiClient.connect(plane.kubeconfig)
     await connected.__aexit__(None, None, None)
     stop, ready = asyncio.Event(), asyncio.Event()
     async with make_client(connected.configuration) as api:
-        controller = Controller(api, Platform(), ControllerOptions(namespaces=(namespace,), **options))
+        controller = Controller(api, Platform(), ControllerOptions(namespaces=(namespace,), **options), fetch)
         running = asyncio.ensure_future(controller.run(stop, ready))
         try:
             waiting = asyncio.ensure_future(ready.wait())

@@ -37,6 +37,9 @@ class OperatorConfig:
     resync_s: Annotated[float, Meta(ge=1)] = option(
         60.0, "How often everything is listed and compared, should a watch have missed something."
     )
+    cache_check_s: Annotated[float, Meta(ge=1)] = option(
+        10.0, "How often gateways are asked, at their metrics' port, whether they hear of the workers' caches."
+    )
     drain_timeout_s: Annotated[float, Meta(gt=0)] = option(5.0, "How long Envoys' streams may go on after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "Least severe log lines shown.")
     log_format: LogFormat = option("auto", "auto is readable on a terminal, JSON elsewhere.")

@@ -51,6 +51,7 @@ async def serve(config: OperatorConfig) -> None:
         namespaces=namespaces,
         num_reconcilers=config.reconcilers,
         resync_interval_s=config.resync_s,
+        cache_check_interval_s=config.cache_check_s,
         lease_namespace=config.lease_namespace,
         identity=config.identity or f"{socket.gethostname()}-{os.getpid()}",
     )

@@ -16,6 +16,7 @@ import structlog
 from shoal.operator.planner.kubernetes import FIELD_MANAGER, KINDS, MANAGED_BY, Manifest, Platform
 from shoal.operator.planner.kubernetes.envoy import envoy_options, node_cluster
 from shoal.operator.reconcile.api_client import ApiClient, ApiError
+from shoal.operator.reconcile.cache_watch import CacheWatch, Fetch, Gateway, MetricsFetcher, gateways_among
 from shoal.operator.reconcile.handlers import WatchHandlers, make_registry
 from shoal.operator.reconcile.leadership import Leadership
 from shoal.operator.reconcile.no_storage import NoDiffBase, NoProgress
@@ -46,20 +47,33 @@ class ControllerOptions:
     """Who this one is among them."""
     resync_interval_s: float = 60.0
     """How often everything is listed and compared, should a watch have missed something."""
+    cache_check_interval_s: float = 10.0
+    """How often gateways are asked whether KV events flow."""
 
 
 class Controller:
     """Reconciles until `stop` is set. One for each operator process."""
 
-    def __init__(self, api: ApiClient, platform: Platform, options: ControllerOptions | None = None) -> None:
+    def __init__(
+        self,
+        api: ApiClient,
+        platform: Platform,
+        options: ControllerOptions | None = None,
+        fetch: Fetch | None = None,
+    ) -> None:
+        """fetch: how gateways' metrics are read; by HTTP if it is not given."""
         self._api = api
         self._options = options or ControllerOptions()
         self._platform = platform
         self.store = ObjectStore()
         self.snapshots = SnapshotStore(self._envoys_changed)
         """What Envoys are told: for the discovery server."""
-        self.reconciler = Reconciler(api, self.store, platform, on_planned=self._plan_routes)
         self.queue: WorkQueue[Key] = WorkQueue()
+        self._fetcher = MetricsFetcher()
+        self.caches = CacheWatch(fetch or self._fetcher.fetch, self.queue.add)
+        self.reconciler = Reconciler(
+            api, self.store, platform, on_planned=self._plan_routes, caches_of=self.caches.state
+        )
         self._publisher = Publisher(self.snapshots)
 
     async def run(self, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
@@ -67,7 +81,8 @@ class Controller:
         await self._relist()
         async with contextlib.AsyncExitStack() as stack:
             reconciling = (self._reconcile() for _ in range(self._options.num_reconcilers))
-            await stack.enter_async_context(_running(self._resync(), *reconciling))
+            await stack.enter_async_context(self._fetcher)
+            await stack.enter_async_context(_running(self._resync(), self._check_caches(), *reconciling))
             if self._options.lease_namespace:
                 self.reconciler.writes = False
                 leadership = Leadership(
@@ -176,6 +191,17 @@ class Controller:
                 continue
             for key in list(self.reconciler.services):
                 self.queue.add(key)
+
+    async def _check_caches(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.cache_check_interval_s)
+            if not self.reconciler.writes:
+                continue  # who writes the status asks
+            gateways: dict[Key, list[Gateway]] = {}
+            for key in self.reconciler.services:
+                if found := gateways_among(self.store.of(key, "Pod")):
+                    gateways[key] = found
+            await self.caches.look(gateways)
 
     async def _relist(self) -> None:
         """Reads everything anew: watches tell of what changes, lists of what is."""

@@ -10,7 +10,8 @@ from shoal.operator.api.spec import API_VERSION, KIND
 from shoal.operator.api.status import Condition
 from shoal.operator.planner.kubernetes import FIELD_MANAGER, Manifest
 
-_BAD_WHEN_FALSE: Final = ("Accepted", "Planned", "RoutesProgrammed")
+_TOLD_WHEN_FALSE: Final = ("RoutesProgrammed", "CacheEventsFlowing")
+_BAD_WHEN_FALSE: Final = ("Accepted", "Planned", *_TOLD_WHEN_FALSE)
 
 
 def events_of(found: Manifest, before: Sequence[Condition], after: Sequence[Condition], now: str) -> list[Manifest]:
@@ -18,9 +19,10 @@ def events_of(found: Manifest, before: Sequence[Condition], after: Sequence[Cond
     known = {condition.type: condition for condition in before}
     events = []
     for condition in after:
-        if condition.type == "RoutesProgrammed" and condition.status != "False":
-            continue  # Envoys come and go with their pods
         was = known.get(condition.type)
+        is_cured = was is not None and was.status == "False" and condition.status == "True"
+        if condition.type in _TOLD_WHEN_FALSE and condition.status != "False" and not is_cured:
+            continue  # Envoys come and go with their pods
         if was is not None and (was.status, was.reason) == (condition.status, condition.reason):
             continue
         if was is None and condition.status != "True" and condition.type not in _BAD_WHEN_FALSE:

@@ -9,8 +9,20 @@ from typing import Any, Final
 from shoal.operator.planner.kubernetes import Manifest
 from shoal.operator.planner.kubernetes.names import COMPONENT_LABEL
 
-COMPONENTS: Final = {"gateway": "gateways", "tokenizer": "tokenizers", "worker": "workers"}
+ENGINES: Final = ("worker", "prefill", "decode")
+"""Components that run a model: workers that do everything, or the two halves of it."""
+FRONTS: Final = ("gateway", "tokenizer")
+"""Components that every service needs beside them. What else there is only makes it better."""
+PODS: Final = {
+    "gateway": "gateways",
+    "tokenizer": "tokenizers",
+    "worker": "workers",
+    "prefill": "prefill workers",
+    "decode": "decode workers",
+    "kv-store": "KV stores",
+}
 """Component -> what people call its pods."""
+_WORKLOADS: Final = ("DaemonSet", "Deployment", "LeaderWorkerSet", "StatefulSet")
 _WAITING_WELL: Final = ("ContainerCreating", "PodInitializing")
 _MAX_TROUBLE: Final = 400
 
@@ -38,29 +50,63 @@ class RoleState:
 def observe_roles(plan: Iterable[Manifest], live: Sequence[Manifest]) -> dict[str, RoleState]:
     """Component -> state, for each planned workload. `live`: the service's objects, pods among them."""
     workloads = {(found["kind"], found["metadata"]["name"]): found for found in live}
-    roles = {}
+    roles: dict[str, RoleState] = {}
     for wanted in plan:
-        if wanted["kind"] not in ("Deployment", "StatefulSet"):
+        if wanted["kind"] not in _WORKLOADS:
             continue
         component = wanted["metadata"]["labels"][COMPONENT_LABEL]
         found = workloads.get((wanted["kind"], wanted["metadata"]["name"]))
-        roles[component] = _observe(component, wanted, found, _pods_of(component, live))
+        role = _observe(component, wanted, found, _pods_of(component, live))
+        roles[component] = role if component not in roles else _join(roles[component], role)
     return roles
 
 
 def _observe(component: str, wanted: Manifest, found: Manifest | None, pods: Sequence[Manifest]) -> RoleState:
-    desired = int(wanted["spec"]["replicas"])
     if found is None:
-        return RoleState(component, desired, 0, False)
-    status = found.get("status", {})
-    is_seen = status.get("observedGeneration", 0) >= found["metadata"].get("generation", 0)
-    is_current = is_seen and status.get("updatedReplicas", 0) >= desired and status.get("replicas", 0) == desired
-    ready = int(status.get("readyReplicas", 0))
+        return RoleState(component, int(wanted["spec"].get("replicas", 1)), 0, False)
+    counts = _counts_of(found, wanted)
+    is_current = counts.is_seen and counts.updated >= counts.desired and counts.all == counts.desired
     name, trouble, reason = found["metadata"]["name"], "", ""
-    if not (is_current and ready >= desired):
+    if not (is_current and counts.ready >= counts.desired):
         reason, trouble = _trouble_of_workload(found) or next(filter(None, map(_trouble_of_pod, pods)), ("", ""))
+    ready, text = min(counts.ready, counts.desired), _shorten(f"{name}: {trouble}", trouble)
+    return RoleState(component, counts.desired, ready, is_current, text, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    desired: int
+    all: int
+    ready: int
+    updated: int
+    is_seen: bool
+
+
+def _counts_of(found: Manifest, wanted: Manifest) -> _Counts:
+    """As each kind says it."""
+    status, generation = found.get("status", {}), found["metadata"].get("generation", 0)
+    is_seen = status.get("observedGeneration", generation if found["kind"] == "LeaderWorkerSet" else 0) >= generation
+    if found["kind"] == "DaemonSet":
+        desired = int(status.get("desiredNumberScheduled", 0))
+        of_all, of_ready, of_updated = "currentNumberScheduled", "numberReady", "updatedNumberScheduled"
+    else:
+        # A plan that leaves them to an autoscaler wants what it says.
+        desired = int(wanted["spec"].get("replicas", found.get("spec", {}).get("replicas", 1)))
+        of_all, of_ready, of_updated = "replicas", "readyReplicas", "updatedReplicas"
+    count = {name: int(status.get(name, 0)) for name in (of_all, of_ready, of_updated)}
+    return _Counts(desired, count[of_all], count[of_ready], count[of_updated], is_seen)
+
+
+def _join(one: RoleState, other: RoleState) -> RoleState:
+    """Of two workloads of a component: while one group of workers replaces another."""
+    told = one if one.trouble else other
     return RoleState(
-        component, desired, min(ready, desired), is_current, _shorten(f"{name}: {trouble}", trouble), reason
+        one.component,
+        one.desired + other.desired,
+        one.ready + other.ready,
+        one.is_current and other.is_current,
+        told.trouble,
+        told.reason,
     )
 
 

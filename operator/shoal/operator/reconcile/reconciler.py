@@ -20,6 +20,7 @@ from shoal.operator.planner.kubernetes import Manifest, Owner, Platform, plan
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError, collection_path
 from shoal.operator.reconcile.applying import Applier, NameTaken
+from shoal.operator.reconcile.caches import CachesState
 from shoal.operator.reconcile.events import events_of
 from shoal.operator.reconcile.object_store import Key, ObjectStore, version_of
 from shoal.operator.reconcile.observing import observe_roles
@@ -49,9 +50,11 @@ class Reconciler:
         platform: Platform,
         *,
         on_planned: Callable[[Planned], RoutesState],
+        caches_of: Callable[[Key], CachesState] = lambda key: CachesState(),
         now: Callable[[], str] = lambda: datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     ) -> None:
-        """on_planned: called for each valid service at each reconcile; tells what its Envoys make of that."""
+        """on_planned: called for each valid service at each reconcile; tells what its Envoys make of that.
+        caches_of: what its gateways think of the workers' caches."""
         self.services: dict[Key, Manifest] = {}
         """What the API server holds, as last told. The caller keeps it."""
         self._api = api
@@ -59,6 +62,7 @@ class Reconciler:
         self._platform = platform
         self._applier = Applier(api, store)
         self._on_planned = on_planned
+        self._caches_of = caches_of
         self._now = now
         self._plans: dict[Key, tuple[tuple[str, int], tuple[Manifest, ...]]] = {}
         """By uid and generation: what woke a reconcile is a pod more often than a spec."""
@@ -113,6 +117,7 @@ class Reconciler:
             not_applied=not_applied,
             roles=roles,
             routes=routes,
+            caches=self._caches_of(key),
             namespace=namespace,
         )
         return findings, failure

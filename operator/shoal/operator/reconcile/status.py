@@ -18,7 +18,8 @@ from shoal.operator.api.status import (
 )
 from shoal.operator.planner.kubernetes import selector
 from shoal.operator.planner.kubernetes.envoy import EDGE_PORT
-from shoal.operator.reconcile.observing import COMPONENTS, RoleState
+from shoal.operator.reconcile.caches import CachesState
+from shoal.operator.reconcile.observing import ENGINES, FRONTS, PODS, RoleState
 from shoal.operator.reconcile.routes import RoutesState
 
 _MAX_MESSAGE: Final = 1024
@@ -37,6 +38,7 @@ class Findings:
     """Reason and message of why the plan could not be applied."""
     roles: Mapping[str, RoleState] = field(default_factory=dict)
     routes: RoutesState = field(default_factory=RoutesState)
+    caches: CachesState = field(default_factory=CachesState)
     namespace: str = "default"
 
 
@@ -50,19 +52,22 @@ def status_of(findings: Findings, before: Sequence[Condition], now: str) -> Infe
         return InferenceServiceStatus(
             observed_generation=findings.generation, phase=phase, message=message, conditions=conditions
         )
-    name = service.metadata.name
-    workers = findings.roles.get("worker")
-    labels = selector(name, "worker")
+    name, roles = service.metadata.name, findings.roles
+    engines = [roles[role] for role in ENGINES if role in roles]
+    labels = selector(name, engines[0].component if engines else "worker")
     host = f"{name}.{findings.namespace}.svc"
     port = service.spec.gateway.port or EDGE_PORT
     return InferenceServiceStatus(
         observed_generation=findings.generation,
         phase=phase,
         message=message,
-        gateways=_role(findings.roles.get("gateway")),
-        tokenizers=_role(findings.roles.get("tokenizer")),
-        workers=_role(workers),
-        workers_ready=f"{workers.ready}/{workers.desired}" if workers is not None else None,
+        gateways=_role(roles.get("gateway")),
+        tokenizers=_role(roles.get("tokenizer")),
+        workers=_role(roles.get("worker")),
+        prefill=_role(roles.get("prefill")),
+        decode=_role(roles.get("decode")),
+        kv_stores=_role(roles.get("kv-store")),
+        workers_ready=_ready_of(engines) if engines else None,
         worker_selector=",".join(f"{key}={value}" for key, value in labels.items()),
         endpoints=Endpoints(grpc=f"{host}:{port}", http=f"http://{host}:{port}"),
         conditions=conditions,
@@ -87,10 +92,11 @@ def _facts(findings: Findings) -> dict[ConditionType, _Fact]:
     else:
         facts["Planned"] = ("True", "Applied", "every object is as planned")
     roles = findings.roles
-    facts["WorkersReady"] = _role_fact([roles[name] for name in ("worker",) if name in roles])
-    facts["GatewaysReady"] = _role_fact([roles[name] for name in ("gateway", "tokenizer") if name in roles])
+    facts["WorkersReady"] = _role_fact([roles[name] for name in ENGINES if name in roles])
+    facts["GatewaysReady"] = _role_fact([roles[name] for name in FRONTS if name in roles])
     facts["RoutesProgrammed"] = _routes(findings.routes)
-    facts["Degraded"] = _degraded(roles, findings.routes)
+    facts["CacheEventsFlowing"] = (findings.caches.status, findings.caches.reason, findings.caches.message)
+    facts["Degraded"] = _degraded(findings)
     facts["Ready"] = _ready(findings, facts)
     return facts
 
@@ -114,16 +120,19 @@ def _routes(routes: RoutesState) -> _Fact:
     return "True", "Accepted", f"{routes.num_envoys} Envoys are up to date"
 
 
-def _degraded(roles: Mapping[str, RoleState], routes: RoutesState) -> _Fact:
+def _degraded(findings: Findings) -> _Fact:
     """Serving, with less than what was asked for."""
-    if routes.rejection:
-        return "True", "RoutesRejected", _routes(routes)[2]
+    roles = findings.roles
+    if findings.routes.rejection:
+        return "True", "RoutesRejected", _routes(findings.routes)[2]
     if not _serves(roles):
         return "False", "NotServing", "nothing is served yet, or any more"
     missing = [_count(role) for role in roles.values() if role.ready < role.desired]
-    if not missing:
-        return "False", "AllReady", "every pod is ready"
-    return "True", "PodsMissing", ", ".join(missing)
+    if missing:
+        return "True", "PodsMissing", ", ".join(missing)
+    if findings.caches.status == "False":
+        return "True", findings.caches.reason, findings.caches.message
+    return "False", "AllReady", "every pod is ready"
 
 
 def _ready(findings: Findings, facts: Mapping[ConditionType, _Fact]) -> _Fact:
@@ -137,7 +146,9 @@ def _ready(findings: Findings, facts: Mapping[ConditionType, _Fact]) -> _Fact:
 
 
 def _serves(roles: Mapping[str, RoleState]) -> bool:
-    return set(roles) == set(COMPONENTS) and all(role.ready > 0 for role in roles.values())
+    """KV stores need not be there: workers compute what they lack."""
+    needed = [*FRONTS, *(name for name in ENGINES if name in roles)]
+    return len(needed) > len(FRONTS) and all(name in roles and roles[name].ready > 0 for name in needed)
 
 
 def _phase(findings: Findings, facts: Mapping[ConditionType, _Fact]) -> tuple[Phase, str]:
@@ -148,8 +159,9 @@ def _phase(findings: Findings, facts: Mapping[ConditionType, _Fact]) -> tuple[Ph
     if facts["Planned"][0] == "False":
         return "Failed", facts["Planned"][2][:_MAX_MESSAGE]
     behind = [facts[kind][2] for kind in ("WorkersReady", "GatewaysReady") if facts[kind][0] != "True"]
-    if facts["RoutesProgrammed"][0] == "False":
-        behind.append(facts["RoutesProgrammed"][2])
+    helpers = [role for name, role in findings.roles.items() if name not in (*ENGINES, *FRONTS) and not role.is_ready]
+    behind += [_role_fact([role])[2] for role in helpers]
+    behind += [facts[kind][2] for kind in ("RoutesProgrammed", "CacheEventsFlowing") if facts[kind][0] == "False"]
     if not behind:
         return "Ready", ""
     return ("Degraded" if _serves(findings.roles) else "Starting"), "; ".join(behind)[:_MAX_MESSAGE]
@@ -179,6 +191,10 @@ def _role(role: RoleState | None) -> RoleStatus | None:
     return None if role is None else RoleStatus(desired=role.desired, ready=role.ready)
 
 
+def _ready_of(roles: Sequence[RoleState]) -> str:
+    return f"{sum(role.ready for role in roles)}/{sum(role.desired for role in roles)}"
+
+
 def _count(role: RoleState) -> str:
     rolling = "" if role.is_current or role.ready < role.desired else ", being replaced"
-    return f"{role.ready} of {role.desired} {COMPONENTS[role.component]} ready{rolling}"
+    return f"{role.ready} of {role.desired} {PODS.get(role.component, role.component)} ready{rolling}"

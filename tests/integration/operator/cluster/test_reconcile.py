@@ -56,6 +56,7 @@ async def test_a_service_comes_up_scales_and_goes(space: Namespace) -> None:
             "WorkersReady": "True",
             "GatewaysReady": "True",
             "RoutesProgrammed": "Unknown",  # kwok runs no Envoy
+            "CacheEventsFlowing": "Unknown",  # nor any gateway
             "Degraded": "False",
             "Ready": "True",
         }
@@ -198,6 +199,35 @@ async def test_pods_that_fit_nowhere_are_told_of(space: Namespace) -> None:
         assert "Insufficient cpu" in status["message"]
         ready = next(c for c in status["conditions"] if c["type"] == "WorkersReady")
         assert (ready["status"], ready["reason"]) == ("False", "Unschedulable")
+
+
+async def test_a_cache_that_silently_stopped_working_is_a_condition(space: Namespace) -> None:
+    """What the gateway says is made up: kwok runs none. That a real one says it is tested with the whole mesh."""
+    page = 'shoal_gateway_kv_event_age_seconds{worker="10.0.0.1:50051"} 40\nshoal_gateway_workers_without_kv_events '
+    num_stale = 0
+
+    async def fetch(url: str) -> str:
+        [gateway] = await space.list(POD, "app.kubernetes.io/component=gateway")
+        assert url == f"http://{gateway['status']['podIP']}:9090/metrics"
+        return f"{page}{num_stale}\n"
+
+    async def is_now(state: str) -> bool:
+        status = (await space.service("smol")).get("status", {})
+        return bool(status and conditions(status).get("CacheEventsFlowing") == state)
+
+    async with running_controller(space.plane, space.name, fetch=fetch, cache_check_interval_s=0.2):
+        await space.create(manifest())
+        await eventually(lambda: is_now("True"), "caches are heard of")
+        num_stale = 1
+        await eventually(lambda: is_now("False"), "they stopped")
+        status = await space.until_phase("smol", "Degraded")
+        assert "hears nothing of 10.0.0.1:50051" in status["message"]
+        num_stale = 0
+        await eventually(lambda: is_now("True"), "they go on")
+        await space.until_phase("smol", "Ready")
+    events = {event["reason"]: event["type"] for event in await space.list(EVENT)}
+    assert events["NotCacheEventsFlowing"] == "Warning"
+    assert events["CacheEventsFlowing"] == "Normal"
 
 
 async def test_a_name_that_is_taken_is_told_of_and_left_alone(space: Namespace) -> None:

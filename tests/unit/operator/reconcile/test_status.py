@@ -10,6 +10,7 @@ import pytest
 from shoal.operator.api import parse_manifest
 from shoal.operator.api.status import Condition, InferenceServiceStatus
 from shoal.operator.planner.kubernetes import Manifest, Owner, Platform, plan
+from shoal.operator.reconcile.caches import CachesState
 from shoal.operator.reconcile.events import events_of
 from shoal.operator.reconcile.observing import RoleState, observe_roles
 from shoal.operator.reconcile.routes import RoutesState
@@ -21,13 +22,16 @@ PLAN = plan(SERVICE, Platform(), Owner(namespace="n"))
 NOW, LATER = "2030-01-01T00:00:00Z", "2030-01-01T00:01:00Z"
 READY = {name: RoleState(name, 1, 1, True) for name in ("gateway", "tokenizer", "worker")}
 CONNECTED = RoutesState(num_envoys=1)
+FLOWING = CachesState("True", "Flowing", "one gateway told by one worker")
 OBJECT = {"metadata": {"name": "smol", "namespace": "n", "uid": "u", "resourceVersion": "5"}}
 
 
 def told(
     roles: Mapping[str, RoleState], before: tuple[Condition, ...] = (), now: str = NOW, **fields: Any
 ) -> InferenceServiceStatus:
-    findings = Findings(generation=3, roles=roles, **{"service": SERVICE, "routes": CONNECTED, **fields})
+    findings = Findings(
+        generation=3, roles=roles, **{"service": SERVICE, "routes": CONNECTED, "caches": FLOWING, **fields}
+    )
     return status_of(findings, before, now)
 
 
@@ -82,6 +86,33 @@ def test_routes_that_envoy_refuses_are_told_of() -> None:
     assert status.phase == "Degraded"
     assert status.message == "Envoy goes on with what it had, and refuses: malformed IP address"
     assert states(status)["RoutesProgrammed"] == "False"
+
+
+def test_a_cache_that_silently_stopped_working_is_told_of() -> None:
+    stopped = told(READY, caches=CachesState("False", "EventsStopped", "a hears nothing of b"))
+    assert (stopped.phase, stopped.message) == ("Degraded", "a hears nothing of b")
+    assert states(stopped)["CacheEventsFlowing"] == "False"
+    assert states(stopped)["Ready"] == "True", "it serves"
+    degraded = next(found for found in stopped.conditions or () if found.type == "Degraded")
+    assert (degraded.status, degraded.reason) == ("True", "EventsStopped")
+    again = told(READY, stopped.conditions or (), LATER)
+    events = events_of(OBJECT, stopped.conditions or (), again.conditions or (), LATER)
+    assert [event["reason"] for event in events] == ["CacheEventsFlowing", "NotDegraded"]
+    assert told(READY, caches=CachesState()).phase == "Ready", "nobody asked yet"
+
+
+def test_the_two_halves_of_a_service_are_told_apart() -> None:
+    halves = {name: RoleState(name, 2, 2, True) for name in ("gateway", "tokenizer", "prefill")}
+    halves["decode"] = RoleState("decode", 4, 0, True, "d: no", "Unschedulable")
+    status = told(halves)
+    assert (status.workers, status.workers_ready, status.phase) == (None, "2/6", "Starting")
+    assert status.message == "0 of 4 decode workers ready; d: no"
+    assert status.prefill is not None
+    assert status.prefill.ready == 2
+    assert "prefill" in (status.worker_selector or "")
+    assert told({**halves, "decode": RoleState("decode", 4, 1, True)}).phase == "Degraded"
+    stores = {**READY, "kv-store": RoleState("kv-store", 2, 0, True)}
+    assert (told(stores).phase, told(stores).message) == ("Degraded", "0 of 2 KV stores ready")
 
 
 def test_conditions_remember_when_they_changed() -> None:
