@@ -14,6 +14,7 @@ import grpc.aio
 from shoal.api.worker.v1 import worker_pb2_grpc
 from support.eventually import eventually
 from support.logged_process import LoggedProcess
+from support.worker_calls import collect, generate_request
 
 
 class WorkerProcess(LoggedProcess):
@@ -71,3 +72,13 @@ async def worker_stub(
     """A client of the worker."""
     async with grpc.aio.insecure_channel(worker.address, options=options) as channel:
         yield worker_pb2_grpc.ModelWorkerServiceStub(channel)
+
+
+async def greedy_tokens(worker: WorkerProcess, prompt: Sequence[int], **fields: Any) -> tuple[list[int], int]:
+    """Eight greedy tokens, and how many of the prompt were cached. fields: of GenerateRequest."""
+    request = generate_request(prompt, temperature=0)
+    for name, value in fields.items():
+        setattr(request, name, value)
+    async with worker_stub(worker) as stub:
+        completions, messages = await collect(stub.Generate(request))
+    return completions[0].token_ids, messages[-1].usage.cached_tokens

@@ -29,6 +29,16 @@ class Prefix(NamedTuple):
     num_visible: int
     num_in_memory: int
 
+    @property
+    def num_with_peers(self) -> int:
+        """See `Located`: nobody else was asked."""
+        return self.num_visible
+
+    @property
+    def asked_peers(self) -> bool:
+        """See `Located`."""
+        return False
+
 
 class Located(NamedTuple):
     """How much of a chain the store has, or can get."""
@@ -37,6 +47,8 @@ class Located(NamedTuple):
     num_in_memory: int
     num_with_peers: int
     """Leading blocks that it has or another store has; `KvClient.prefetch` brings them."""
+    asked_peers: bool = False
+    """Whether other stores were asked: it has some, and lacks blocks."""
 
 
 class KvClient:
@@ -77,7 +89,8 @@ class KvClient:
             )
             found = link.call(Method.LOOKUP, request, pb.LookupResponse, peers_timeout_s + link.timeout_s)
             nums = (found.num_visible, found.num_in_memory, max(found.num_visible, found.num_with_peers))
-            return Located(*(min(num, len(keys)) for num in nums))
+            visible, in_memory, with_peers = (min(num, len(keys)) for num in nums)
+            return Located(visible, in_memory, with_peers, found.asked_peers)
 
         return self._try(ask, Located(0, 0, 0))
 

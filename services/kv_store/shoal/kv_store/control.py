@@ -93,6 +93,10 @@ class Control:
         num_visible, num_in_memory = self.store.lookup(scope, keys)
         return pb.LookupResponse(num_visible=num_visible, num_in_memory=num_in_memory, num_with_peers=num_visible)
 
+    def asks_peers(self, request: pb.LookupRequest) -> bool:
+        """Whether other stores are to be asked, where there are any."""
+        return self.exchange is not None and request.peers_timeout_ms > 0
+
     async def lookup_with_peers(
         self, request: pb.LookupRequest, session: Session | None = None, caller: Caller | None = None
     ) -> pb.LookupResponse:
@@ -102,6 +106,7 @@ class Control:
         if self.exchange is not None and request.peers_timeout_ms and scope is not None:
             chain = self._chain(request)
             timeout_s = min(request.peers_timeout_ms / 1000, MAX_PEERS_S)
+            response.asked_peers = bool(self.exchange.peers) and response.num_visible < len(chain.wanted)
             response.num_with_peers = await self.exchange.locate(scope, chain, response.num_visible, timeout_s)
         return response
 

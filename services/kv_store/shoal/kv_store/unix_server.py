@@ -185,7 +185,7 @@ class _Connection:
                 self._running = self._loop.create_task(self._run(method, call))
             elif method in self._handlers:
                 message = _REQUESTS[method].FromString(body)
-                if isinstance(message, pb.LookupRequest) and message.peers_timeout_ms:
+                if isinstance(message, pb.LookupRequest) and self._control.asks_peers(message):
                     call = self._control.lookup_with_peers(message, self.session)
                     self._running = self._loop.create_task(self._run(method, call))
                     return

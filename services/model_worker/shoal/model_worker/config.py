@@ -105,6 +105,9 @@ class WorkerConfig:
     kv_store_lookup_wait_ms: Annotated[int, Meta(ge=0, le=60_000)] = option(
         20, "Longest time that a request waits to hear what the store has."
     )
+    kv_store_peers_wait_ms: Annotated[int, Meta(ge=0, le=1000)] = option(
+        10, "Longest time that the store may take to ask other stores for blocks that it lacks; 0: they are not asked."
+    )
     kv_store_wait_budget_ms: Annotated[int, Meta(ge=0, le=60_000)] = option(
         250, "What waiting for it in vain may cost at first, all requests together; it grows by what loads save."
     )

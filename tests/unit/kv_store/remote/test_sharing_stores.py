@@ -40,7 +40,7 @@ def test_the_client_finds_and_prefetches_what_others_have(tmp_path: Path) -> Non
         client = stores[1].running.client()
         try:
             assert client.lookup(keys) == (0, 0)
-            assert client.locate(keys, peers_timeout_s=1.0) == (0, 0, 9)
+            assert client.locate(keys, peers_timeout_s=1.0) == (0, 0, 9, True)
             assert client.prefetch(keys, timeout_s=5.0) == 9
             assert client.locate(keys, peers_timeout_s=1.0) == (9, 9, 9)
         finally:
@@ -61,7 +61,7 @@ def test_a_client_that_has_the_beginning_asks_for_the_rest(tmp_path: Path) -> No
             assert client.locate(keys[18:], 5.0, leading=keys[:18]).num_with_peers == 2
             assert client.prefetch(keys[18:], 5.0, leading=keys[:18]) == 2
             assert client.lookup(keys) == (20, 20), "those before them came as well"
-            assert client.locate([], 1.0) == (0, 0, 0)
+            assert client.locate([], 1.0) == (0, 0, 0, False)
             assert client.prefetch([], 1.0) == 0
             assert client.problem == ""
         finally:

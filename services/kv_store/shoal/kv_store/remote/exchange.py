@@ -48,6 +48,16 @@ class Chain:
         return self.keys[self.num_leading : self.num_leading + MAX_KEYS]
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What was heard of a chain."""
+
+    asked_at_s: float
+    keys: list[bytes]
+    found: dict[str, int]
+    """How many leading ones of them each store has."""
+
+
 class Exchange:
     """Belongs to the store's thread. `close` ends it before the store."""
 
@@ -61,7 +71,7 @@ class Exchange:
         self.outbox = Outbox(store, options, addresses.own, self._owners, self._replicas)
         self.inbox = Inbox(store, self._puller, self.find_peer)
         self._peers: dict[str, Peer] = {}
-        self._answers: OrderedDict[tuple[int, bytes, bytes], tuple[float, dict[str, int]]] = OrderedDict()
+        self._answers: OrderedDict[tuple[int, bytes], _Answer] = OrderedDict()
         self._choose = random.Random()  # noqa: S311 - which of several equal stores is asked
         self._keep_peers()
         store.writing.on_stored = self._stored
@@ -138,8 +148,13 @@ class Exchange:
         self._threads.shutdown(wait=True)
 
     def _remembered(self, scope: Scope, keys: Sequence[bytes]) -> dict[str, int]:
-        asked_at_s, found = self._answers.get((scope.number, keys[0], keys[-1]), (0.0, {}))
-        return found if time.monotonic() - asked_at_s < MEMORY_OF_ANSWERS_S else {}
+        """What others answered when they were asked for these keys and perhaps for more."""
+        answer = self._answers.get((scope.number, keys[0]))
+        if answer is None or time.monotonic() - answer.asked_at_s >= MEMORY_OF_ANSWERS_S:
+            return {}
+        if answer.keys[: len(keys)] != list(keys):
+            return {}
+        return {address: min(num, len(keys)) for address, num in answer.found.items()}
 
     async def _ask(self, scope: Scope, chain: Chain, timeout_s: float, useless: Collection[str] = ()) -> dict[str, int]:
         """How many leading blocks each store has that may have some. One that has all of them ends the waiting."""
@@ -161,7 +176,8 @@ class Exchange:
             if num >= len(keys):
                 break
         # Those that are not waited for any more end by their own deadlines and tell their breakers.
-        self._answers[scope.number, keys[0], keys[-1]] = (time.monotonic(), found)
+        self._answers.pop((scope.number, keys[0]), None)
+        self._answers[scope.number, keys[0]] = _Answer(time.monotonic(), list(keys), found)
         if len(self._answers) > MAX_ANSWERS:
             self._answers.popitem(last=False)
         return found

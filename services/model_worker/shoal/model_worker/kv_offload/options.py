@@ -23,6 +23,8 @@ class OffloadOptions:
     """That wait to be stored."""
     lookup_wait_s: float = 0.02
     """Longest time that a request waits to hear what the store has."""
+    peers_wait_s: float = 0.01
+    """Longest time that the store may ask other stores for what it lacks; 0: they are not asked."""
     wait_budget_s: float = 0.25
     """What waiting in vain may cost at first, of all requests together; see `shoal.kv_client.pricing`."""
     tokens_per_s: float = 500.0

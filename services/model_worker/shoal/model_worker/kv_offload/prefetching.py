@@ -1,4 +1,4 @@
-"""The thread that has the store bring blocks from disk, which takes as long as a disk takes."""
+"""The thread that has the store bring blocks from disk and from other stores, which takes as long as they take."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Prefetch:
 
     tenant: str
     keys: Sequence[bytes]
+    leading: Sequence[bytes]
+    """The chain's keys before those: they say which other stores to ask."""
     timeout_s: float
     is_wanted: Callable[[], bool]
     """Asked when its turn comes."""
@@ -69,7 +71,7 @@ class Prefetcher:
             num_in_memory = 0
             if prefetch.is_wanted():
                 client = self._sessions.client(prefetch.tenant)
-                num_in_memory = client.prefetch(prefetch.keys, prefetch.timeout_s)
+                num_in_memory = client.prefetch(prefetch.keys, prefetch.timeout_s, leading=prefetch.leading)
                 self._sessions.note(client)
             prefetch.ended(num_in_memory)
         self._sessions.close()

@@ -75,10 +75,15 @@ class Reader:
     def _ask(self, ticket: Ticket) -> None:
         client = self._sessions.client(ticket.tenant)
         self._asking_since_s = self._clock()
-        found = client.lookup(ticket.keys[ticket.num_held :])
+        held, wanted = ticket.keys[: ticket.num_held], ticket.keys[ticket.num_held :]
+        found = (
+            client.locate(wanted, ticket.peers_wait_s, leading=held) if ticket.peers_wait_s else client.lookup(wanted)
+        )
         self._asking_since_s = None
         self._sessions.note(client)
         ticket.num_visible = ticket.num_held + found.num_visible
+        ticket.num_with_peers = ticket.num_held + found.num_with_peers
+        ticket.asked_peers = found.asked_peers
         ticket.num_found_in_memory = ticket.num_in_memory = ticket.num_held + found.num_in_memory
         ticket.answered_s = self._clock()
         self._stats.num_lookups += 1

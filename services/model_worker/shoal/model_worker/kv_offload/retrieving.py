@@ -17,9 +17,13 @@ from shoal.model_worker.kv_offload.ticket import Load, Stage, Ticket
 
 MEMORY: Final = "memory"
 DISK: Final = "disk"
+PEER: Final = "peer"
+"""Another store's memory or disk, by way of this node's store."""
 _MEMORY_LATENCY_S: Final = 0.5e-3
 _DISK_LATENCY_S: Final = 5e-3
 _DISK_BYTES_PER_S: Final = 0.5e9
+_PEER_LATENCY_S: Final = 10e-3
+_PEER_BYTES_PER_S: Final = 1e9
 """First guesses, until some loads were measured."""
 _ATTENTION_TOKENS: Final = 16_384
 """Context at which attention takes as long as all else does; 6,000 to 30,000 for models of 135M to 8B parameters."""
@@ -54,9 +58,11 @@ class Retrieving:
         speeds = {
             MEMORY: TierSpeed(_MEMORY_LATENCY_S, options.memory_bytes_per_s),
             DISK: TierSpeed(_DISK_LATENCY_S, _DISK_BYTES_PER_S),
+            PEER: TierSpeed(_PEER_LATENCY_S, _PEER_BYTES_PER_S),
         }
         self._pricer = Pricer(speeds, options.wait_budget_s)
         self._lookup_s, self._hit_rate = 0.5e-3, 1.0
+        self._peers_s, self._peer_hit_rate = 2e-3, 1.0
         self._answered: deque[Ticket] = deque()
         self._loading_bytes = 0
         self._next_probe_s = 0.0
@@ -80,18 +86,24 @@ class Retrieving:
                 ticket.is_over = True
                 self._reader.post(ticket)
             return self._skip("store_down", compute_s)
+        ticket.peers_wait_s = self._peers_wait_s(compute_s)
         self._reader.post(ticket)
         return ticket
 
     def advance(self) -> None:
-        """Takes in answers: learns from them, and has blocks brought from disk that will be wanted."""
+        """Takes in answers: learns from them, and has blocks brought from disk and peers that will be wanted."""
         while self._answered:
             ticket = self._answered.popleft()
             num_found, num_asked = ticket.num_visible - ticket.num_held, len(ticket.keys) - ticket.num_held
             self._hit_rate += _WEIGHT * (num_found / num_asked - self._hit_rate)
             took_s = min(ticket.answered_s - ticket.asked_s, self._options.lookup_wait_s)
-            self._lookup_s += _WEIGHT * (took_s - self._lookup_s)
-            if not ticket.is_over and ticket.num_visible > ticket.num_in_memory:
+            if ticket.asked_peers and num_found < num_asked:
+                self._peers_s += _WEIGHT * (took_s - self._peers_s)
+                num_more = ticket.num_with_peers - ticket.num_visible
+                self._peer_hit_rate += _WEIGHT * (num_more / (num_asked - num_found) - self._peer_hit_rate)
+            else:
+                self._lookup_s += _WEIGHT * (took_s - self._lookup_s)
+            if not ticket.is_over and ticket.num_with_peers > ticket.num_in_memory:
                 self._prefetch(ticket)
 
     def load(self, ticket: Ticket, first: int, block_ids: Sequence[int], now_s: float) -> int:
@@ -147,6 +159,7 @@ class Retrieving:
         prefetch = Prefetch(
             ticket.tenant,
             ticket.keys[load.first : end],
+            ticket.keys[: load.first],
             load.pending.decision.deadline_s,
             lambda: not load.is_given_up,
             lambda num_in_memory: self._reader.post(ticket),
@@ -165,19 +178,28 @@ class Retrieving:
         def ended(num_in_memory: int) -> None:
             ticket.num_in_memory = max(ticket.num_in_memory, ticket.num_held + num_in_memory)
 
-        keys, timeout_s = ticket.keys[ticket.num_held : end], min(decision.saved_s, _MAX_PREFETCH_S)
-        self._prefetcher.post(Prefetch(ticket.tenant, keys, timeout_s, lambda: not ticket.is_over, ended))
+        leading, keys = ticket.keys[: ticket.num_held], ticket.keys[ticket.num_held : end]
+        timeout_s = min(decision.saved_s, _MAX_PREFETCH_S)
+        self._prefetcher.post(Prefetch(ticket.tenant, keys, leading, timeout_s, lambda: not ticket.is_over, ended))
+
+    def _peers_wait_s(self, compute_s: float) -> float:
+        """How long other stores may be asked for a prompt; 0 when what they have on average is not worth it."""
+        if price_lookup(compute_s, self._peers_s, self._peer_hit_rate) is Action.SKIP:
+            self._peers_s *= 1 - _WEIGHT / 10
+            return 0.0
+        return self._options.peers_wait_s
 
     def _offers(self, ticket: Ticket, first: int, num_wanted: int) -> list[Offer]:
-        num_visible = min(ticket.num_visible - first, num_wanted)
-        if ticket.num_visible <= ticket.num_held or num_visible <= 0:
+        if ticket.num_with_peers <= ticket.num_held:
             return []
-        num_in_memory = max(0, min(ticket.num_in_memory - first, num_visible))
-        offers = []
-        for tier, num_blocks in ((MEMORY, num_in_memory), (DISK, num_visible - num_in_memory)):
-            if num_blocks:
+        offers, start = [], 0
+        ends = ((MEMORY, ticket.num_in_memory), (DISK, ticket.num_visible), (PEER, ticket.num_with_peers))
+        for tier, end in ends:
+            num_blocks = min(end - first, num_wanted) - start
+            if num_blocks > 0:
                 num_bytes = num_blocks * self._memory.block_bytes
                 offers.append(self._pricer.offer(tier, num_blocks, num_bytes, self._loading_bytes))
+                start += num_blocks
         return offers
 
     def _compute_time(self, first: int) -> ComputeTime:
@@ -198,9 +220,11 @@ class Retrieving:
         return 0
 
     def _count(self, ticket: Ticket, load: Load, num_loaded: int, seconds: float) -> None:
-        stats, num_in_memory = self._stats, max(0, min(ticket.num_found_in_memory - load.first, num_loaded))
+        stats, start = self._stats, 0
         stats.num_loads += 1
         stats.load_s += seconds
         stats.loaded_bytes += num_loaded * self._memory.block_bytes
-        stats.count(stats.loaded_blocks, MEMORY, num_in_memory)
-        stats.count(stats.loaded_blocks, DISK, num_loaded - num_in_memory)
+        for tier, end in ((MEMORY, ticket.num_found_in_memory), (DISK, ticket.num_visible), (PEER, len(ticket.keys))):
+            num_blocks = max(0, min(end - load.first, num_loaded) - start)
+            stats.count(stats.loaded_blocks, tier, num_blocks)
+            start += num_blocks

@@ -37,6 +37,7 @@ def make_offload(
         write_back=config.kv_store_write_back,
         max_queued_blocks=max(config.kv_store_queued_bytes // memory.block_bytes, 1),
         lookup_wait_s=config.kv_store_lookup_wait_ms / 1e3,
+        peers_wait_s=config.kv_store_peers_wait_ms / 1e3,
         wait_budget_s=config.kv_store_wait_budget_ms / 1e3,
         tokens_per_s=tokens_per_s,
         memory_bytes_per_s=memory_bytes_per_s,

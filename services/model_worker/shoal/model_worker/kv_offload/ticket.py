@@ -57,12 +57,18 @@ class Ticket:
     """Leading ones that the device held when it was asked."""
     asked_s: float
     deadline_s: float
+    peers_wait_s: float = 0.0
+    """How long the store may ask other stores for it; 0: not at all."""
     stage: Stage = Stage.ASKED
     """ANSWERED and LOADED are written by a reading thread, and by no other."""
     is_over: bool = False
     """Nobody waits for it any more."""
     num_visible: int = 0
     """Leading keys that device and store have together. Written before ANSWERED."""
+    num_with_peers: int = 0
+    """... with those that another store has. Written before ANSWERED."""
+    asked_peers: bool = False
+    """Whether other stores were asked. Written before ANSWERED."""
     num_found_in_memory: int = 0
     """... of which the store had these in memory when it was asked. Written before ANSWERED."""
     num_in_memory: int = 0

@@ -336,22 +336,26 @@ class LookupResponse(_message.Message):
     NUM_VISIBLE_FIELD_NUMBER: _builtins.int
     NUM_IN_MEMORY_FIELD_NUMBER: _builtins.int
     NUM_WITH_PEERS_FIELD_NUMBER: _builtins.int
+    ASKED_PEERS_FIELD_NUMBER: _builtins.int
     num_visible: _builtins.int
     """Leading blocks that are visible, in any tier."""
     num_in_memory: _builtins.int
     """Leading blocks that are in memory."""
     num_with_peers: _builtins.int
     """Leading blocks that are visible here or that one other store has, where it was asked: at least num_visible."""
+    asked_peers: _builtins.bool
+    """Whether other stores were asked, which takes longer than answering alone."""
     def __init__(
         self,
         *,
         num_visible: _builtins.int = ...,
         num_in_memory: _builtins.int = ...,
         num_with_peers: _builtins.int = ...,
+        asked_peers: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_in_memory", b"num_in_memory", "num_visible", b"num_visible", "num_with_peers", b"num_with_peers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_peers", b"asked_peers", "num_in_memory", b"num_in_memory", "num_visible", b"num_visible", "num_with_peers", b"num_with_peers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
