@@ -42,7 +42,7 @@ def test_the_client_finds_and_prefetches_what_others_have(tmp_path: Path) -> Non
             assert client.lookup(keys) == (0, 0)
             assert client.locate(keys, peers_timeout_s=1.0) == (0, 0, 9, True)
             assert client.prefetch(keys, timeout_s=5.0) == 9
-            assert client.locate(keys, peers_timeout_s=1.0) == (9, 9, 9)
+            assert client.locate(keys, peers_timeout_s=1.0) == (9, 9, 9, False)
         finally:
             client.close()
 
