@@ -9,9 +9,11 @@ Called by `shoal validate -f` and `shoal up -f`. `spec.py` holds the fields, `re
 
 from shoal.operator.api.defaults import WorkerSizes, worker_sizes
 from shoal.operator.api.loading import load_manifest, parse_manifest
+from shoal.operator.api.model_rules import ModelFacts
 from shoal.operator.api.problems import ManifestError, Problem
 from shoal.operator.api.quantity import format_bytes, parse_quantity
-from shoal.operator.api.rules import Machine, ModelFacts, find_contradictions
+from shoal.operator.api.roles import WorkerRole, worker_roles
+from shoal.operator.api.rules import Machine, find_contradictions
 from shoal.operator.api.spec import InferenceService, Model
 
 __all__ = [
@@ -21,11 +23,13 @@ __all__ = [
     "Model",
     "ModelFacts",
     "Problem",
+    "WorkerRole",
     "WorkerSizes",
     "find_contradictions",
     "format_bytes",
     "load_manifest",
     "parse_manifest",
     "parse_quantity",
+    "worker_roles",
     "worker_sizes",
 ]

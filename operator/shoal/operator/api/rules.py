@@ -6,8 +6,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from shoal.operator.api.defaults import kv_store_sizes, worker_sizes
+from shoal.operator.api.laptop_rules import find_local_contradictions
+from shoal.operator.api.model_rules import (
+    ModelFacts,
+    facts_of_config,
+    find_disagreements,
+    find_model_contradictions,
+)
+from shoal.operator.api.operation_rules import find_operation_contradictions
 from shoal.operator.api.problems import Problem
 from shoal.operator.api.quantity import format_bytes, parse_quantity
+from shoal.operator.api.role_rules import find_role_contradictions
 from shoal.operator.api.spec import InferenceService, InferenceServiceSpec
 
 MIN_GPU_BLOCK_SIZE: Final = 16
@@ -25,35 +34,26 @@ class Machine:
     """NVIDIA GPUs that may be used, each by what CUDA_VISIBLE_DEVICES calls it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What the weights say about themselves, as far as it bears on sizes."""
-
-    num_layers: int
-    num_kv_heads: int
-    head_size: int
-    max_position: int
-    """Longest sequence the model was made for, in tokens."""
-    vocab_size: int | None = None
-    """Token ids are below it; None when the header does not say."""
-
-    def kv_bytes_per_token(self, dtype: str) -> int:
-        """K and V of all layers. `auto` counts as two bytes an element, the least a worker uses."""
-        element_bytes = 4 if dtype == "float32" else 2
-        return 2 * self.num_layers * self.num_kv_heads * self.head_size * element_bytes
-
-
 def find_contradictions(
     service: InferenceService, machine: Machine | None = None, model: ModelFacts | None = None
 ) -> list[Problem]:
-    """Every impossible combination. Rules that need a machine or a model are left out when it is not given."""
+    """Every impossible combination. Rules that need a machine or a model are left out when it is not given.
+
+    machine: the one on which everything is to run, as processes. model: what its files say; without them, what
+    `spec.model.config` says.
+    """
     spec = service.spec
     problems = _check_device(spec) + _check_batch(spec) + _check_model_source(spec)
     problems += _check_simulated(spec) + _check_gateway(spec) + _check_flow_control(spec) + _check_kv_store(spec)
+    problems += find_role_contradictions(spec) + find_operation_contradictions(spec)
     if machine is not None:
-        problems += _check_machine(spec, machine)
-    if model is not None:
-        problems += _check_model(spec, model)
+        problems += find_local_contradictions(spec) + _check_machine(spec, machine)
+    if model is not None and spec.model.config is not None:
+        problems += find_disagreements(spec.model.config, model)
+    if model is None and spec.model.config is not None:
+        model = facts_of_config(spec.model.config)
+    if model is not None and not problems:
+        problems += find_model_contradictions(spec, model)
     return problems
 
 
@@ -103,8 +103,9 @@ def _check_kv_store(spec: InferenceServiceSpec) -> list[Problem]:
         problems.append(Problem(f"{path}.ssd", f"needs memory in front of it; give {path}.cpu"))
     if kv_cache.ssd_folder is not None and kv_cache.ssd is None:
         problems.append(Problem(f"{path}.ssdFolder", f"has no meaning without {path}.ssd"))
-    if kv_cache.ssd is not None and kv_cache.ssd_folder is None:
-        problems.append(Problem(f"{path}.ssd", f"needs a place; give {path}.ssdFolder, a folder of this service alone"))
+    if kv_cache.ssd is not None and (kv_cache.ssd_folder is None) == (kv_cache.ssd_volume is None):
+        message = f"needs a place; give {path}.ssdFolder, a folder of this service alone, or on Kubernetes ssdVolume"
+        problems.append(Problem(f"{path}.ssd", message))
     for name, given, smallest in (("cpu", kv_cache.cpu, MIN_KV_STORE), ("ssd", kv_cache.ssd, MIN_KV_DISK)):
         if given is not None and parse_quantity(given) < smallest:
             message = f"{given!r} is too small for a KV store; give {format_bytes(smallest)} or more"
@@ -210,28 +211,3 @@ def _check_gpus(spec: InferenceServiceSpec, machine: Machine) -> list[Problem]:
         message = f"{replicas} workers need a GPU each, and this machine has {num_gpus}; give at most {num_gpus}"
         return [Problem("spec.workers.replicas", message)]
     return []
-
-
-def _check_model(spec: InferenceServiceSpec, model: ModelFacts) -> list[Problem]:
-    problems = []
-    wanted = spec.model.max_model_len
-    if wanted is not None and wanted > model.max_position:
-        message = f"{wanted} is more than the {model.max_position} tokens that the model was made for"
-        problems.append(Problem("spec.model.maxModelLen", message))
-    sizes = worker_sizes(spec)
-    if sizes.kv_cache_memory_bytes is None:  # the worker will find out
-        return problems
-    block_bytes = model.kv_bytes_per_token(spec.model.dtype) * sizes.block_size
-    num_blocks = sizes.kv_cache_memory_bytes // block_bytes
-    num_tokens = num_blocks * sizes.block_size
-    if num_blocks < 2:
-        message = f"{sizes.kv_cache_memory} holds {num_blocks} blocks of {format_bytes(block_bytes)}; give at least 2"
-        problems.append(Problem("spec.kvCache.memory", message))
-    elif wanted is not None and wanted > num_tokens:
-        needed = format_bytes(-(-wanted // sizes.block_size) * block_bytes)
-        message = (
-            f"{wanted} tokens do not fit spec.kvCache.memory = {sizes.kv_cache_memory}, which holds {num_tokens}; give "
-            f"at most {num_tokens}, or {needed} of memory"
-        )
-        problems.append(Problem("spec.model.maxModelLen", message))
-    return problems
