@@ -180,7 +180,7 @@ ARCHITECTURE = [
     ("llama.attention.head_count", 4, struct.pack("<I", 9)),
     ("llama.attention.head_count_kv", 4, struct.pack("<I", 3)),
 ]
-FACTS = ModelFacts(num_layers=30, num_kv_heads=3, head_size=64, max_position=2048)
+FACTS = ModelFacts(num_layers=30, num_kv_heads=3, head_size=64, max_position=2048, num_attention_heads=9)
 
 
 def test_facts_of_gguf(tmp_path: Path) -> None:
@@ -199,6 +199,25 @@ def test_facts_of_a_folder(tmp_path: Path) -> None:
     assert read_model_facts(tmp_path) == FACTS
     (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048, "vocab_size": 49152}))
     assert read_model_facts(tmp_path) == replace(FACTS, vocab_size=49152)
+    (tmp_path / "config.json").write_text(
+        json.dumps({"text_config": config | {"max_position_embeddings": 2048, "n_routed_experts": 64}})
+    )
+    assert read_model_facts(tmp_path) == replace(FACTS, num_experts=64)
+    compressed = config | {"max_position_embeddings": 2048, "kv_lora_rank": 512}
+    (tmp_path / "config.json").write_text(json.dumps(compressed))
+    assert read_model_facts(tmp_path) is None, "its KV is not as large as its heads say"
+
+
+def test_parameters_are_counted_by_the_size_of_files(tmp_path: Path) -> None:
+    config = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576}
+    (tmp_path / "model.safetensors").write_bytes(bytes(2000))
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"max_position_embeddings": 2048, "torch_dtype": "bfloat16"})
+    )
+    facts = read_model_facts(tmp_path)
+    assert facts == replace(FACTS, num_parameters=1000)
+    assert facts.weights_in_memory("float32", "auto") == 4000
+    assert facts.weights_in_memory("auto", "fp8") == 1000
 
 
 @pytest.mark.parametrize(
