@@ -21,6 +21,8 @@ _COMMANDS = {
     "validate": "validate",
     "plan": "plan",
     "crd": "crd",
+    "status": "status",
+    "doctor": "doctor",
     "bench": "bench",
     "kv": "kv",
     "demo": "demo",

@@ -113,7 +113,23 @@ class ApiClient:
         content_type: str = "application/json",
     ) -> Manifest:
         """One call. Raises ApiError."""
-        headers = {"Content-Type": content_type, "Accept": "application/json"}
+        decoded: Manifest = msgspec.json.decode(await self._send(method, path, body, query, content_type))
+        return decoded
+
+    async def request_text(self, path: str, query: Mapping[str, str] | None = None) -> str:
+        """Reads what is no object, such as a container's log. Raises ApiError."""
+        return (await self._send("GET", path, None, query, accept="*/*")).decode(errors="replace")
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        query: Mapping[str, str] | None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> bytes:
+        headers = {"Content-Type": content_type, "Accept": accept}
         await self._api.update_params_for_auth(headers, [], ["BearerToken"])
         url = f"{self.configuration.host}{path}"
         try:
@@ -130,8 +146,8 @@ class ApiClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             text = f"{self.configuration.host} cannot be reached: {error or type(error).__name__}"
             raise ApiError(0, "Unreachable", text) from error
-        decoded: Manifest = msgspec.json.decode(answer.data)
-        return decoded
+        data: bytes = answer.data
+        return data
 
 
 def collection_path(kind: Kind, namespace: str | None) -> str:
