@@ -35,7 +35,10 @@ def read_model_facts(path: Path) -> ModelFacts | None:
 
 
 def _read_gguf(path: Path) -> tuple[Mapping[str, Any], int] | None:
-    """Metadata and number of parameters; None for what is no GGUF file. The whole header is read, to find a download that ended too early."""
+    """Metadata and number of parameters; None for what is no GGUF file.
+
+    The whole header is read, to find a download that ended too early.
+    """
     try:
         if path.is_dir() or not (path.suffix == ".gguf" or is_gguf(path)):
             return None

@@ -13,8 +13,9 @@ import yaml
 
 from shoal.operator.api import ManifestError, find_contradictions, parse_manifest
 from shoal.operator.api.kubernetes_rules import find_kubernetes_contradictions
+from support.bad_manifests import BAD_MANIFESTS
 from support.control_plane.cluster import ControlPlane
-from support.manifests import BAD_MANIFESTS, EVERYTHING_ON_KUBERNETES, MINIMAL_ON_KUBERNETES, with_fields
+from support.manifests import EVERYTHING_ON_KUBERNETES, MINIMAL_ON_KUBERNETES, ROLES_ON_KUBERNETES, with_fields
 
 pytestmark = pytest.mark.cluster
 EXAMPLES = sorted((Path(__file__).parents[4] / "examples").glob("*.yaml"))
@@ -71,6 +72,17 @@ def test_every_field_is_accepted(control_plane: ControlPlane, namespace: str) ->
     assert created["spec"]["workers"]["resources"] == {"cpu": 3, "memory": "8Gi"}
     filled = yaml.safe_dump({**manifest, "spec": created["spec"]})
     assert parse_manifest(filled, "m.yaml").spec == parse_manifest(EVERYTHING_ON_KUBERNETES, "m.yaml").spec
+
+
+def test_every_field_of_roles_is_accepted(control_plane: ControlPlane, namespace: str) -> None:
+    manifest = yaml.safe_load(ROLES_ON_KUBERNETES)
+    created = create(control_plane, namespace, manifest)
+    pods = created["spec"]["podTemplate"]["worker"]["spec"]["containers"]
+    assert pods == [{"name": "worker", "env": [{"name": "A", "value": "b"}]}], (
+        "Kubernetes' own fields are kept as given"
+    )
+    filled = yaml.safe_dump({**manifest, "spec": created["spec"]})
+    assert parse_manifest(filled, "m.yaml").spec == parse_manifest(ROLES_ON_KUBERNETES, "m.yaml").spec
 
 
 @pytest.mark.parametrize(("fields", "field", "words"), BAD_MANIFESTS, ids=lambda value: str(value)[:60])

@@ -1,40 +1,12 @@
-"""The rules over several fields that the API server can check by itself (CEL), as `rules.py` has them.
-
-Each has the same meaning as a rule there and points at the same field; tests hold both to one table of bad manifests.
-Expressions see the object after defaulting, `self` being the whole object. Messages quote text and no numbers: the API
-server takes the length of a number as text for unbounded, and refuses schemas whose messages could be long.
-"""
+"""The rules of `rules.py` and `kubernetes_rules.py`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from shoal.operator.api.kubernetes_rules import MAX_NAME_LENGTH, MODELS_DIR, POD_PORTS
+from shoal.operator.api.cel.rule import Rule
+from shoal.operator.api.kubernetes_rules import DEFAULT_PORT, MAX_NAME_LENGTH, MODELS_DIR, POD_PORTS
 from shoal.operator.api.rules import MIN_GPU_BLOCK_SIZE
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One validation rule of the schema."""
-
-    expression: str
-    """True for what is allowed."""
-    message: str
-    """A CEL expression of text, so that it can quote what was given."""
-    field: str = ""
-    """What it is about, below the object."""
-
-    def as_schema(self) -> dict[str, Any]:
-        """As in `x-kubernetes-validations`."""
-        # The fallback is for an expression that fails, which none should.
-        schema = {
-            "rule": self.expression,
-            "messageExpression": self.message,
-            "message": f"{self.field} is not possible",
-        }
-        return schema | ({"fieldPath": f".{self.field}"} if self.field else {})
-
 
 _WORKERS: Final = "self.spec.workers"
 _SIMULATED: Final = f"{_WORKERS}.simulated"
@@ -42,6 +14,7 @@ _KV: Final = "self.spec.kvCache"
 _FLOW: Final = "self.spec.flowControl"
 _MODEL: Final = "self.spec.model"
 _PICKER: Final = "self.spec.gateway.endpointPicker"
+PUBLIC_PORT: Final = f"(self.spec.gateway.port == 0 ? {DEFAULT_PORT} : self.spec.gateway.port)"
 _AUTH: Final = "self.spec.gateway.auth"
 # As `defaults.py` has them: on a GPU, real or simulated, more.
 _ON_GPU: Final = f"({_WORKERS}.device == 'cuda' || (has({_SIMULATED}) && has({_SIMULATED}.model)))"
@@ -54,7 +27,7 @@ def _within(path: str, limit: str) -> str:
     return f"!has({path}) || {path} <= {limit}"
 
 
-RULES: Final = (
+BASE_RULES: Final = (
     Rule(
         f"self.metadata.name.size() <= {MAX_NAME_LENGTH} && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
         f"'metadata.name: ' + self.metadata.name + ' names Services and pods; give at most {MAX_NAME_LENGTH} of a-z, "
@@ -79,24 +52,24 @@ RULES: Final = (
         "spec.kvCache.blockSize",
     ),
     Rule(
-        f"!has({_KV}.cpu)",
-        "'nodes have no KV store on Kubernetes; leave it out'",
-        "spec.kvCache.cpu",
-    ),
-    Rule(
         f"!has({_KV}.ssd) || has({_KV}.cpu)",
         "'needs memory in front of it; give spec.kvCache.cpu'",
         "spec.kvCache.ssd",
     ),
     Rule(
-        f"!has({_KV}.ssd) || has({_KV}.ssdFolder)",
-        "'needs a place; give spec.kvCache.ssdFolder, a folder of this service alone'",
+        f"!has({_KV}.ssd) || has({_KV}.ssdVolume)",
+        "'needs a place; give spec.kvCache.ssdVolume'",
         "spec.kvCache.ssd",
     ),
     Rule(
-        f"!has({_KV}.ssdFolder) || has({_KV}.ssd)",
-        "'has no meaning without spec.kvCache.ssd'",
+        f"!has({_KV}.ssdFolder)",
+        "'is not in the pods; give spec.kvCache.ssdVolume'",
         "spec.kvCache.ssdFolder",
+    ),
+    Rule(
+        f"!has({_KV}.cpu) || {_WORKERS}.device != 'simulated'",
+        "'has no meaning for spec.workers.device = simulated, which has no KV to store; leave it out'",
+        "spec.kvCache.cpu",
     ),
     Rule(
         f"{_WORKERS}.device == 'simulated' || !has({_SIMULATED})",
@@ -147,7 +120,7 @@ RULES: Final = (
         "spec.gateway.endpointPicker",
     ),
     Rule(
-        f"!has({_PICKER}) || !({_PICKER}.port in {list(POD_PORTS)} || {_PICKER}.port == self.spec.gateway.port)",
+        f"!has({_PICKER}) || !({_PICKER}.port in {list(POD_PORTS)} || {_PICKER}.port == {PUBLIC_PORT})",
         f"'is taken, by pods ({', '.join(map(str, POD_PORTS))}) or by spec.gateway.port; give another, such as 9002'",
         "spec.gateway.endpointPicker.port",
     ),
