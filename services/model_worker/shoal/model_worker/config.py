@@ -73,6 +73,21 @@ class WorkerConfig:
     engine_nice: Annotated[int, Meta(ge=0, le=19)] = option(
         19, "Niceness of the computing process on a CPU: what carries its tokens goes first. 0: equal shares."
     )
+    role: Literal["both", "prefill", "decode"] = option(
+        "both", "Its part in requests. Reading prompts and writing answers apart is not there yet: others are refused."
+    )
+    tensor_parallel_size: Positive = option(1, "Devices that share each layer; more than 1 is refused for now.")
+    pipeline_parallel_size: Positive = option(1, "Groups of layers on devices of their own; the same.")
+    expert_parallel_size: Positive = option(1, "Devices that share the experts of a layer; the same.")
+    data_parallel_size: Positive = option(1, "Copies of what is not experts; the same. Other workers are no copies.")
+    quantization: Literal["auto", "none", "fp8", "awq", "gptq"] = option(
+        "auto", "How weights are made smaller; auto: as the model's files say. Others than auto and none are refused."
+    )
+    speculative_method: Literal["", "ngram", "draft_model", "eagle"] = option(
+        "", "Who guesses tokens ahead; empty: nobody. All others are refused for now."
+    )
+    num_speculative_tokens: NotNegative = option(0, "Tokens guessed at a time; more than 0 is refused for now.")
+    draft_model: str = option("", "URI of the model that guesses; refused for now.")
     seed: NotNegative = option(0, "Seeds dummy weights. Requests without a seed draw their own.")
     coalesce_above_streams: NotNegative = option(
         8, "Up to this many streams each token is sent at once; with more, several share a message."
