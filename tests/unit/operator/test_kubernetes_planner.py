@@ -111,10 +111,11 @@ def test_services_lead_to_ports_that_pods_have(service: InferenceService) -> Non
             for port in container["ports"]
         }
         assert {port["targetPort"] for port in found["spec"]["ports"]} <= open_ports
+        podlabels = chosen[0]["metadata"]["labels"].items()
         policies = [
             policy["spec"]["ingress"]
             for (kind, _), policy in objects.items()
-            if kind == "NetworkPolicy" and policy["spec"]["podSelector"]["matchLabels"].items() == wanted
+            if kind == "NetworkPolicy" and policy["spec"]["podSelector"]["matchLabels"].items() <= podlabels
         ]
         allowed = {port["port"] for rules in policies for rule in rules for port in rule["ports"]}
         assert {port["targetPort"] for port in found["spec"]["ports"]} <= allowed

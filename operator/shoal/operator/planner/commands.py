@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from shoal.operator.api import InferenceService, worker_sizes
 from shoal.operator.api.defaults import KvStoreSizes
+from shoal.operator.api.roles import WorkerRole
 from shoal.operator.api.spec import EndpointPicker, Failover, Workers
 from shoal.operator.envoy import Endpoint
 from shoal.operator.planner.plan import Observed
@@ -35,8 +36,9 @@ def worker(
     threads: int,
     drain_timeout_s: float,
     kv_store: KvStorePlace | None = None,
+    role: WorkerRole | None = None,
 ) -> tuple[str, ...]:
-    """`shoal-worker`."""
+    """`shoal-worker`. `role`: its part in requests and how the model is divided; None: all of it, on one device."""
     spec, sizes = service.spec, worker_sizes(service.spec)
     flags: Flags = {
         "model": observed.model_path,
@@ -53,6 +55,7 @@ def worker(
         "max-num-batched-tokens": sizes.max_num_batched_tokens,
         "max-queued-requests": spec.workers.max_queued_requests,
         **_simulated(spec.workers, observed),
+        **({} if role is None else _part(role)),
         **({} if kv_store is None else {"kv-store-socket": kv_store.socket, "kv-store-address": kv_store.address}),
         "drain-timeout-s": drain_timeout_s,
     }
@@ -152,6 +155,16 @@ def environment(*, num_threads: int, gpu: str | None = None) -> dict[str, str]:
     can be read."""
     shown = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     return {"OMP_NUM_THREADS": str(num_threads), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **shown}
+
+
+def _part(role: WorkerRole) -> Flags:
+    return {
+        "role": role.name,
+        "tensor-parallel-size": role.parallelism.tensor,
+        "pipeline-parallel-size": role.parallelism.pipeline,
+        "expert-parallel-size": role.parallelism.expert,
+        "data-parallel-size": role.parallelism.data,
+    }
 
 
 def _simulated(workers: Workers, observed: Observed) -> Flags:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from shoal.operator.api import InferenceService
+from shoal.operator.api.roles import worker_roles
 from shoal.operator.envoy import Endpoint, EnvoyOptions
 from shoal.operator.planner.kubernetes.platform import Owner, Platform
 
@@ -29,7 +30,7 @@ def envoy_options(service: InferenceService, platform: Platform, owner: Owner) -
         admin_socket=f"{RUN_DIR}/admin.sock",
         edge=Endpoint("0.0.0.0", EDGE_PORT),  # noqa: S104  # a pod's own address
         mesh=Endpoint("127.0.0.1", MESH_PORT),
-        num_workers=spec.workers.replicas,
+        num_workers=worker_roles(spec)[-1].replicas,
         balancing="prefix_hash" if spec.routing.policy == "prefix_hash" else "orca",
         access_log=_ACCESS_LOG if spec.observability.access_log else None,
         control_plane=platform.control_plane,

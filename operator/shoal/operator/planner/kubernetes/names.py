@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from shoal.operator.api import InferenceService
@@ -13,6 +14,10 @@ FIELD_MANAGER: Final = "shoal-operator"
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 OWNER_LABEL: Final = "shoal.dev/inferenceservice"
 COMPONENT_LABEL: Final = "app.kubernetes.io/component"
+GROUP_LABEL: Final = "shoal.dev/group"
+"""On workers: the hash of what their group cannot change in place."""
+ENDPOINT_LABEL: Final = "shoal.dev/endpoint"
+"""On pods that answer for a worker: of which Service they are endpoints. Other pods of the same worker lack it."""
 
 
 def object_name(service: InferenceService, component: str) -> str:
@@ -45,13 +50,15 @@ def manifest(
     component: str,
     *,
     name: str | None = None,
+    labelled: Mapping[str, str] | None = None,
     **fields: Any,
 ) -> Manifest:
-    """An object of the service's namespace, owned by the service, with `fields` beside its metadata."""
+    """An object of the service's namespace, owned by the service, with `fields` beside its metadata. `labelled`: more
+    labels."""
     metadata: dict[str, Any] = {
         "name": name or object_name(service, component),
         "namespace": owner.namespace,
-        "labels": labels(service, component),
+        "labels": {**labels(service, component), **(labelled or {})},
     }
     if owner.uid is not None:
         metadata["ownerReferences"] = [

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from shoal.operator.api import InferenceService
+from shoal.operator.api.roles import WorkerRole, worker_roles
 from shoal.operator.planner.kubernetes import gateways, tokenizers, workers
 from shoal.operator.planner.kubernetes.envoy import EDGE_PORT
-from shoal.operator.planner.kubernetes.names import manifest, selector
+from shoal.operator.planner.kubernetes.names import ENDPOINT_LABEL, OWNER_LABEL, manifest, selector
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner
 from shoal.operator.planner.kubernetes.pods import GRPC_PORT, METRICS_PORT
 
@@ -23,6 +24,7 @@ def services(service: InferenceService, owner: Owner) -> list[Manifest]:
     edge += [] if picker is None else [_port("picker", picker.port, picker.port)]
     behind = [_port(name, port, port) for name, port in gateways.gateway_ports(service).items() if name != "picker"]
     grpc = _port("grpc", GRPC_PORT, GRPC_PORT)
+    endpoints = sorted({workers.endpoint_of(role) for role in worker_roles(service.spec)} | {workers.COMPONENT})
     public = {
         "type": "ClusterIP",
         "selector": selector(service.metadata.name, gateways.COMPONENT),
@@ -34,7 +36,7 @@ def services(service: InferenceService, owner: Owner) -> list[Manifest]:
         # reaches a gateway, which may be its own.
         _headless(service, owner, gateways.COMPONENT, [grpc, *behind], publishNotReadyAddresses=True),
         _headless(service, owner, tokenizers.COMPONENT, [grpc]),
-        _headless(service, owner, workers.COMPONENT, [grpc]),
+        *(_for_workers(service, owner, endpoint, grpc) for endpoint in endpoints),
     ]
 
 
@@ -48,9 +50,27 @@ def network_policies(service: InferenceService, owner: Owner) -> list[Manifest]:
     rules = {
         gateways.COMPONENT: [_allow(public), _allow(behind, ours)],
         tokenizers.COMPONENT: for_gateways,
-        workers.COMPONENT: for_gateways,
+        **{role.component: [*for_gateways, *_among_ranks(service, role)] for role in worker_roles(service.spec)},
     }
     return [_policy(service, owner, component, ingress) for component, ingress in rules.items()]
+
+
+def _among_ranks(service: InferenceService, role: WorkerRole) -> list[_Rule]:
+    """Pods of one worker agree on ports among themselves."""
+    if role.num_pods == 1:
+        return []
+    ranks = {"podSelector": {"matchLabels": selector(service.metadata.name, role.component)}}
+    return [{"from": [ranks]}]
+
+
+def _for_workers(service: InferenceService, owner: Owner, endpoint: str, port: dict[str, Any]) -> Manifest:
+    """Pods that answer, of all groups: a new one's as they become ready, an old one's until they go."""
+    spec = {
+        "clusterIP": "None",
+        "selector": {OWNER_LABEL: service.metadata.name, ENDPOINT_LABEL: endpoint},
+        "ports": [port],
+    }
+    return manifest(service, owner, "v1", "Service", endpoint, spec=spec)
 
 
 def _headless(

@@ -8,14 +8,16 @@ from typing import Final
 from msgspec.structs import replace
 
 from shoal.operator.api import InferenceService, Machine
+from shoal.operator.api.roles import worker_roles
 from shoal.operator.api.spec import Auth
-from shoal.operator.planner.kubernetes import gateways, network, tokenizers, workers
+from shoal.operator.planner.kubernetes import gateways, network, tokenizers
+from shoal.operator.planner.kubernetes.groups import plan_groups
 from shoal.operator.planner.kubernetes.names import manifest, selector
+from shoal.operator.planner.kubernetes.observed import Observed
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
+from shoal.operator.planner.kubernetes.workers import LWS_API, workers
 from shoal.operator.planner.model_uri import model_source
-from shoal.operator.planner.plan import Observed
-
-_COMPONENTS: Final = (gateways.COMPONENT, tokenizers.COMPONENT, workers.COMPONENT)
+from shoal.operator.planner.plan import Observed as InPods
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +38,22 @@ KINDS: Final = (
     Kind("apps/v1", "StatefulSet", "statefulsets"),
     Kind("apps/v1", "Deployment", "deployments"),
 )
-"""In the order in which to apply them: what pods need comes before pods."""
+"""What every cluster has, in the order in which to apply them: what pods need comes before pods."""
+OPTIONAL_KINDS: Final = (Kind(LWS_API, "LeaderWorkerSet", "leaderworkersets"),)
+"""What plans hold where `Platform.apis` says that the cluster has it; applied after the others."""
+ALL_KINDS: Final = (*KINDS, *OPTIONAL_KINDS)
 
 
-def plan(service: InferenceService, platform: Platform, owner: Owner) -> tuple[Manifest, ...]:
-    """The objects, in the order of KINDS and of their names.
+def plan(
+    service: InferenceService, platform: Platform, owner: Owner, observed: Observed | None = None
+) -> tuple[Manifest, ...]:
+    """The objects, in the order of ALL_KINDS and of their names. observed: what is there already; None: nothing is.
 
-    The service must be free of contradictions, those of Kubernetes included.
+    The service must be free of contradictions, those of Kubernetes included. While workers are replaced a plan is one
+    step, and the next one comes of what that led to: plan again whenever `observe` says something else.
     """
     seen = _seen_in_pods(service)
-    observed = Observed(
+    in_pods = InPods(
         machine=Machine(num_cores=1, memory_bytes=0),
         run_dir="/run/shoal",
         log_dir="/tmp",  # noqa: S108  # the pod's own
@@ -54,14 +62,17 @@ def plan(service: InferenceService, platform: Platform, owner: Owner) -> tuple[M
         envoy="envoy",
         ports={},
     )
+    components = (gateways.COMPONENT, tokenizers.COMPONENT, *(role.component for role in worker_roles(seen.spec)))
     objects = [
-        manifest(seen, owner, "v1", "ServiceAccount", name, automountServiceAccountToken=False) for name in _COMPONENTS
+        manifest(seen, owner, "v1", "ServiceAccount", name, automountServiceAccountToken=False) for name in components
     ]
     objects += network.network_policies(seen, owner) + network.services(seen, owner)
-    objects += [_disruption_budget(seen, owner, name) for name in _COMPONENTS]
-    for component in (workers.workers, tokenizers.tokenizers, gateways.gateways):
-        objects += component(seen, observed, platform, owner)
-    order = {kind.kind: index for index, kind in enumerate(KINDS)}
+    objects += [_disruption_budget(seen, owner, name) for name in components]
+    groups = plan_groups(seen, observed or Observed())
+    objects += [*groups.draining, *(workers(seen, in_pods, platform, owner, group) for group in groups.groups)]
+    for component in (tokenizers.tokenizers, gateways.gateways):
+        objects += component(seen, in_pods, platform, owner)
+    order = {kind.kind: index for index, kind in enumerate(ALL_KINDS)}
     return tuple(sorted(objects, key=lambda found: (order[found["kind"]], found["metadata"]["name"])))
 
 

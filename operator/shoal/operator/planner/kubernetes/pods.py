@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from shoal.operator.api import InferenceService
@@ -34,6 +34,8 @@ class Pod:
     volumes: Sequence[Mapping[str, Any]] = ()
     drain_timeout_s: float
     """How long its containers may take to end their streams."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """More of them."""
     annotations: Mapping[str, str] | None = None
     fields: Mapping[str, Any] | None = None
     """More of the pod's spec."""
@@ -41,7 +43,7 @@ class Pod:
 
 def pod_template(service: InferenceService, pod: Pod) -> dict[str, Any]:
     """As in a Deployment or StatefulSet."""
-    metadata: dict[str, Any] = {"labels": labels(service, pod.component)}
+    metadata: dict[str, Any] = {"labels": {**labels(service, pod.component), **pod.labels}}
     if pod.annotations:
         metadata["annotations"] = dict(pod.annotations)
     spec = {

@@ -1,15 +1,20 @@
-"""The engines: a StatefulSet, so that each worker has a name that it keeps."""
+"""The engines. A worker that is one pod is one of a StatefulSet, so that it keeps its name; one that is several pods is
+a group of a LeaderWorkerSet, whose first pod answers for all of them."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
 
 from shoal.operator.api import InferenceService, parse_quantity, worker_sizes
 from shoal.operator.api.kubernetes_rules import MODELS_DIR
 from shoal.operator.api.quantity import parse_cpu
+from shoal.operator.api.roles import WorkerRole
 from shoal.operator.planner import commands
-from shoal.operator.planner.kubernetes.names import manifest, selector
+from shoal.operator.planner.kubernetes.groups import PlannedGroup
+from shoal.operator.planner.kubernetes.names import ENDPOINT_LABEL, GROUP_LABEL, manifest, object_name, selector
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
 from shoal.operator.planner.kubernetes.pods import (
     GRPC_PORT,
@@ -22,24 +27,103 @@ from shoal.operator.planner.kubernetes.pods import (
 )
 from shoal.operator.planner.plan import Observed
 
-COMPONENT = "worker"
-DRAIN_TIMEOUT_S = 60.0
-_START_DEADLINE_S = 3600.0  # fetches and reads the weights
-_GPU = "nvidia.com/gpu"
-_CORES = {"cpu": 4, "cuda": 4, "simulated": 1}
+COMPONENT: Final = "worker"
+"""Of the Service that requests go through, whatever the roles."""
+LWS_API: Final = "leaderworkerset.x-k8s.io/v1"
+_GROUP_KEY: Final = "leaderworkerset.sigs.k8s.io/group-key"
+_START_DEADLINE_S: Final = 3600.0  # fetches and reads the weights
+_GPU: Final = "nvidia.com/gpu"
+_GPU_PRODUCT: Final = "nvidia.com/gpu.product"
+_CORES: Final = {"cpu": 4, "cuda": 4, "simulated": 1}
 
 
-def workers(service: InferenceService, observed: Observed, platform: Platform, owner: Owner) -> list[Manifest]:
-    """The StatefulSet."""
-    spec = service.spec
-    threads = _threads(service)
+def workers(
+    service: InferenceService, observed: Observed, platform: Platform, owner: Owner, group: PlannedGroup
+) -> Manifest:
+    """The group's workload."""
+    pod = _pod(service, observed, platform, group)
+    labelled = {GROUP_LABEL: group.hash}
+    if group.kind == "StatefulSet":
+        answering = {ENDPOINT_LABEL: endpoint_of(group.role)}
+        spec = {
+            "replicas": group.replicas,
+            "serviceName": object_name(service, endpoint_of(group.role)),
+            # Workers do not wait for each other.
+            "podManagementPolicy": "Parallel",
+            "updateStrategy": {"type": "RollingUpdate"},
+            "selector": {"matchLabels": {**selector(service.metadata.name, group.role.component), **labelled}},
+            "template": pod_template(service, _labelled(pod, {**labelled, **answering})),
+        }
+        version = "apps/v1"
+    else:
+        spec, version = _several_pods(service, group, pod), LWS_API
+    component = group.role.component
+    return manifest(service, owner, version, group.kind, component, name=group.name, labelled=labelled, spec=spec)
+
+
+def endpoint_of(role: WorkerRole) -> str:
+    """Whose Service has the role's pods: requests go to `worker`, whether they do all of it or only write answers."""
+    return "prefill" if role.name == "prefill" else COMPONENT
+
+
+def _several_pods(service: InferenceService, group: PlannedGroup, pod: Pod) -> dict[str, Any]:
+    labelled = {GROUP_LABEL: group.hash}
+    leader = pod_template(service, _labelled(pod, {**labelled, ENDPOINT_LABEL: endpoint_of(group.role)}))
+    follower = pod_template(service, _labelled(pod, labelled))
+    for template in (leader, follower):
+        # Ranks of a worker belong side by side, not spread.
+        template["spec"].pop("topologySpreadConstraints")
+        template["spec"]["affinity"] = _side_by_side()
+    for container in follower["spec"]["containers"]:
+        # Only the leader answers calls; what becomes of the others it tells.
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            container.pop(probe, None)
+    return {
+        "replicas": group.replicas,
+        "startupPolicy": "LeaderCreated",
+        "rolloutStrategy": {
+            "type": "RollingUpdate",
+            "rollingUpdateConfiguration": {"maxUnavailable": 1, "maxSurge": 0, "partition": 0},
+        },
+        # Each worker has a Service of its own for its pods' names: `NAME-worker` is for those that answer.
+        "networkConfig": {"subdomainPolicy": "UniquePerReplica"},
+        "leaderWorkerTemplate": {
+            "size": group.role.num_pods,
+            # Ranks that lost one of them cannot go on, nor let it join again.
+            "restartPolicy": "RecreateGroupOnPodRestart",
+            "leaderTemplate": leader,
+            "workerTemplate": follower,
+        },
+    }
+
+
+def _side_by_side() -> dict[str, Any]:
+    term = {
+        "topologyKey": "topology.kubernetes.io/zone",
+        "labelSelector": {"matchExpressions": [{"key": _GROUP_KEY, "operator": "Exists"}]},
+        "matchLabelKeys": [_GROUP_KEY],
+    }
+    return {
+        "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
+    }
+
+
+def _labelled(pod: Pod, more: Mapping[str, str]) -> Pod:
+    return replace(pod, labels={**pod.labels, **more})
+
+
+def _pod(service: InferenceService, observed: Observed, platform: Platform, group: PlannedGroup) -> Pod:
+    spec, role = service.spec, group.role
+    threads = _threads(service, role)
+    drain_timeout_s = float(spec.rollout.drain_seconds)
     argv = commands.worker(
         service,
         observed,
         "0.0.0.0",  # noqa: S104  # a pod's own address; NetworkPolicies say who may come
         {"grpc": GRPC_PORT, "metrics": METRICS_PORT},
         threads=threads,
-        drain_timeout_s=DRAIN_TIMEOUT_S,
+        drain_timeout_s=drain_timeout_s,
+        role=role,
     )
     on_gpu = spec.workers.device == "cuda"
     engine = service_container(
@@ -49,41 +133,38 @@ def workers(service: InferenceService, observed: Observed, platform: Platform, o
         env={**commands.environment(num_threads=threads), **model_environment()},
         start_deadline_s=_START_DEADLINE_S,
         ports={},
-        resources=_resources(service, threads),
+        resources=_resources(service, role, threads),
         mounts={"models": MODELS_DIR, **({"shm": "/dev/shm"} if on_gpu else {})},  # noqa: S108  # the pod's own
     )
     volumes = [model_volume(service), *([{"name": "shm", "emptyDir": {"medium": "Memory"}}] if on_gpu else [])]
-    pod = Pod(
-        component=COMPONENT,
+    return Pod(
+        component=role.component,
         containers=[engine],
         volumes=volumes,
-        drain_timeout_s=DRAIN_TIMEOUT_S,
-        fields={"tolerations": [{"key": _GPU, "operator": "Exists", "effect": "NoSchedule"}]} if on_gpu else None,
+        drain_timeout_s=drain_timeout_s,
+        fields=_placement(role) if on_gpu else None,
     )
-    stateful_set = {
-        "replicas": spec.workers.replicas,
-        "serviceName": f"{service.metadata.name}-{COMPONENT}",
-        # Workers do not wait for each other.
-        "podManagementPolicy": "Parallel",
-        "updateStrategy": {"type": "RollingUpdate"},
-        "selector": {"matchLabels": selector(service.metadata.name, COMPONENT)},
-        "template": pod_template(service, pod),
-    }
-    return [manifest(service, owner, "apps/v1", "StatefulSet", COMPONENT, spec=stateful_set)]
 
 
-def _threads(service: InferenceService) -> int:
+def _placement(role: WorkerRole) -> dict[str, Any]:
+    """Nodes with GPUs let in who says so. Which of them: what the scheduler counts, and what the spec names."""
+    product = role.resources.gpu_product
+    chosen = {} if product is None else {"nodeSelector": {_GPU_PRODUCT: product}}
+    return {"tolerations": [{"key": _GPU, "operator": "Exists", "effect": "NoSchedule"}], **chosen}
+
+
+def _threads(service: InferenceService, role: WorkerRole) -> int:
     """As asked, or as many as there are cores."""
     asked = service.spec.workers
     if asked.threads is not None:
         return asked.threads
-    if asked.resources.cpu is not None:
-        return max(1, math.floor(parse_cpu(asked.resources.cpu)))
-    return _CORES[asked.device]
+    if role.resources.cpu is not None:
+        return max(1, math.floor(parse_cpu(role.resources.cpu)))
+    return _CORES[asked.device] * max(1, role.gpus_per_pod)
 
 
-def _resources(service: InferenceService, threads: int) -> dict[str, Any]:
-    asked = service.spec.workers.resources
+def _resources(service: InferenceService, role: WorkerRole, threads: int) -> dict[str, Any]:
+    asked = role.resources
     requests: dict[str, str] = {"cpu": str(asked.cpu if asked.cpu is not None else threads)}
     limits: dict[str, str] = {}
     if asked.memory is not None:
@@ -91,6 +172,6 @@ def _resources(service: InferenceService, threads: int) -> dict[str, Any]:
     else:
         kv_cache_bytes = worker_sizes(service.spec).kv_cache_memory_bytes or 0
         requests["memory"] = str(kv_cache_bytes + (1 << 30))
-    if service.spec.workers.device == "cuda":
-        requests[_GPU] = limits[_GPU] = "1"
+    if role.gpus_per_pod:
+        requests[_GPU] = limits[_GPU] = str(role.gpus_per_pod)
     return {"requests": requests} | ({"limits": limits} if limits else {})
