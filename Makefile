@@ -35,7 +35,7 @@ test: $(STAMP) ## Run every test that needs neither a GPU nor a cluster
 cluster: $(STAMP) ## Run a Kubernetes control plane to try things on, until Ctrl-C; pods only pretend to run
 	@PYTHONPATH=tests $(BIN)/python -m support.control_plane.main
 
-test-cluster: $(STAMP) ## Run the tests that need a Kubernetes API server (built from Go modules first: once, up to half an hour)
+test-cluster: $(STAMP) ## Run the tests that need a Kubernetes API server (built from Go modules first: once, some ten minutes)
 	@PYTHONPATH=tests $(BIN)/python -m support.control_plane.main --build-only
 	@$(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
 

@@ -8,14 +8,18 @@ import sys
 import threading
 
 from shoal.operator.api.crd import custom_resource_definition
+from shoal.operator.substrate.ports import PortReservations
 from support.control_plane.binaries import BinariesMissing, find_binaries
 from support.control_plane.cluster import running_control_plane
+from support.control_plane.definitions import find_definitions
+from support.control_plane.lws import start_lws
 
 
 def main() -> int:
     """Prints the kubeconfig's path once the control plane is ready."""
     try:
         programs = find_binaries(report=lambda line: print(line, file=sys.stderr, flush=True))
+        definitions = [custom_resource_definition(), *find_definitions().values()]
     except BinariesMissing as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -25,9 +29,11 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with contextlib.ExitStack() as stack:
-        plane = stack.enter_context(running_control_plane(programs, definitions=[custom_resource_definition()]))
+        plane = stack.enter_context(running_control_plane(programs, definitions=definitions))
+        start_lws(plane, stack.enter_context(PortReservations()))
         print(f"export KUBECONFIG={plane.kubeconfig}", flush=True)
-        print(f"# kubectl is {plane.programs['kubectl']}; logs are in {plane.folder}. Ctrl-C ends it.", flush=True)
+        tools = f"kubectl is {plane.programs['kubectl']}, helm {plane.programs['helm']}"
+        print(f"# {tools}; logs are in {plane.folder}. Ctrl-C ends it.", flush=True)
         stop.wait()
     return 0
 

@@ -9,19 +9,28 @@ from collections.abc import Iterator
 import pytest
 
 from shoal.operator.api.crd import custom_resource_definition
-from support.control_plane.binaries import BinariesMissing, find_binaries
+from shoal.operator.substrate.ports import PortReservations
 from support.control_plane.cluster import ControlPlane, running_control_plane
+from support.control_plane.definitions import find_definitions
+from support.control_plane.lws import start_lws
+from support.control_plane.required import require_binaries
 
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
-    """One for the whole run, which serves InferenceServices."""
-    try:
-        programs = find_binaries()
-    except BinariesMissing as error:
-        pytest.skip(str(error))
-    with running_control_plane(programs, definitions=[custom_resource_definition()]) as plane:
+    """One for the whole run, which serves InferenceServices, and what others define that plans may hold."""
+    programs = require_binaries()
+    definitions = [custom_resource_definition(), *find_definitions().values()]
+    with running_control_plane(programs, definitions=definitions) as plane:
         yield plane
+
+
+@pytest.fixture(scope="session")
+def leader_worker_sets(control_plane: ControlPlane) -> Iterator[None]:
+    """While this is there, LeaderWorkerSets are checked, defaulted and turned into pods."""
+    with PortReservations() as ports:
+        start_lws(control_plane, ports)
+        yield
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from support.control_plane.binaries import BinariesMissing, find_binaries
+from support.control_plane.required import require_binaries
 from support.model import smollm2_path
 
 EXAMPLE = Path(__file__).parents[4] / "examples" / "smollm2-135m.yaml"
@@ -35,10 +35,7 @@ def enter_namespace() -> list[str]:
 
 
 async def test_a_manifest_becomes_a_chat(tmp_path: Path) -> None:
-    try:
-        find_binaries()
-    except BinariesMissing as error:
-        pytest.skip(str(error))
+    require_binaries()
     manifest = tmp_path / "isvc.yaml"
     # Two workers share the cores of this machine with everything else.
     manifest.write_text(EXAMPLE.read_text().replace("# threads: 2", "threads: 1"))
