@@ -28,6 +28,16 @@ class WorkQueue(Generic[_K]):
         self._again: set[_K] = set()
         self._failures: dict[_K, int] = {}
         self._changed = asyncio.Event()
+        self._started_s: dict[_K, float] = {}
+        self.num_done = 0
+        self.num_failed = 0
+        self.worked_s = 0.0
+        """Between handing out and done or failed, all keys together."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Keys that wait, that are worked on, and of both those whose last try failed. May be asked by any thread."""
+        return {"waiting": len(self._due), "running": len(self._running), "failing": len(self._failures)}
 
     def add(self, key: _K, delay_s: float | None = None) -> None:
         """Hands `key` out after `delay_s` (soon), or earlier if it was to be earlier."""
@@ -53,6 +63,7 @@ class WorkQueue(Generic[_K]):
                 key = heapq.heappop(self._heap)[2]
                 del self._due[key]
                 self._running.add(key)
+                self._started_s[key] = loop.time()
                 return key
             try:
                 async with asyncio.timeout(wait_s):
@@ -63,12 +74,15 @@ class WorkQueue(Generic[_K]):
     def done(self, key: _K) -> None:
         """It is as it should be."""
         self._failures.pop(key, None)
+        self.num_done += 1
         self._finish(key)
 
     def failed(self, key: _K) -> float:
         """Hands it out again later, each time twice as late; how late, in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
+        self.num_failed += 1
+        self._stop_clock(key)
         delay_s = min(self._max_delay_s, self._first_delay_s * float(1 << min(failures, 32)))
         self._running.discard(key)
         self._again.discard(key)
@@ -81,6 +95,10 @@ class WorkQueue(Generic[_K]):
 
     def _finish(self, key: _K) -> None:
         self._running.discard(key)
+        self._stop_clock(key)
         if key in self._again:
             self._again.discard(key)
             self.add(key)
+
+    def _stop_clock(self, key: _K) -> None:
+        self.worked_s += asyncio.get_running_loop().time() - self._started_s.pop(key)

@@ -86,6 +86,16 @@ class SnapshotStore:
         """What connected Envoys refuse at the moment: a condition of whoever made the snapshot."""
         return tuple(rejection for rejection in self._rejections.values() if rejection.cluster == cluster)
 
+    @property
+    def num_nodes(self) -> int:
+        """Envoys and followers that are connected. May be asked by any thread."""
+        return sum(len(nodes) for nodes in list(self._nodes.values()))
+
+    @property
+    def num_rejections(self) -> int:
+        """Updates that one of them refuses at the moment. May be asked by any thread."""
+        return len(self._rejections)
+
     def _wake(self, cluster: str) -> None:
         event = self._changed.pop(cluster, None)
         if event is not None:
