@@ -29,6 +29,16 @@ class OperatorConfig:
         "", "Namespace of the Lease by which several operators agree on one that writes; empty: this one does."
     )
     identity: str = option("", "Name of this operator among several, such as the pod's; empty: host name and process.")
+    webhook_configuration: str = option(
+        "", "Name of the ValidatingWebhookConfiguration by which the API server asks this operator; empty: none does."
+    )
+    webhook_port: Port = option(9443, "HTTPS port for that; 0 picks a free one.")
+    webhook_hosts: str = option(
+        "shoal-operator.shoal-system.svc", "Names and addresses by which the API server calls it, with commas between."
+    )
+    webhook_secret: Annotated[str, Meta(pattern=r"^[a-z0-9][-a-z0-9]*/[a-z0-9][-a-z0-9.]*$")] = option(
+        "shoal-system/shoal-operator-webhook", "namespace/name of the Secret that keeps its certificate."
+    )
     image_prefix: str = option("shoal/", "What comes before gateway, tokenizer, worker, operator and envoy in images.")
     image_tag: str = option("0.1.0", "What comes after them.")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = option("IfNotPresent", "Of all containers.")

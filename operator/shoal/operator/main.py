@@ -19,6 +19,8 @@ from shoal.operator.planner.kubernetes import Platform
 from shoal.operator.planner.kubernetes.platform import IMAGES
 from shoal.operator.reconcile.api_client import ApiClient, ApiError
 from shoal.operator.reconcile.controller import Controller, ControllerOptions
+from shoal.operator.webhook import WebhookOptions, serve_webhook
+from shoal.operator.webhook.keeping import Place
 from shoal.operator.xds import DiscoveryServer
 from shoal.operator.xds.server import SERVICE
 from shoal.rpc.server import Registration, ServerOptions, start_server, stop_signal
@@ -67,6 +69,7 @@ async def serve(config: OperatorConfig) -> None:
         _log.info("serving", address=f"{config.host}:{server.port}")
         running = asyncio.ensure_future(controller.run(stop, ready))
         watching = asyncio.ensure_future(ready.wait())
+        answering = asyncio.ensure_future(_answer_webhook(api, config))
         try:
             await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
@@ -74,9 +77,24 @@ async def serve(config: OperatorConfig) -> None:
                 _log.info("watching", namespaces=namespaces or "all")
             await running
         finally:
-            watching.cancel()
-            running.cancel()
+            for task in (watching, answering, running):
+                task.cancel()
+            await asyncio.gather(answering, return_exceptions=True)
             await server.stop(config.drain_timeout_s)
+
+
+async def _answer_webhook(api: ApiClient, config: OperatorConfig) -> None:
+    if not config.webhook_configuration:
+        return
+    namespace, _, secret = config.webhook_secret.partition("/")
+    options = WebhookOptions(
+        host=config.host,
+        port=config.webhook_port,
+        hosts=tuple(filter(None, (host.strip() for host in config.webhook_hosts.split(",")))),
+        place=Place(namespace=namespace, secret=secret, configuration=config.webhook_configuration),
+        refresh_interval_s=config.resync_s,
+    )
+    await serve_webhook(api, options)
 
 
 def platform_of(config: OperatorConfig) -> Platform:

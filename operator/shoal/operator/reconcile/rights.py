@@ -10,7 +10,9 @@ from typing import Any, Final
 from shoal.operator.api.crd import GROUP, PLURAL
 from shoal.operator.planner.kubernetes import KINDS, Manifest
 from shoal.operator.planner.kubernetes.plan import Kind
+from shoal.operator.webhook.configuration import CONFIGURATION_NAME, SECRET_NAME
 
+GROUP_OF_WEBHOOKS: Final = "admissionregistration.k8s.io"
 DERIVED: Final = (
     Kind("v1", "Pod", "pods"),
     Kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices"),
@@ -40,11 +42,29 @@ def lease_rules() -> list[dict[str, Any]]:
     return [_rule("coordination.k8s.io", "leases", ["create", "get", "update"])]
 
 
-def roles(name: str, namespace: str) -> list[Manifest]:
+def configuration_rules(configuration: str = CONFIGURATION_NAME) -> list[dict[str, Any]]:
+    """For the ClusterRole: the authority of the webhook's certificate is put into this configuration."""
+    rule = _rule(GROUP_OF_WEBHOOKS, "validatingwebhookconfigurations", ["get", "patch"])
+    return [rule | {"resourceNames": [configuration]}]
+
+
+def secret_rules(secret: str = SECRET_NAME) -> list[dict[str, Any]]:
+    """For the Role: that certificate is kept in this Secret. What is not there yet has no name to go by."""
+    return [
+        _rule("", "secrets", ["get", "update"]) | {"resourceNames": [secret]},
+        _rule("", "secrets", ["create"]),
+    ]
+
+
+def roles(
+    name: str, namespace: str, *, configuration: str = CONFIGURATION_NAME, secret: str = SECRET_NAME
+) -> list[Manifest]:
     """ClusterRole and Role of those rules, and their bindings to the ServiceAccount `name`."""
     subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
     objects = []
-    for kind, scope, granted in (("ClusterRole", {}, rules()), ("Role", {"namespace": namespace}, lease_rules())):
+    of_cluster = rules() + configuration_rules(configuration)
+    of_namespace = lease_rules() + secret_rules(secret)
+    for kind, scope, granted in (("ClusterRole", {}, of_cluster), ("Role", {"namespace": namespace}, of_namespace)):
         metadata = {"name": name, **scope}
         reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}
         version = "rbac.authorization.k8s.io/v1"

@@ -13,8 +13,18 @@ import pytest
 import yaml
 
 from shoal.operator.api.crd import PLURAL
+from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.reconciler import SERVICE_KIND
-from shoal.operator.reconcile.rights import lease_rules, roles, rules
+from shoal.operator.reconcile.rights import (
+    GROUP_OF_WEBHOOKS,
+    configuration_rules,
+    lease_rules,
+    roles,
+    rules,
+    secret_rules,
+)
+from shoal.operator.webhook import validating_webhook_configuration
+from shoal.operator.webhook.configuration import SECRET_NAME
 from support.control_plane.cluster import ControlPlane
 from support.eventually import eventually
 from support.logged_process import LoggedProcess
@@ -22,6 +32,7 @@ from support.manifests import MINIMAL_ON_KUBERNETES, with_fields
 from support.operator_running import Namespace
 
 pytestmark = pytest.mark.cluster
+SECRET = Kind("v1", "Secret", "secrets")
 
 
 @pytest.fixture
@@ -30,10 +41,11 @@ def account(control_plane: ControlPlane, namespace: str) -> Iterator[str]:
     name = f"operator-{secrets.token_hex(4)}"
     body = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}
     control_plane.request("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts", json.dumps(body).encode())
-    granted = roles(name, namespace)
+    granted = roles(name, namespace, configuration=name)
     for found in granted:
         control_plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(found))
     yield name
+    control_plane.kubectl("delete", "validatingwebhookconfiguration", name, "--ignore-not-found")
     for found in granted:
         control_plane.kubectl("delete", "--wait=false", "-f", "-", stdin=json.dumps(found))
 
@@ -69,13 +81,25 @@ async def test_the_role_is_what_the_operator_uses(
 ) -> None:
     space = Namespace(control_plane, namespace)
     kubeconfig = kubeconfig_of(control_plane, namespace, account, tmp_path / "kubeconfig")
-    flags = (f"--kubeconfig={kubeconfig}", f"--lease-namespace={namespace}", "--log-format=json")
+    await _leave_webhook(space, account)
+    flags = (
+        f"--kubeconfig={kubeconfig}",
+        f"--lease-namespace={namespace}",
+        f"--webhook-configuration={account}",
+        f"--webhook-secret={namespace}/{SECRET_NAME}",
+        "--webhook-port=0",
+        "--resync-s=2",
+        "--log-format=json",
+    )
     async with await LoggedProcess.launch("shoal.operator.main", *flags) as process:
+        await process.wait_logged("webhook")
         await process.wait_logged("watching")
+        await space.delete(SECRET, SECRET_NAME)
         await space.create(with_fields(MINIMAL_ON_KUBERNETES, {}))
         await space.until_phase("smol", "Ready")
         await _leave_something_of_each_kind(space)
         await eventually(lambda: _is_pruned(space), "what is not planned goes")
+        await eventually(lambda: _has_secret(space), "the webhook's certificate is made anew")
         await space.delete(SERVICE_KIND, "smol")
         process.signal(signal.SIGTERM)
         assert await process.wait_ended() == 0, process.logs[-5:]
@@ -83,16 +107,33 @@ async def test_the_role_is_what_the_operator_uses(
     assert [call for call, code in calls.items() if code == 403] == []
     granted = {
         (group, resource, verb)
-        for rule in rules() + lease_rules()
+        for rule in rules() + configuration_rules() + lease_rules() + secret_rules()
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
     asked = set(calls)
     # Applying an object that is not there yet needs the right to create it, and is logged as the patch that it is.
-    asked |= {(group, resource, "create") for group, resource, verb in asked if verb == "patch" and "/" not in resource}
+    asked |= {
+        (group, resource, "create")
+        for group, resource, verb in asked
+        if verb == "patch" and "/" not in resource and group != GROUP_OF_WEBHOOKS  # which it never makes
+    }
     assert asked - granted == set()
     assert granted - asked == {("shoal.dev", f"{PLURAL}/finalizers", "update")}
+
+
+async def _leave_webhook(space: Namespace, name: str) -> None:
+    """A configuration, as of a chart, and a Secret that holds no certificate."""
+    found = validating_webhook_configuration("https://127.0.0.1:1", name=name, namespaces=(space.name,))
+    space.plane.kubectl("create", "-f", "-", stdin=json.dumps(found))
+    data = dict.fromkeys(("tls.crt", "tls.key"), "anVuaw==")
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET_NAME}, "type": "kubernetes.io/tls"}
+    await space.call("POST", f"/api/v1/namespaces/{space.name}/secrets", secret | {"data": data})
+
+
+async def _has_secret(space: Namespace) -> bool:
+    return bool(await space.list(SECRET))
 
 
 async def _leave_something_of_each_kind(space: Namespace) -> None:

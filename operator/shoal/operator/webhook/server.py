@@ -1,0 +1,125 @@
+"""Serves the webhook: HTTPS, with a certificate that is looked after while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from shoal.operator.reconcile.api_client import ApiError
+from shoal.operator.webhook.certificates import Issued
+from shoal.operator.webhook.configuration import PATH
+from shoal.operator.webhook.keeping import CertificateKeeper, Place, Requests
+from shoal.operator.webhook.review import BadReview, FindFacts, review
+
+_MAX_BODY_BYTES: Final = 8 << 20
+"""A request has an object and the one before it; etcd takes 1.5 MiB of each."""
+_BODY_TIMEOUT_S: Final = 5.0
+_END_TIMEOUT_S: Final = 5.0
+_log = structlog.get_logger("shoal.operator")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookOptions:
+    """Where it listens, and what it is called."""
+
+    host: str
+    port: int
+    """0 picks a free one."""
+    hosts: tuple[str, ...]
+    """Names and addresses under which the API server calls it."""
+    place: Place
+    refresh_interval_s: float = 60.0
+    """How often Secret and configuration are looked at."""
+    retry_interval_s: float = 10.0
+    """How soon it is tried again when it cannot serve."""
+
+
+@contextlib.asynccontextmanager
+async def running_webhook(
+    api: Requests,
+    options: WebhookOptions,
+    find_facts: FindFacts = lambda model: None,
+    make_keeper: Callable[..., CertificateKeeper] = CertificateKeeper,
+) -> AsyncIterator[int]:
+    """Serves until the block ends; yields the port. Raises ApiError when there is no certificate to be had, OSError."""
+    keeper = make_keeper(api, options.place, options.hosts)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    served = await keeper.refresh()
+    _load(context, served)
+    application = web.Application(client_max_size=_MAX_BODY_BYTES)
+    application.router.add_post(PATH, _handler(find_facts))
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=_END_TIMEOUT_S)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, options.host, options.port, ssl_context=context)
+        await site.start()
+        port = int(runner.addresses[0][1])
+        refreshing = asyncio.ensure_future(_keep_fresh(keeper, context, served, options.refresh_interval_s))
+        _log.info("webhook", address=f"{options.host}:{port}", hosts=options.hosts)
+        try:
+            yield port
+        finally:
+            refreshing.cancel()
+            await asyncio.gather(refreshing, return_exceptions=True)
+    finally:
+        await runner.cleanup()
+
+
+async def serve_webhook(api: Requests, options: WebhookOptions, find_facts: FindFacts = lambda model: None) -> None:
+    """Until it is cancelled. What keeps it from serving is logged and tried again: the operator goes on without."""
+    while True:
+        try:
+            async with running_webhook(api, options, find_facts):
+                await asyncio.Event().wait()
+        except (ApiError, OSError) as error:
+            _log.error("no webhook", error=str(error), again_in_s=options.retry_interval_s)
+            await asyncio.sleep(options.retry_interval_s)
+
+
+async def _keep_fresh(keeper: CertificateKeeper, context: ssl.SSLContext, served: Issued, interval_s: float) -> None:
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            issued = await keeper.refresh()
+        except ApiError as error:
+            _log.warning("the webhook's certificate cannot be looked after", error=str(error))
+            continue
+        if issued != served:
+            _load(context, issued)  # for connections from now on
+            served = issued
+
+
+def _load(context: ssl.SSLContext, issued: Issued) -> None:
+    """OpenSSL reads files only."""
+    with tempfile.TemporaryDirectory(prefix="shoal-webhook-") as folder:
+        path = Path(folder) / "tls.pem"
+        path.touch(mode=0o600)
+        path.write_bytes(issued.certificate + issued.key)
+        context.load_cert_chain(path)
+
+
+def _handler(find_facts: FindFacts) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            async with asyncio.timeout(_BODY_TIMEOUT_S):
+                body = msgspec.json.decode(await request.read())
+            # Reading facts may wait for a disk.
+            answered = await asyncio.to_thread(review, body, find_facts)
+        except (msgspec.DecodeError, BadReview) as error:
+            return web.Response(status=400, text=str(error))
+        except TimeoutError:
+            return web.Response(status=408, text=f"the request did not arrive within {_BODY_TIMEOUT_S:g} s")
+        return web.Response(body=msgspec.json.encode(answered), content_type="application/json")
+
+    return answer
