@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,8 +18,11 @@ from shoal.kv_client.frames import Method
 from shoal.kv_client.lease import Lease, Place, Reading
 from shoal.kv_client.link import Link, LinkBroken, Refused
 from shoal.kv_client.options import KvClientOptions
+from shoal.kv_client.roots import bucket_of
 from shoal.kv_client.writes import PRESENT, RESERVED, PutResult, Reserved, Status
 
+ROOTS_COUNT_S: Final = 1.0
+"""How long after an answer of the store it is believed what its chains begin with."""
 _T = TypeVar("_T")
 
 
@@ -65,6 +68,18 @@ class KvClient:
         self._lock = threading.Lock()
         self._backoff_s = options.min_backoff_s
         self._retry_at_s = 0.0
+        self._answered_s = float("-inf")
+
+    def may_begin(self, key: bytes) -> bool:
+        """Whether the store may have a chain that begins with a key. Asks nobody, and may be called by any thread.
+
+        What is known of a store that does not answer any more stays as it was, so it counts for a while only.
+        """
+        link = self._link
+        roots = None if link is None else link.roots
+        if roots is None or time.monotonic() - self._answered_s > ROOTS_COUNT_S:
+            return True
+        return roots[bucket_of(key)] > 0
 
     def lookup(self, keys: Sequence[bytes]) -> Prefix:
         """How many leading blocks the store has; nothing when it is away."""
@@ -291,6 +306,7 @@ class KvClient:
                 self._back_off(str(broken))
                 return otherwise
             self.problem = ""
+            self._answered_s = time.monotonic()
             self._backoff_s = self.options.min_backoff_s
             return result
 

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.kv_client.frames import HEADER, MAX_BODY_BYTES, OK, Method, pack
 from shoal.kv_client.options import KvClientOptions
+from shoal.kv_client.roots import NUM_BUCKETS
 
 _M = TypeVar("_M", bound=Message)
 _READ_BYTES: Final = 1 << 16
@@ -73,6 +74,8 @@ class Link:
         self._chunks: dict[int, MappedChunk] = {}
         self.block_bytes = options.block_bytes
         self.staging: mmap.mmap | None = None
+        self.roots: memoryview | None = None
+        """How many chains begin with a key of each bucket, where the store says so."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with _breaking():
@@ -135,6 +138,7 @@ class Link:
             block_bytes=options.block_bytes,
             num_staging_blocks=options.num_staging_blocks,
             token=options.token,
+            wants_roots=options.wants_roots,
         )
         self.session = self.call(Method.OPEN, request, pb.OpenResponse)
         self.num_staging_blocks = options.num_staging_blocks
@@ -149,6 +153,18 @@ class Link:
                 finally:
                     os.close(fd)
             self.staging_address = address_of(memoryview(self.staging))
+
+        if self.session.num_root_buckets:
+            self.roots = self._map_roots(self._take_descriptor())
+
+    def _map_roots(self, fd: int) -> memoryview:
+        with _breaking():
+            try:
+                if self.session.num_root_buckets != NUM_BUCKETS or os.fstat(fd).st_size < NUM_BUCKETS:
+                    raise LinkBroken("the store counts first blocks in another way")
+                return memoryview(mmap.mmap(fd, NUM_BUCKETS, mmap.MAP_SHARED, mmap.PROT_READ))
+            finally:
+                os.close(fd)
 
     def _take_descriptor(self) -> int:
         if not self._descriptors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,10 @@ class KvClientOptions:
     block_bytes: int
     num_staging_blocks: int = 0
     """Blocks of memory to write through; 0 for a client that only reads."""
-    token: str = ""
+    token: str = field(default="", repr=False)
+    """Proves the tenant, to a store that asks for that."""
+    wants_roots: bool = False
+    """Whether to be told what chains begin with; see `KvClient.may_begin`."""
     timeout_s: float = 1.0
     """Longest wait for one answer of the store."""
     min_backoff_s: float = 0.05

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.blocks import KEY_BYTES
+from shoal.kv_client.roots import NUM_BUCKETS
 from shoal.kv_store.draining import drain_store
 from shoal.kv_store.remote.exchange import Chain, Exchange
 from shoal.kv_store.reporting import list_blocks, make_stats
@@ -57,11 +58,13 @@ class Control:
             tenant, request.scope.fingerprint, request.block_bytes, request.num_staging_blocks
         )
 
-    def describe_session(self, session: Session) -> pb.OpenResponse:
+    def describe_session(self, session: Session, *, wants_roots: bool = False) -> pb.OpenResponse:
         """What the client needs to know of it."""
+        has_roots = wants_roots and self.store.index.roots_of(session.scope.number) is not None
         return pb.OpenResponse(
             session=session.id,
             epoch=self.store.epoch,
+            num_root_buckets=NUM_BUCKETS if has_roots else 0,
             staging_stride=session.staging.stride if session.staging is not None else 0,
             max_batch_size=self.max_batch_size,
             lease_timeout_ms=int(1000 * self.store.limits.lease_timeout_s),

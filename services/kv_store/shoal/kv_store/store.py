@@ -269,6 +269,7 @@ class Store:
         self.events.close()
         if self.disk is not None:
             self.disk.close()
+        self.index.close()
         self.arena.close()
 
     def _most_pinned_bytes(self, tenant: str) -> int:

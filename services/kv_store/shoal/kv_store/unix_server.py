@@ -199,10 +199,13 @@ class _Connection:
     def _open(self, body: bytes) -> None:
         if self.session is not None:
             raise InvalidArgument("method", "the session is open already")
-        self.session = self._control.open(pb.OpenRequest.FromString(body))
-        response = self._control.describe_session(self.session)
+        request = pb.OpenRequest.FromString(body)
+        self.session = self._control.open(request)
+        response = self._control.describe_session(self.session, wants_roots=request.wants_roots)
         staging = self.session.staging
         fds = [staging.memory.fd] if staging is not None else []
+        if response.num_root_buckets and (roots := self._control.store.index.roots_of(self.session.scope.number)):
+            fds.append(roots.memory.fd)
         self._send(pack(Method.OPEN, response.SerializeToString()), fds)
 
     async def _run(self, method: int, call: Awaitable[Message]) -> None:

@@ -18,12 +18,15 @@ _MADV_POPULATE_WRITE: Final = 23  # linux/mman.h, since Linux 5.14
 
 
 class SharedMemory:
-    """A memfd and this process's writable mapping of it, until `close`. All of it is there: touching it cannot fail."""
+    """A memfd and this process's writable mapping of it, until `close`. Once populated, touching it cannot fail."""
 
-    def __init__(self, name: str, num_bytes: int, *, huge_pages: HugePages = "off", readers_only: bool) -> None:
+    def __init__(
+        self, name: str, num_bytes: int, *, huge_pages: HugePages = "off", readers_only: bool, populate: bool = True
+    ) -> None:
         """`readers_only`: nobody can map or write it for writing from here on. Raises MemoryError when memory is short.
 
-        With `huge_pages` "reserved" the size is a multiple of 2 MiB, and pages come from the kernel's pool.
+        With `huge_pages` "reserved" the size is a multiple of 2 MiB, and pages come from the kernel's pool. Without
+        `populate` pages come as they are touched, for memory that is mostly never used.
         """
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         if huge_pages == "reserved":
@@ -34,7 +37,8 @@ class SharedMemory:
             self.fd = os.memfd_create(f"shoal-kv-{name}", flags)
             os.ftruncate(self.fd, num_bytes)
             self.mapping = mmap.mmap(self.fd, num_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-            self._populate(huge_pages)
+            if populate:
+                self._populate(huge_pages)
         except OSError as error:
             if self.fd >= 0:
                 os.close(self.fd)

@@ -44,7 +44,7 @@ class KvOffload:
         """Called by other threads when there is something to take in."""
         self._sent = msgspec.msgpack.encode(self.stats)
         self.rate = PrefillRate(options.tokens_per_s)
-        readers = replace(options.client, num_staging_blocks=0)
+        readers = replace(options.client, num_staging_blocks=0, wants_roots=True)
         writer = replace(options.client, timeout_s=_WRITER_PATIENCE * options.client.timeout_s)
         self._sessions = (Sessions(readers), Sessions(readers), Sessions(writer))
         self._reader = Reader(self._sessions[0], memory, self.stats, self._settled, clock)

@@ -41,6 +41,10 @@ class Reader:
         """What is wrong with the store; empty if nothing."""
         return self._sessions.problem
 
+    def may_begin(self, tenant: str, key: bytes) -> bool:
+        """See `Sessions.may_begin`."""
+        return self._sessions.may_begin(tenant, key)
+
     def post(self, ticket: Ticket) -> None:
         """Has a ticket that is ASKED answered, or the load of one that is LOADING done."""
         self._tickets.put(ticket)

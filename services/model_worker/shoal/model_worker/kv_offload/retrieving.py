@@ -66,6 +66,7 @@ class Retrieving:
         self._answered: deque[Ticket] = deque()
         self._loading_bytes = 0
         self._next_probe_s = 0.0
+        self._has_peers = False
 
     def settled(self, ticket: Ticket) -> None:
         """A ticket was answered or loaded. Called by reading threads."""
@@ -87,6 +88,8 @@ class Retrieving:
                 self._reader.post(ticket)
             return self._skip("store_down", compute_s)
         ticket.peers_wait_s = self._peers_wait_s(compute_s)
+        if self._is_surely_new(ticket):
+            return self._skip("nothing_stored", compute_s)
         self._reader.post(ticket)
         return ticket
 
@@ -97,6 +100,8 @@ class Retrieving:
             num_found, num_asked = ticket.num_visible - ticket.num_held, len(ticket.keys) - ticket.num_held
             self._hit_rate += _WEIGHT * (num_found / num_asked - self._hit_rate)
             took_s = min(ticket.answered_s - ticket.asked_s, self._options.lookup_wait_s)
+            if num_found < num_asked:
+                self._has_peers = ticket.asked_peers
             if ticket.asked_peers and num_found < num_asked:
                 self._peers_s += _WEIGHT * (took_s - self._peers_s)
                 num_more = ticket.num_with_peers - ticket.num_visible
@@ -181,6 +186,12 @@ class Retrieving:
         leading, keys = ticket.keys[: ticket.num_held], ticket.keys[ticket.num_held : end]
         timeout_s = min(decision.saved_s, _MAX_PREFETCH_S)
         self._prefetcher.post(Prefetch(ticket.tenant, keys, leading, timeout_s, lambda: not ticket.is_over, ended))
+
+    def _is_surely_new(self, ticket: Ticket) -> bool:
+        """Whether no store has any of a prompt. Without asking: what this one's chains begin with is in memory."""
+        if ticket.num_held or (self._has_peers and ticket.peers_wait_s):
+            return False
+        return not self._reader.may_begin(ticket.tenant, ticket.keys[0])
 
     def _peers_wait_s(self, compute_s: float) -> float:
         """How long other stores may be asked for a prompt; 0 when what they have on average is not worth it."""

@@ -38,6 +38,11 @@ class Sessions:
         self._clients.move_to_end(tenant)
         return client
 
+    def may_begin(self, tenant: str, key: bytes) -> bool:
+        """Whether the store may have a chain that begins with a key; True where that is not known. From any thread."""
+        client = self._clients.get(tenant)
+        return client is None or client.may_begin(key)
+
     def note(self, client: KvClient) -> None:
         """Brings `problem` up to date after a call."""
         self.problem = client.problem

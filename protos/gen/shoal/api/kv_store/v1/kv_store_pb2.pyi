@@ -171,12 +171,15 @@ class OpenRequest(_message.Message):
     BLOCK_BYTES_FIELD_NUMBER: _builtins.int
     NUM_STAGING_BLOCKS_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    WANTS_ROOTS_FIELD_NUMBER: _builtins.int
     block_bytes: _builtins.int
     """Bytes of a block's payload. One fingerprint has one size."""
     num_staging_blocks: _builtins.int
     """Blocks of staging memory to write through; 0 for a reader."""
     token: _builtins.str
     """Proves the tenant, where the store asks for it."""
+    wants_roots: _builtins.bool
+    """Whether the client wants to know what chains begin with."""
     @_builtins.property
     def scope(self) -> Global___Scope:
         """Whose blocks, of which kind."""
@@ -188,10 +191,11 @@ class OpenRequest(_message.Message):
         block_bytes: _builtins.int = ...,
         num_staging_blocks: _builtins.int = ...,
         token: _builtins.str = ...,
+        wants_roots: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "num_staging_blocks", b"num_staging_blocks", "scope", b"scope", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "num_staging_blocks", b"num_staging_blocks", "scope", b"scope", "token", b"token", "wants_roots", b"wants_roots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -199,7 +203,7 @@ Global___OpenRequest: _TypeAlias = OpenRequest  # noqa: Y015
 
 @_typing.final
 class OpenResponse(_message.Message):
-    """A session, with the descriptor of its staging memory if it has any."""
+    """A session, with the descriptors of its staging memory, if it has any, and of what chains begin with."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -208,6 +212,7 @@ class OpenResponse(_message.Message):
     STAGING_STRIDE_FIELD_NUMBER: _builtins.int
     MAX_BATCH_SIZE_FIELD_NUMBER: _builtins.int
     LEASE_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    NUM_ROOT_BUCKETS_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     """Names the session in gRPC calls."""
     epoch: _builtins.int
@@ -218,6 +223,8 @@ class OpenResponse(_message.Message):
     """Most keys of one call."""
     lease_timeout_ms: _builtins.int
     """Time after which an unreleased lease no longer keeps a block."""
+    num_root_buckets: _builtins.int
+    """Bytes of another descriptor, where it is wanted: how many chains begin with a key of each bucket. 0: there is none."""
     def __init__(
         self,
         *,
@@ -226,10 +233,11 @@ class OpenResponse(_message.Message):
         staging_stride: _builtins.int = ...,
         max_batch_size: _builtins.int = ...,
         lease_timeout_ms: _builtins.int = ...,
+        num_root_buckets: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lease_timeout_ms", b"lease_timeout_ms", "max_batch_size", b"max_batch_size", "session", b"session", "staging_stride", b"staging_stride"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lease_timeout_ms", b"lease_timeout_ms", "max_batch_size", b"max_batch_size", "num_root_buckets", b"num_root_buckets", "session", b"session", "staging_stride", b"staging_stride"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
