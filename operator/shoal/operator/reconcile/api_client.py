@@ -73,6 +73,16 @@ class ApiClient:
                 return None
             raise
 
+    async def serves(self, kind: Kind) -> bool:
+        """Whether the cluster knows that kind, in that version."""
+        try:
+            found = await self.request("GET", collection_path(kind, None).rpartition("/")[0])
+        except ApiError as error:
+            if error.code == 404:
+                return False
+            raise
+        return any(resource["name"] == kind.plural for resource in found.get("resources", ()))
+
     async def list(self, kind: Kind, namespace: str | None, label_selector: str = "") -> list[Manifest]:
         """All objects of a namespace, or of all of them, with those labels."""
         query = {"labelSelector": label_selector, "limit": "500"}

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from shoal.operator.planner.kubernetes import KINDS, MANAGED_BY, Manifest
+from shoal.operator.planner.kubernetes import ALL_KINDS, MANAGED_BY, Manifest
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient
 from shoal.operator.reconcile.object_store import Key, ObjectStore, owner_key
 
-_KIND_OF: Final = {kind.kind: kind for kind in KINDS}
+_KIND_OF: Final = {kind.kind: kind for kind in ALL_KINDS}
 
 
 class NameTaken(Exception):

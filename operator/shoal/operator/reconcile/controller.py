@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection, Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import kopf
 import structlog
 
-from shoal.operator.planner.kubernetes import FIELD_MANAGER, KINDS, MANAGED_BY, Manifest, Platform
+from shoal.operator.planner.kubernetes import FIELD_MANAGER, KINDS, MANAGED_BY, OPTIONAL_KINDS, Manifest, Platform
 from shoal.operator.planner.kubernetes.envoy import envoy_options, node_cluster
+from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError
 from shoal.operator.reconcile.cache_watch import CacheWatch, Fetch, Gateway, MetricsFetcher, gateways_among
 from shoal.operator.reconcile.handlers import WatchHandlers, make_registry
@@ -27,8 +28,8 @@ from shoal.operator.reconcile.routes import RoutesState, backends
 from shoal.operator.reconcile.work_queue import WorkQueue
 from shoal.operator.xds import Publisher, SnapshotStore
 
-WATCHED: Final = (*KINDS, *DERIVED)
-"""What is seen of the cluster beside InferenceServices: what plans hold, and what Kubernetes makes of it."""
+_ALWAYS_WATCHED: Final = (*KINDS, *DERIVED)
+"""What is seen of every cluster beside InferenceServices: what plans hold, and what Kubernetes makes of it."""
 _WATCH_END_TIMEOUT_S: Final = 10.0
 OURS: Final = f"{MANAGED_BY}={FIELD_MANAGER}"
 _log = structlog.get_logger("shoal.operator")
@@ -75,9 +76,12 @@ class Controller:
             api, self.store, platform, on_planned=self._plan_routes, caches_of=self.caches.state
         )
         self._publisher = Publisher(self.snapshots)
+        self._watched: tuple[Kind, ...] = _ALWAYS_WATCHED
+        self._apis_changed = asyncio.Event()
 
     async def run(self, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
         """Sets `ready` once everything is watched. Raises ApiError when the API server cannot be read at first."""
+        await self._discover()
         await self._relist()
         async with contextlib.AsyncExitStack() as stack:
             reconciling = (self._reconcile() for _ in range(self._options.num_reconcilers))
@@ -92,24 +96,45 @@ class Controller:
             await self._watch(stop, ready)
 
     async def _watch(self, stop: asyncio.Event, ready: asyncio.Event | None) -> None:
-        """kopf's tasks, until one of them ends; its own `operator()` would end every other task of the loop as well."""
-        tasks = await kopf.spawn_tasks(
-            registry=make_registry(WatchHandlers(self), self._api.configuration, WATCHED),
-            settings=_settings(),
-            clusterwide=not self._options.namespaces,
-            namespaces=self._options.namespaces,
-            standalone=True,
-            stop_flag=stop,
-            ready_flag=ready,
-        )
+        """Until told to stop; begins anew when the cluster has other APIs than before."""
+        while not stop.is_set():
+            self._apis_changed.clear()
+            tasks = await kopf.spawn_tasks(
+                registry=make_registry(WatchHandlers(self), self._api.configuration, self._watched),
+                settings=_settings(self._watched),
+                clusterwide=not self._options.namespaces,
+                namespaces=self._options.namespaces,
+                standalone=True,
+                stop_flag=stop,
+                ready_flag=ready,
+            )
+            ready = None
+            await self._until_one_ends(tasks)
+
+    async def _until_one_ends(self, tasks: Collection[asyncio.Task[Any]]) -> None:
+        """kopf's own `operator()` would end every other task of the loop as well."""
+        changing = asyncio.ensure_future(self._apis_changed.wait())
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({changing, *tasks}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
+            changing.cancel()
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=_WATCH_END_TIMEOUT_S)
+
+    async def _discover(self) -> None:
+        """Which kinds the cluster has that only some clusters have."""
+        there = [kind for kind in OPTIONAL_KINDS if await self._api.serves(kind)]
+        watched = (*_ALWAYS_WATCHED, *there)
+        if watched == self._watched:
+            return
+        _log.info("apis", found=[kind.api_version for kind in there])
+        self._watched = watched
+        self._platform = replace(self._platform, apis=frozenset(kind.api_version for kind in there))
+        self.reconciler.set_platform(self._platform)
+        self._apis_changed.set()
 
     def seen(self, found: Manifest) -> None:
         """An InferenceService is there, or changed."""
@@ -185,6 +210,7 @@ class Controller:
         while True:
             await asyncio.sleep(self._options.resync_interval_s)
             try:
+                await self._discover()
                 await self._relist()
             except ApiError as error:
                 _log.warning("cannot list", error=str(error))
@@ -206,7 +232,7 @@ class Controller:
     async def _relist(self) -> None:
         """Reads everything anew: watches tell of what changes, lists of what is."""
         started = time.monotonic()
-        for kind in WATCHED:
+        for kind in self._watched:
             found = [item for ns in self._namespaces() for item in await self._api.list(kind, ns, OURS)]
             for lost in self.store.replace(kind.kind, found):
                 self.object_gone(lost)
@@ -237,7 +263,7 @@ def _is_other(known: Manifest, found: Manifest) -> bool:
     return any(before.get(name) != after.get(name) for name in names) or known.get("status") != found.get("status")
 
 
-def _settings() -> kopf.OperatorSettings:
+def _settings(watched: Iterable[Kind]) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.process.ultimate_exiting_timeout = None  # the kubelet sees to that
     settings.persistence.diffbase_storage = NoDiffBase()
@@ -249,7 +275,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.reconnect_backoff = 0.2
     # A closed connection of a dead API server is noticed by the missing bookmarks; one that drops packets, by this.
     settings.watching.connect_timeout = 10
-    for kind in WATCHED:
+    for kind in watched:
         settings.watching.label_selectors[kind.plural] = OURS
     logging.getLogger("kopf").setLevel(logging.WARNING)
     return settings

@@ -16,7 +16,7 @@ from shoal.operator.api.crd import PLURAL
 from shoal.operator.api.kubernetes_rules import find_kubernetes_contradictions
 from shoal.operator.api.spec import API_VERSION, KIND
 from shoal.operator.api.status import Condition, InferenceServiceStatus
-from shoal.operator.planner.kubernetes import Manifest, Owner, Platform, plan
+from shoal.operator.planner.kubernetes import Manifest, Observed, Owner, Platform, observe, plan
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError, collection_path
 from shoal.operator.reconcile.applying import Applier, NameTaken
@@ -30,6 +30,25 @@ from shoal.operator.reconcile.status import Findings, status_of
 SERVICE_KIND: Final = Kind(API_VERSION, KIND, PLURAL)
 EVENT_KIND: Final = Kind("v1", "Event", "events")
 _log = structlog.get_logger("shoal.operator")
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A spec, read once: what wakes a reconcile is a pod more often than a spec."""
+
+    version: tuple[str, int]
+    """Uid and generation."""
+    service: InferenceService | None
+    invalid: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Of a spec and what was there."""
+
+    service: InferenceService
+    observed: Observed
+    objects: tuple[Manifest, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +83,8 @@ class Reconciler:
         self._on_planned = on_planned
         self._caches_of = caches_of
         self._now = now
-        self._plans: dict[Key, tuple[tuple[str, int], tuple[Manifest, ...]]] = {}
-        """By uid and generation: what woke a reconcile is a pod more often than a spec."""
+        self._specs: dict[Key, _Read] = {}
+        self._plans: dict[Key, _Plan] = {}
         self.writes = True
         """False: nothing is applied and no status written, as long as another operator does."""
 
@@ -85,19 +104,22 @@ class Reconciler:
     def forget_applied(self, key: Key) -> None:
         """The next reconcile applies every object, whatever it looks like."""
         self._applier.forget(key)
+        self._specs.pop(key, None)
         self._plans.pop(key, None)
+
+    def set_platform(self, platform: Platform) -> None:
+        """The cluster has come to have other APIs: every plan may be another."""
+        self._platform = platform
+        self._plans.clear()
 
     async def _bring_about(self, key: Key, found: Manifest) -> tuple[Findings, Exception | None]:
         metadata = found["metadata"]
         generation, namespace = int(metadata["generation"]), str(metadata["namespace"])
-        service, invalid = read_service(found)
+        service, invalid = self._read(key, found)
         if service is None:
             return Findings(generation=generation, invalid=invalid, namespace=namespace), None
         owner = Owner(namespace=namespace, uid=metadata["uid"])
-        known = self._plans.get(key)
-        if known is None or known[0] != (metadata["uid"], generation):
-            known = self._plans[key] = (metadata["uid"], generation), plan(service, self._platform, owner)
-        objects = known[1]
+        objects = self._plan(key, service, owner)
         failure: Exception | None = None
         not_applied: tuple[str, str] | None = None
         if self.writes and not service.spec.paused:
@@ -121,6 +143,22 @@ class Reconciler:
             namespace=namespace,
         )
         return findings, failure
+
+    def _read(self, key: Key, found: Manifest) -> tuple[InferenceService | None, str]:
+        version = (str(found["metadata"]["uid"]), int(found["metadata"]["generation"]))
+        known = self._specs.get(key)
+        if known is None or known.version != version:
+            known = self._specs[key] = _Read(version, *read_service(found))
+        return known.service, known.invalid
+
+    def _plan(self, key: Key, service: InferenceService, owner: Owner) -> tuple[Manifest, ...]:
+        """While one group of workers replaces another, the plan changes with what is there."""
+        observed = observe(self._store.of(key))
+        known = self._plans.get(key)
+        if known is None or known.service is not service or known.observed != observed:
+            objects = plan(service, self._platform, owner, observed)
+            known = self._plans[key] = _Plan(service, observed, objects)
+        return known.objects
 
     async def _show(self, found: Manifest, findings: Findings) -> None:
         """Writes the status if it differs, and Events of what changed."""

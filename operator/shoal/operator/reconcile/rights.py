@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from shoal.operator.api.crd import GROUP, PLURAL
-from shoal.operator.planner.kubernetes import KINDS, Manifest
+from shoal.operator.planner.kubernetes import ALL_KINDS, Manifest
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.webhook.configuration import CONFIGURATION_NAME, SECRET_NAME
 
@@ -24,7 +24,7 @@ _SEES: Final = ["list", "watch"]
 
 def rules() -> list[dict[str, Any]]:
     """For a ClusterRole, or for a Role in each namespace that the operator looks after."""
-    owned = [_rule(group_of(kind), kind.plural, _APPLIES) for kind in KINDS]
+    owned = [_rule(group_of(kind), kind.plural, _APPLIES) for kind in ALL_KINDS]
     derived = [_rule(group_of(kind), kind.plural, _SEES) for kind in DERIVED]
     return [
         _rule(GROUP, PLURAL, _SEES),
