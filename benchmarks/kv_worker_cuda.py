@@ -96,7 +96,8 @@ def _measure(
 def _first_token_s(side: Side, prefix: list[int], randomness: random.Random, num_cached: int) -> float:
     outcome = side.run([prefix + make_prompt(randomness, NEW_TOKENS)], 4)
     if outcome.num_cached < num_cached:
-        raise SystemExit(f"only {outcome.num_cached} of {num_cached} tokens were cached or loaded")
+        stats = side.parts.offload and side.parts.offload.stats
+        raise SystemExit(f"only {outcome.num_cached} of {num_cached} tokens were cached or loaded: {stats}")
     return outcome.first_token_s
 
 

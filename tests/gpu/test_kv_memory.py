@@ -11,6 +11,7 @@ import torch
 
 from shoal.kv_client import KvClient
 from shoal.kv_client.lease import Reading
+from shoal.model_worker.kv_offload.memory import Loaded
 from shoal.model_worker.runner.cuda_kv_memory import CudaKvMemory
 from support.kv_store_running import BLOCK_BYTES, ROOT, key, running_store
 
@@ -31,10 +32,11 @@ def make_cache(seed: int) -> torch.Tensor:
     return torch.randint(0, 256, (64, BLOCK_BYTES), dtype=torch.uint8, device="cuda", generator=generator)
 
 
-def test_blocks_come_back_as_they_were_and_later_work_sees_them(client: KvClient) -> None:
+@pytest.mark.parametrize("direct", [True, False])
+def test_blocks_come_back_as_they_were_and_later_work_sees_them(client: KvClient, direct: bool) -> None:
     source, target = make_cache(1), make_cache(2)
-    store = CudaKvMemory(source, staging_bytes=5 * BLOCK_BYTES)
-    load = CudaKvMemory(target, staging_bytes=5 * BLOCK_BYTES)
+    store = CudaKvMemory(source, bytes_at_once=5 * BLOCK_BYTES, direct=direct)
+    load = CudaKvMemory(target, bytes_at_once=5 * BLOCK_BYTES, direct=direct)
     assert store.blocks_at_once == 5
     keys, block_ids = [key(number) for number in range(1, NUM_BLOCKS + 1)], list(range(40, 40 + NUM_BLOCKS))
     reserved = client.reserve(keys, parent_key=ROOT, namespace_key=ROOT)
@@ -42,7 +44,8 @@ def test_blocks_come_back_as_they_were_and_later_work_sees_them(client: KvClient
     sums: dict[int, int] = {}
     for start in range(0, NUM_BLOCKS, 5):
         part = range(start, min(start + 5, NUM_BLOCKS))
-        found = store.store([block_ids[at] for at in part], [reserved.addresses[at] for at in part])
+        addresses = [reserved.addresses[at] for at in part]
+        found = store.store([block_ids[at] for at in part], addresses, reserved.staging)
         sums |= dict(zip(part, found, strict=True))
     client.commit(replace(reserved), sums)
     kept = target.clone()
@@ -51,9 +54,8 @@ def test_blocks_come_back_as_they_were_and_later_work_sees_them(client: KvClient
     target[places] = 0
     mark = load.mark()
     with client.view(keys) as lease:
-        for start in range(0, NUM_BLOCKS, 5):
-            into = places[start : start + 5]
-            assert load.load(lease, start, into, mark) == (len(into), Reading.VERIFIED)
+        steps = list(load.load(lease, places, mark))
+    assert steps == [Loaded(min(end, NUM_BLOCKS), Reading.VERIFIED) for end in range(5, NUM_BLOCKS + 5, 5)]
     load.settle()
     later = target.clone()
     assert torch.equal(later[places], source[block_ids])

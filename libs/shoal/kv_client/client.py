@@ -207,11 +207,11 @@ class KvClient:
             blocks = list(found.staging_blocks)
             if len(found.statuses) != len(asked) or len(reserved) != len(blocks):
                 raise LinkBroken("the store answered for other blocks than those asked for")
-            if blocks and max(blocks) >= link.num_staging_blocks:
+            if link.staging is None or (blocks and max(blocks) >= link.num_staging_blocks):
                 raise LinkBroken("the store named staging memory that is not there")
-            stride = link.session.staging_stride
-            addresses = {at: link.staging_address + stride * b for at, b in zip(reserved, blocks, strict=True)}
-            return Reserved(asked, list(found.statuses), link, addresses)
+            start, stride = link.staging.address, link.session.staging_stride
+            addresses = {at: start + stride * block for at, block in zip(reserved, blocks, strict=True)}
+            return Reserved(asked, list(found.statuses), link, link.staging, addresses)
 
         return self._try(ask, None)
 

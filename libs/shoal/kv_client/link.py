@@ -37,7 +37,17 @@ class Refused(Exception):
         self.code = code
 
 
-class MappedChunk:
+class MappedMemory:
+    """Shared memory of the store, mapped here as long as this object lives, or somebody views it."""
+
+    def __init__(self, mapping: mmap.mmap) -> None:
+        self.mapping = mapping
+        self.memory = memoryview(mapping)
+        self.num_bytes = len(mapping)
+        self.address = address_of(self.memory)
+
+
+class MappedChunk(MappedMemory):
     """A chunk of the arena, mapped for reading. Stays readable when the store is gone."""
 
     def __init__(self, fd: int, shape: pb.MapResponse) -> None:
@@ -47,15 +57,13 @@ class MappedChunk:
             end = shape.generations_offset + 8 * shape.num_slots
             if num_bytes != shape.num_bytes or end > num_bytes or shape.slot_bytes * shape.num_slots > num_bytes:
                 raise LinkBroken("the store described a chunk that is not as large as its file")
-            self._mapping = mmap.mmap(fd, num_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
+            super().__init__(mmap.mmap(fd, num_bytes, mmap.MAP_SHARED, mmap.PROT_READ))
         finally:
             os.close(fd)
         with contextlib.suppress(OSError):
-            self._mapping.madvise(mmap.MADV_HUGEPAGE)
+            self.mapping.madvise(mmap.MADV_HUGEPAGE)
         with contextlib.suppress(OSError):  # page faults now, 30 us a block, and not in the first request
-            self._mapping.madvise(_MADV_POPULATE_READ)
-        self.memory = memoryview(self._mapping)
-        self.address = address_of(self.memory)
+            self.mapping.madvise(_MADV_POPULATE_READ)
         self.generations = self.memory[shape.generations_offset : end].cast("Q")
         self.num_slots = shape.num_slots
         self.slot_bytes = shape.slot_bytes
@@ -73,7 +81,7 @@ class Link:
         self._num_unanswered = 0
         self._chunks: dict[int, MappedChunk] = {}
         self.block_bytes = options.block_bytes
-        self.staging: mmap.mmap | None = None
+        self.staging: MappedMemory | None = None
         self.roots: memoryview | None = None
         """How many chains begin with a key of each bucket, where the store says so."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -149,10 +157,10 @@ class Link:
                 try:
                     if self.session.staging_stride < options.block_bytes or os.fstat(fd).st_size < num_bytes:
                         raise LinkBroken("the store gave less staging memory than it said")
-                    self.staging = mmap.mmap(fd, num_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+                    mapping = mmap.mmap(fd, num_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+                    self.staging = MappedMemory(mapping)
                 finally:
                     os.close(fd)
-            self.staging_address = address_of(memoryview(self.staging))
 
         if self.session.num_root_buckets:
             self.roots = self._map_roots(self._take_descriptor())

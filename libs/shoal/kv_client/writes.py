@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
-from shoal.kv_client.link import Link
+from shoal.kv_client.link import Link, MappedMemory
 
 Status: TypeAlias = pb.BlockStatus.ValueType
 PRESENT: Final = pb.BLOCK_STATUS_PRESENT
@@ -33,5 +33,6 @@ class Reserved:
     keys: Sequence[bytes]
     statuses: Sequence[Status]
     link: Link
+    staging: MappedMemory
     addresses: dict[int, int] = field(default_factory=dict)
     """Position of a key that is reserved: address of its staging block in this process."""

@@ -6,7 +6,7 @@ import asyncio
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,9 @@ import pytest
 from torch import Tensor
 
 from shoal.blocks import block_keys
-from shoal.kv_client.lease import Lease, Reading
+from shoal.kv_client.lease import Lease
 from shoal.kv_store.store import Store
-from shoal.model_worker.kv_offload.memory import KvMemory
+from shoal.model_worker.kv_offload.memory import KvMemory, Loaded
 from shoal.model_worker.request import Request
 from shoal.model_worker.runner.cpu_kv_memory import CpuKvMemory
 from shoal.model_worker.runner.cuda_kv_memory import CudaKvMemory
@@ -51,7 +51,9 @@ def flip(store: Store, key: bytes) -> None:
     ctypes.memset(address + 9, ctypes.string_at(address + 9, 1)[0] ^ 16, 1)
 
 
-@pytest.mark.parametrize("memory", [CpuKvMemory, partial(CudaKvMemory, staging_bytes=3 * 32)])
+@pytest.mark.parametrize(
+    "memory", [CpuKvMemory, partial(CudaKvMemory, bytes_at_once=3 * 32), partial(CudaKvMemory, direct=False)]
+)
 def test_blocks_that_one_device_computed_are_loaded_by_another(
     store: RunningStore, memory: Callable[[Tensor], KvMemory]
 ) -> None:
@@ -272,12 +274,16 @@ class GatedMemory(CpuKvMemory):
         self.num_loaded = 0
         self.is_inside, self.may_go = threading.Event(), threading.Event()
 
-    def load(self, lease: Lease, first: int, block_ids: Sequence[int], mark: object) -> tuple[int, Reading]:
-        self.num_loaded += 1
-        if self.num_loaded == 3:
-            self.is_inside.set()
-            assert self.may_go.wait(20)
-        return super().load(lease, first, block_ids, mark)
+    def load(self, lease: Lease, block_ids: Sequence[int], mark: object) -> Generator[Loaded, None, None]:
+        steps = super().load(lease, block_ids, mark)
+        while True:
+            self.num_loaded += 1
+            if self.num_loaded == 3:
+                self.is_inside.set()
+                assert self.may_go.wait(20)
+            if (step := next(steps, None)) is None:
+                return
+            yield step
 
 
 def test_nothing_is_written_to_blocks_after_their_request_was_cancelled(store: RunningStore) -> None:

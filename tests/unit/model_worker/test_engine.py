@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import time
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -45,6 +46,7 @@ def make_engine(
     max_pending_steps: int = 1,
     eos: frozenset[int] = frozenset(),
     runner_class: type[HistoryRunner] = HistoryRunner,
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[Engine, ScriptedInbox, list[StepFrame]]:
     cache = KVCacheManager(32, 4)
     config = SchedulerConfig(
@@ -55,7 +57,7 @@ def make_engine(
     runner.max_pending_steps = max(runner.max_pending_steps, max_pending_steps)
     frames: list[StepFrame] = []
     inbox = ScriptedInbox(script)
-    return Engine(scheduler, cache, runner, inbox, frames.append), inbox, frames
+    return Engine(scheduler, cache, runner, inbox, frames.append, clock=clock), inbox, frames
 
 
 def tokens_of(frames: list[StepFrame]) -> dict[int, list[int]]:
@@ -154,3 +156,22 @@ def test_a_step_is_submitted_before_the_result_of_the_one_before_is_taken() -> N
         engine.run()
     assert submitted == [6, 1, 1, 1, 1]
     assert frames_at == [0, 0, 1, 2, 3]
+
+
+def test_a_step_that_samples_nothing_is_timed_with_the_next_one_where_nobody_waits_for_it() -> None:
+    prompt = make_request(1, range(40), sampling=SamplingParams(max_tokens=2))  # three steps of at most 16 tokens
+
+    def timed(max_pending_steps: int) -> list[tuple[float, int]]:
+        now_s = iter(range(1000))
+        engine, _, frames = make_engine(
+            [[Add(prompt)]], max_pending_steps=max_pending_steps, clock=lambda: float(next(now_s))
+        )
+        with pytest.raises(ChannelClosed):
+            engine.run()
+        return [(frame.step_s, frame.num_step_tokens) for frame in frames]
+
+    assert [num_tokens for _, num_tokens in timed(1)] == [16, 16, 8, 1]
+    ahead = timed(2)
+    assert [num_tokens for _, num_tokens in ahead][:3] == [0, 0, 40]
+    assert [step_s for step_s, num_tokens in ahead if not num_tokens] == [0.0, 0.0]
+    assert all(step_s > 0 for step_s, num_tokens in ahead if num_tokens)

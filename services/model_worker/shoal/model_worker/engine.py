@@ -62,8 +62,10 @@ class Engine:
         self._inbox = inbox
         self._emit = emit
         self._clock = clock
-        self._pending: deque[tuple[StepPlan, PendingStep]] = deque()
+        self._pending: deque[tuple[StepPlan, PendingStep, float]] = deque()
+        self._is_asynchronous = runner.max_pending_steps > 1
         self._last_end_s = 0.0
+        self._untimed_since_s, self._num_untimed_tokens = math.inf, 0
 
     def run(self) -> None:
         """Serves until told to stop. Whatever the runner or the inbox raises ends the engine."""
@@ -86,7 +88,7 @@ class Engine:
         scheduler, pending = self._scheduler, self._pending
         plan = scheduler.schedule()
         if plan is not None:
-            pending.append((plan, self._runner.submit(plan)))
+            pending.append((plan, self._runner.submit(plan), start_s))
             if len(pending) < self._runner.max_pending_steps and not plan.forks:
                 return
         elif not pending:
@@ -97,23 +99,28 @@ class Engine:
             if until_s is not None:
                 self._inbox.wait(until_s - self._clock())
             return
-        self._finish_oldest(start_s)
+        self._finish_oldest()
         # Nothing may be planned after forks before they have their first tokens. Without work, what was planned for
         # those who have ended would wait for the next request.
         has_forks = plan is not None and plan.forks
         while pending and (has_forks or not scheduler.has_work):
-            self._finish_oldest(start_s)
+            self._finish_oldest()
 
-    def _finish_oldest(self, start_s: float) -> None:
-        plan, step = self._pending.popleft()
+    def _finish_oldest(self) -> None:
+        plan, step, start_s = self._pending.popleft()
         result = step.result()
         end_s = self._clock()
         self._scheduler.update(plan, result)
-        self._say(end_s - max(start_s, self._last_end_s), plan.total_tokens, changed=True)
-        self._last_end_s = end_s
+        self._untimed_since_s = min(self._untimed_since_s, max(start_s, self._last_end_s))
+        self._num_untimed_tokens += plan.total_tokens
+        if self._is_asynchronous and not plan.samples.any():
+            self._say(0.0, 0, changed=True)  # nobody waits for a step that samples nothing: its time shows in the next
+            return
+        self._say(end_s - self._untimed_since_s, self._num_untimed_tokens, changed=True)
+        self._last_end_s, self._untimed_since_s, self._num_untimed_tokens = end_s, math.inf, 0
 
     def _say(self, step_s: float, num_tokens: int, *, changed: bool) -> None:
-        """Sends a frame. step_s: time that the step added."""
+        """Sends a frame. step_s: time that its `num_tokens` added; 0 and 0 where a later step tells."""
         scheduler = self._scheduler
         output = scheduler.take_output()
         if output.empty and not changed:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Generator, Sequence
+from typing import NamedTuple, Protocol
 
 from shoal.kv_client.lease import Lease, Reading
+from shoal.kv_client.link import MappedMemory
+
+
+class Loaded(NamedTuple):
+    """How far a load has come."""
+
+    num_blocks: int
+    """Leading ones that hold what they should."""
+    reading: Reading
+    """VERIFIED, or what became of the next one."""
 
 
 class KvMemory(Protocol):
@@ -21,18 +31,20 @@ class KvMemory(Protocol):
 
     @property
     def blocks_at_once(self) -> int:
-        """Most blocks of one call."""
+        """Most blocks of one call of `store`."""
 
     def mark(self) -> object:
         """The device's work so far, in which steps may still use blocks that were just given out anew. Called by the
         engine's thread; `load` comes behind it."""
 
-    def load(self, lease: Lease, first: int, block_ids: Sequence[int], mark: object) -> tuple[int, Reading]:
-        """Copies the lease's blocks from position `first` on into some blocks of the cache; how many leading ones were
-        verified, and what became of the one after. They are there for any step that is submitted after `settle`."""
+    def load(self, lease: Lease, block_ids: Sequence[int], mark: object) -> Generator[Loaded, None, None]:
+        """Copies the lease's blocks into as many blocks of the cache, and says after each few how many leading ones
+        hold what they should; no more follows one that does not. They are there for any step that is submitted after
+        `settle`. It may be closed after any of them, and is before the lease; the blocks belong to others then, as soon
+        as `settle` was called."""
 
     def settle(self) -> None:
         """Puts steps that are submitted from here on behind all loads so far. Called by the engine's thread."""
 
-    def store(self, block_ids: Sequence[int], addresses: Sequence[int]) -> list[int]:
-        """Copies blocks of the cache to the host, one an address; the CRC32C of each."""
+    def store(self, block_ids: Sequence[int], addresses: Sequence[int], target: MappedMemory) -> list[int]:
+        """Copies blocks of the cache to the host, one an address in `target`; the CRC32C of each."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 
 from shoal.kv_client.lease import Reading
-from shoal.model_worker.kv_offload.memory import KvMemory
+from shoal.model_worker.kv_offload.memory import KvMemory, Loaded
 from shoal.model_worker.kv_offload.sessions import Sessions
 from shoal.model_worker.kv_offload.stats import KvStoreStats
 from shoal.model_worker.kv_offload.ticket import Load, Stage, Ticket
@@ -98,21 +99,29 @@ class Reader:
             return
         client = self._sessions.client(ticket.tenant)
         keys = ticket.keys[load.first : load.first + len(load.block_ids)]
-        at_once = self._memory.blocks_at_once
         self._asking_since_s = self._clock()
         with client.view(keys) as lease:
             self._asking_since_s = None
             self._sessions.note(client)
-            for position in range(0, len(lease), at_once):
-                block_ids = load.block_ids[position : min(position + at_once, len(lease))]
-                with load.lock:
-                    if load.is_given_up:
-                        return
-                    num_loaded, reading = self._memory.load(lease, position, block_ids, load.mark)
-                    load.num_loaded = position + num_loaded
-                if reading is not Reading.VERIFIED:
-                    load.failure = reading.value
-                    self._stats.count(self._stats.failed_blocks, reading.value)
-                    return
+            with closing(self._memory.load(lease, load.block_ids[: len(lease)], load.mark)) as steps:
+                reading = self._follow(load, steps)
+            if load.is_given_up:
+                return
+            if reading is not Reading.VERIFIED:
+                load.failure = reading.value
+                self._stats.count(self._stats.failed_blocks, reading.value)
+                return
         if load.num_loaded < len(load.block_ids):
             load.failure = "store" if client.problem else "evicted"
+
+    @staticmethod
+    def _follow(load: Load, steps: Iterator[Loaded]) -> Reading:
+        """Takes a load to its end, or until it is given up; what became of the block after the last that was loaded."""
+        while True:
+            with load.lock:
+                step = None if load.is_given_up else next(steps, None)
+                if step is None:
+                    return Reading.VERIFIED
+                load.num_loaded = step.num_blocks
+            if step.reading is not Reading.VERIFIED:
+                return step.reading

@@ -182,7 +182,8 @@ class WriteBack:
         for start in range(0, len(positions), self._memory.blocks_at_once):
             part = positions[start : start + self._memory.blocks_at_once]
             block_ids = [run.block_ids[first + position] for position in part]
-            sums = self._memory.store(block_ids, [reserved.addresses[position] for position in part])
+            addresses = [reserved.addresses[position] for position in part]
+            sums = self._memory.store(block_ids, addresses, reserved.staging)
             for position, block_id, checksum in zip(part, block_ids, sums, strict=True):
                 if self._version_of(block_id) != run.versions[first + position]:
                     return checksums

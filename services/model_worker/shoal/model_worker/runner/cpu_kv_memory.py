@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 from torch import Tensor
 
 from shoal.checksum import copy_crc32c_at
 from shoal.kv_client.lease import Lease, Reading
+from shoal.kv_client.link import MappedMemory
+from shoal.model_worker.kv_offload.memory import Loaded
 
 
 class CpuKvMemory:
     """`kv_offload.memory.KvMemory`: one copy between the store's mapped memory and the cache, which sums as it goes."""
 
     blocks_at_once = 1
-    """What is given up has to wait for one call, so a call is short: 40 us for a block of SmolLM2."""
 
     def __init__(self, kv_cache: Tensor) -> None:
         """kv_cache: [num_blocks, ...] contiguous. Kept."""
@@ -30,15 +31,16 @@ class CpuKvMemory:
     def settle(self) -> None:
         """A load has ended when it returns."""
 
-    def load(self, lease: Lease, first: int, block_ids: Sequence[int], mark: object) -> tuple[int, Reading]:
-        """See `KvMemory.load`."""
-        for index, block_id in enumerate(block_ids):
-            reading = lease.copy(first + index, self._address + block_id * self.block_bytes)
+    def load(self, lease: Lease, block_ids: Sequence[int], mark: object) -> Generator[Loaded, None, None]:
+        """See `KvMemory.load`. A block at a time: what is given up waits for one, 40 us for SmolLM2's."""
+        for position, block_id in enumerate(block_ids):
+            reading = lease.copy(position, self._address + block_id * self.block_bytes)
             if reading is not Reading.VERIFIED:
-                return index, reading
-        return len(block_ids), Reading.VERIFIED
+                yield Loaded(position, reading)
+                return
+            yield Loaded(position + 1, reading)
 
-    def store(self, block_ids: Sequence[int], addresses: Sequence[int]) -> list[int]:
+    def store(self, block_ids: Sequence[int], addresses: Sequence[int], target: MappedMemory) -> list[int]:
         """See `KvMemory.store`."""
         size = self.block_bytes
         return [
