@@ -1,6 +1,6 @@
 # Everything a contributor runs. `make` alone prints this list.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test cluster test-cluster lint format protos protos-check bench clean
+.PHONY: help install demo test cluster test-cluster lint format protos protos-check chart bench clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3.11
@@ -55,6 +55,9 @@ protos: $(STAMP) ## Regenerate protos/gen
 
 protos-check: $(STAMP) ## Fail if protos/gen is out of date
 	@$(BIN)/python tools/generate_protos.py --check
+
+chart: $(STAMP) ## Regenerate what charts/shoal takes from the source: CRD, rights, dashboards
+	@$(BIN)/python tools/generate_chart.py
 
 bench: $(STAMP) ## Measure engine, gateway and mesh on this machine (about ten minutes)
 	@mkdir -p .cache/bench

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import grpc.aio
 import structlog
+import uvloop
 from kubernetes_asyncio.config import ConfigException
+from prometheus_client import REGISTRY
 
 from shoal.config import describe, load_or_exit
 from shoal.operator.config import OperatorConfig
@@ -19,6 +21,7 @@ from shoal.operator.planner.kubernetes import Platform
 from shoal.operator.planner.kubernetes.platform import IMAGES
 from shoal.operator.reconcile.api_client import ApiClient, ApiError
 from shoal.operator.reconcile.controller import Controller, ControllerOptions
+from shoal.operator.reconcile.metrics import OperatorCollector
 from shoal.operator.webhook import WebhookOptions, serve_webhook
 from shoal.operator.webhook.keeping import Place
 from shoal.operator.xds import DiscoveryServer
@@ -37,7 +40,7 @@ def main() -> None:
     try:
         metrics_port, stop_metrics = serve_metrics(config.host, config.metrics_port)
         _log.info("metrics", address=f"{config.host}:{metrics_port}")
-        asyncio.run(serve(config))
+        uvloop.run(serve(config))
         stop_metrics()
     except (ApiError, ConfigException, OSError) as error:
         _log.error("cannot run", error=str(error))
@@ -59,6 +62,7 @@ async def serve(config: OperatorConfig) -> None:
     )
     async with await ApiClient.connect(kubeconfig) as api:
         controller = Controller(api, platform_of(config), options)
+        REGISTRY.register(OperatorCollector(controller))
         discovery = DiscoveryServer(controller.snapshots)
 
         def add(_: object, server: grpc.aio.Server) -> None:

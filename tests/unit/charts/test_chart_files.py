@@ -1,0 +1,145 @@
+"""What the chart takes from the source is what the source says."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from collections.abc import AsyncIterator, Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+import shoal.gateway.admission.metrics
+import shoal.gateway.metrics
+import shoal.rpc.interceptor  # noqa: F401 - all three register metrics
+from shoal.kv_store.metrics import StoreCollector
+from shoal.kv_store.remote.metrics import PeerCollector
+from shoal.model_worker.metrics import WorkerMetrics
+from shoal.operator.planner.kubernetes import Platform
+from shoal.operator.reconcile.controller import Controller
+from shoal.operator.reconcile.metrics import OperatorCollector
+from support.kv_store_core import open_core
+from support.memory_disk import MemoryDisk
+
+ROOT = Path(__file__).parents[3]
+CHART = ROOT / "charts" / "shoal"
+SUFFIXES = {
+    "counter": ("_total",),
+    "gauge": ("",),
+    "histogram": ("_bucket", "_sum", "_count"),
+}
+METRIC = re.compile(r"\b(?:shoal|process)_[a-z0-9_]+")
+
+
+def test_generated_files_are_up_to_date() -> None:
+    generated = runpy.run_path(str(ROOT / "tools" / "generate_chart.py"))["generate"]()
+    for path, text in generated.items():
+        assert path.read_text() == text, f"{path} is out of date: run python tools/generate_chart.py"
+    assert {path for path in (CHART / "files").rglob("*") if path.is_file()} == generated.keys()
+
+
+def test_the_schema_knows_the_values_and_no_others() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert {path for path in _schema_paths(schema) if path != ("global",)} == set(_value_paths(values, schema))
+
+
+async def test_every_metric_that_is_looked_at_exists() -> None:
+    known = {name async for name in _metric_names()}
+    dashboards = {path.name: json.loads(path.read_text()) for path in (CHART / "files" / "dashboards").glob("*.json")}
+    queries = [
+        (f"{name}: {panel['title']}", target["expr"])
+        for name, dashboard in dashboards.items()
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", ())
+    ]
+    queries += [
+        (f"{name}: namespaces", variable["query"]["query"])
+        for name, dashboard in dashboards.items()
+        for variable in dashboard["templating"]["list"]
+        if variable["type"] == "query"
+    ]
+    queries += [(rule["alert"], rule["expr"]) for rule in _alerts()]
+    assert len(queries) > 50
+    unknown = {(place, name) for place, query in queries for name in METRIC.findall(query) if name not in known}
+    assert unknown == set()
+    assert all(METRIC.search(query) for _, query in queries)
+
+
+@pytest.mark.parametrize("path", sorted((CHART / "files" / "dashboards").glob("*.json")), ids=lambda path: path.stem)
+def test_panels_do_not_overlap(path: Path) -> None:
+    dashboard = json.loads(path.read_text())
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])
+        }  # of a grid 24 wide
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+
+
+def test_alerts_say_how_bad_it_is_and_what_to_do() -> None:
+    names = [rule["alert"] for rule in _alerts()]
+    assert len(set(names)) == len(names) > 10
+    for rule in _alerts():
+        assert rule["labels"]["severity"] in ("critical", "warning"), rule["alert"]
+        assert rule["annotations"].keys() == {"summary", "description"}, rule["alert"]
+
+
+def _alerts() -> list[dict[str, Any]]:
+    # Without its two templates the file is YAML.
+    text = re.sub(r"\{\{ \.Values[^}]*\}\}", "1", (CHART / "alerts.yaml").read_text())
+    text = re.sub(r'\{\{ "(\{\{.*?\}\})" \}\}', "VALUE", text)
+    return [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
+
+
+async def _metric_names() -> AsyncIterator[str]:
+    """As Prometheus stores them."""
+    worker = WorkerMetrics()
+    worker.kv_store.is_configured = True
+    collectors: list[Collector] = [
+        worker,
+        PeerCollector(SimpleNamespace(peers=[], outbox=[])),  # type: ignore[arg-type]
+        OperatorCollector(Controller(None, Platform())),  # type: ignore[arg-type]
+    ]
+    async with open_core(files=MemoryDisk()) as core:
+        for collector in (*collectors, StoreCollector(core.store)):
+            registry = CollectorRegistry()
+            registry.register(collector)
+            for name in _names(registry.collect()):
+                yield name
+    for name in _names(REGISTRY.collect()):
+        yield name
+
+
+def _names(families: Iterable[Metric]) -> Iterator[str]:
+    for family in families:
+        for suffix in SUFFIXES.get(family.type, ()):
+            yield family.name + suffix
+
+
+def _schema_paths(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if "properties" not in schema:
+        yield path
+        return
+    assert schema["additionalProperties"] is False, path
+    for name, child in schema["properties"].items():
+        yield from _schema_paths(child, (*path, name))
+
+
+def _value_paths(values: Any, schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if "properties" not in schema:
+        yield path
+        return
+    for name, value in values.items():
+        yield from _value_paths(value, schema["properties"][name], (*path, name))
