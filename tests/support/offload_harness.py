@@ -19,6 +19,7 @@ from shoal.model_worker.kv_offload.offload import KvOffload
 from shoal.model_worker.kv_offload.options import OffloadOptions
 from shoal.model_worker.request import Request
 from shoal.model_worker.runner.cpu_kv_memory import CpuKvMemory
+from shoal.model_worker.tenants import Accounts
 from support.kv_store_running import RunningStore
 from support.scheduler_harness import SchedulerHarness
 
@@ -76,6 +77,7 @@ def offloading(
     store: RunningStore | Path,
     sizes: dict[str, Any] | None = None,
     memory: Callable[[Tensor], KvMemory] = CpuKvMemory,
+    accounts: Accounts | None = None,
     **options: Any,
 ) -> Iterator[OffloadHarness]:
     """A harness whose blocks go to `store`, or to one with its socket in a folder. It waits long for answers: the
@@ -92,7 +94,8 @@ def offloading(
         max_backoff_s=0.02,
     )
     defaults = OffloadOptions(client=client, lookup_wait_s=5.0, wait_budget_s=5.0)
-    h.offload = KvOffload(replace(defaults, **options), h.cache, memory(torch.from_numpy(h.runner.kv)))
+    blocks = memory(torch.from_numpy(h.runner.kv))
+    h.offload = KvOffload(replace(defaults, **options), h.cache, blocks, accounts=accounts)
     h.woken = threading.Event()
     h.offload.wake = h.woken.set
     h.use(h.offload)

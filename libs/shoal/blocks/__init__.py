@@ -32,6 +32,11 @@ def namespace_key(model_digest: str, kv_layout: str, adapter_digest: str = "", t
     return digest.digest()[:KEY_BYTES]
 
 
+def tenant_salt(name: str) -> bytes:
+    """The salt of the tenant whose API keys have this name, 32 bytes. A gateway sends it with the tenant's requests."""
+    return hashlib.sha256(f"tenant:{name}".encode()).digest()
+
+
 def block_key(parent: bytes, tokens: Sequence[int]) -> bytes:
     """The key of one full block of `tokens` that follows `parent`, 16 bytes. Token ids fit 32 bits unsigned."""
     return hashlib.sha256(parent + to_words(tokens).tobytes()).digest()[:KEY_BYTES]

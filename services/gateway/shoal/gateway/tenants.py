@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from shoal.blocks import tenant_salt
 from shoal.config import ConfigError
 from shoal.rpc.errors import Unauthenticated
 
@@ -74,7 +75,7 @@ def load_authenticator(path: str) -> Authenticator:
                 "A-Z a-z 0-9 . _ - and 64 lower-case hexadecimal digits"
             )
         name, digest = match.groups()
-        tenants[bytes.fromhex(digest)] = Tenant(name, hashlib.sha256(f"tenant:{name}".encode()).digest())
+        tenants[bytes.fromhex(digest)] = Tenant(name, tenant_salt(name))
     if not tenants:
         raise ConfigError(f"api_keys_file {path}: holds no key, so nobody could call; leave it unset for open access")
     return Authenticator(tenants)

@@ -109,6 +109,11 @@ class WorkerConfig:
     kv_store_address: str = option(
         "", "Its gRPC address, host:port, to tell routers what it holds; empty: they are not told."
     )
+    kv_store_tokens_file: str = option(
+        "",
+        'TOML file of tenants and what proves them to a store that asks for that, tenant = "token"; others do not use '
+        "the store then. Read again when it changes. Empty: everybody uses it, without a token.",
+    )
     kv_store_write_back: Literal["committed", "reused", "evicted", "off"] = option(
         "committed",
         "Which blocks are stored: as they are computed, as a second request uses them, as the device is about to give "
@@ -126,7 +131,9 @@ class WorkerConfig:
     kv_store_wait_budget_ms: Annotated[int, Meta(ge=0, le=60_000)] = option(
         250, "What waiting for it in vain may cost at first, all requests together; it grows by what loads save."
     )
-    kv_store_queued_bytes: Positive = option(1 << 30, "Blocks that may wait to be stored; more are dropped.")
+    kv_store_queued_bytes: Positive = option(
+        8 << 30, "Blocks that may wait on the device to be stored; more wait until the device is about to give them up."
+    )
     kv_store_event_keys: NotNegative = option(1 << 18, "Most blocks in the store that routers are told of; 0: none.")
     simulated_model: Literal["", SimulatedModel] = option(
         "",

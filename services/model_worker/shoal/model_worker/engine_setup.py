@@ -15,6 +15,7 @@ from shoal.model_worker.scheduler import Scheduler, SchedulerConfig, make_policy
 from shoal.model_worker.simulated import SimulatedRunner
 from shoal.model_worker.simulated_timing import SIMULATED_GPUS, FixedTimer, StepTimer
 from shoal.model_worker.step import Runner
+from shoal.model_worker.tenants import TokensProblem
 
 if TYPE_CHECKING:
     from shoal.model_worker.kv_offload.offload import KvOffload
@@ -105,7 +106,10 @@ def _use_kv_store(config: WorkerConfig, device: Device, cache: KVCacheManager) -
 
     if device.kv_memory is None:
         raise SetupError(f"kv_store_socket is {config.kv_store_socket}, but device {config.device} has no KV to store")
-    return make_offload(config, device.kv_memory, cache, device.model_digest, device.kv_layout)
+    try:
+        return make_offload(config, device.kv_memory, cache, device.model_digest, device.kv_layout)
+    except TokensProblem as problem:
+        raise SetupError(str(problem)) from None
 
 
 def _limits(config: WorkerConfig, max_model_len: int) -> SchedulerConfig:

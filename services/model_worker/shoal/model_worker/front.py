@@ -19,6 +19,7 @@ from shoal.model_worker.metrics import WorkerMetrics
 from shoal.model_worker.orca import OrcaService
 from shoal.model_worker.servicer import ModelWorkerServicer
 from shoal.model_worker.start_log import StartLog
+from shoal.model_worker.tenants import operator_token
 from shoal.rpc.server import Registration, ServerOptions, serve_until_stopped, start_server, stop_signal
 from shoal.telemetry import serve_metrics
 
@@ -96,8 +97,12 @@ async def _serve(
     if config.kv_store_socket:
         watches.append(asyncio.create_task(metrics.kv_store.tell(server.set_part), name="KV store health"))
     if config.kv_store_socket and config.kv_store_address and config.kv_store_event_keys:
-        followed = KvStoreWatch(config.kv_store_address, kv_events)
-        watches.append(asyncio.create_task(followed.run(), name="KV store events"))
+        token = operator_token(config.kv_store_tokens_file)
+        if config.kv_store_tokens_file and not token:
+            _log.info("routers do not hear what the KV store holds", reason='its tokens have none of "*"')
+        else:
+            followed = KvStoreWatch(config.kv_store_address, kv_events, token=token)
+            watches.append(asyncio.create_task(followed.run(), name="KV store events"))
     await serve_until_stopped(server, stop, options, drain=drain)
     for watch in watches:
         watch.cancel()

@@ -23,9 +23,16 @@ class KvStoreWatch:
     """Keeps the hub's part of the KV store true to its events; empties it while the store is away."""
 
     def __init__(
-        self, address: str, hub: KvEventHub, *, silence_s: float = SILENCE_S, retry_s: float = RETRY_S
+        self,
+        address: str,
+        hub: KvEventHub,
+        *,
+        token: str = "",
+        silence_s: float = SILENCE_S,
+        retry_s: float = RETRY_S,
     ) -> None:
-        """address: host:port of the store's gRPC."""
+        """address: host:port of the store's gRPC. token: the operator's, to a store that asks for tokens."""
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._address = address
         self._hub = hub
         self._silence_s = silence_s
@@ -48,7 +55,7 @@ class KvStoreWatch:
 
     async def _follow(self, stub: kv_store_pb2_grpc.KvStoreServiceAsyncStub) -> None:
         self._snapshot = None
-        call = stub.Watch(kv_store_pb2.WatchRequest())
+        call = stub.Watch(kv_store_pb2.WatchRequest(), metadata=self._metadata)
         try:
             async for event in self._heard(call):
                 self._take(event)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,6 +23,7 @@ from shoal.model_worker.sampling.params import MAX_CHOICES
 from shoal.model_worker.sampling.validate import from_proto
 from shoal.model_worker.scheduler import queue_full
 from shoal.model_worker.stall_watch import StallWatch
+from shoal.model_worker.tenants import tenant_of
 from shoal.rpc.errors import BY_REASON, Draining, Internal, InvalidArgument, ShoalError, Unavailable
 
 MAX_CACHE_SALT_BYTES: Final = 64
@@ -185,11 +185,6 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
     def _make_namespace_key(self, cache_salt: bytes) -> bytes:
         info = self._info()
         return namespace_key(info.model_digest, info.kv_layout, "", cache_salt)
-
-
-def tenant_of(cache_salt: bytes) -> str:
-    """What a KV store calls the tenant with this salt, which is the tenant's own and so is not told."""
-    return hashlib.sha256(b"shoal.kv.tenant.v1" + cache_salt).hexdigest()[:32] if cache_salt else "default"
 
 
 def _check_token_ids(field: str, token_ids: tuple[int, ...], vocab_size: int) -> None:

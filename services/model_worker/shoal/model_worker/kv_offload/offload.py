@@ -22,7 +22,10 @@ from shoal.model_worker.kv_offload.stats import KvStoreStats
 from shoal.model_worker.kv_offload.storing import Storing
 from shoal.model_worker.kv_offload.ticket import Ticket
 from shoal.model_worker.kv_offload.write_back import WriteBack
+from shoal.model_worker.tenants import Accounts
 
+NO_ACCOUNT = "no_account"
+"""Of requests whose tenant has no token for the store."""
 _CLOSE_TIMEOUT_S = 1.0
 _WRITER_PATIENCE = 8.0
 """How many times as long as readers it waits for an answer: nobody waits for it."""
@@ -37,8 +40,10 @@ class KvOffload:
         cache: KVCacheManager,
         memory: KvMemory,
         clock: Callable[[], float] = time.monotonic,
+        accounts: Accounts | None = None,
     ) -> None:
-        """Starts the threads; nothing is connected before it is used."""
+        """Starts the threads; nothing is connected before it is used. accounts: who uses the store; None: everybody."""
+        self._accounts = accounts or Accounts()
         self.stats = KvStoreStats()
         self.wake: Callable[[], None] = _do_nothing
         """Called by other threads when there is something to take in."""
@@ -46,7 +51,7 @@ class KvOffload:
         self.rate = PrefillRate(options.tokens_per_s)
         readers = replace(options.client, num_staging_blocks=0, wants_roots=True)
         writer = replace(options.client, timeout_s=_WRITER_PATIENCE * options.client.timeout_s)
-        self._sessions = (Sessions(readers), Sessions(readers), Sessions(writer))
+        self._sessions = tuple(Sessions(each, self._accounts) for each in (readers, readers, writer))
         self._reader = Reader(self._sessions[0], memory, self.stats, self._settled, clock)
         self._prefetcher = Prefetcher(self._sessions[1])
         self.writer = WriteBack(
@@ -67,6 +72,10 @@ class KvOffload:
         self, tenant: str, namespace_key: bytes, keys: Sequence[bytes], num_held: int, now_s: float
     ) -> Retrieval | None:
         """See `BlockSource.ask`."""
+        self._accounts.refresh()
+        if self._accounts.find(tenant) is None:
+            self.stats.count(self.stats.unused, NO_ACCOUNT)
+            return None
         self._storing.know(tenant, namespace_key)
         self._storing.reused(keys[:num_held])
         return self._retrieving.ask(tenant, keys, num_held, now_s) if num_held < len(keys) else None

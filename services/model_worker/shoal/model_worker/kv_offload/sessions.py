@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from shoal.kv_client import KvClient, KvClientOptions
+from shoal.model_worker.tenants import Account, Accounts
 
 MAX_TENANTS: Final = 8
 """Sessions a thread keeps open. A store takes 256 by default: three threads each of ten workers."""
@@ -18,9 +19,10 @@ _FINGERPRINT_DOMAIN: Final = b"shoal.kv.payload.v1"
 class Sessions:
     """Belongs to one thread; `problem` may be read by any."""
 
-    def __init__(self, options: KvClientOptions, max_tenants: int = MAX_TENANTS) -> None:
-        """options: of all sessions; the tenant in them is replaced."""
+    def __init__(self, options: KvClientOptions, accounts: Accounts, max_tenants: int = MAX_TENANTS) -> None:
+        """options: of all sessions; tenant and token in them are replaced."""
         self._options = options
+        self._accounts = accounts
         self._max_tenants = max_tenants
         self._clients: OrderedDict[str, KvClient] = OrderedDict()
         self.problem = ""
@@ -29,10 +31,15 @@ class Sessions:
         """When that was, by time.monotonic()."""
 
     def client(self, tenant: str) -> KvClient:
-        """The session of a tenant. The one used longest ago ends when there are too many."""
+        """The session of a tenant that has an account. The one used longest ago ends when there are too many."""
         client = self._clients.get(tenant)
+        account = self._accounts.find(tenant) or Account(tenant)  # it had one when the request came
+        if client is not None and client.options.token != account.token:
+            self._clients.pop(tenant).close()
+            client = None
         if client is None:
-            client = self._clients[tenant] = KvClient(replace(self._options, tenant=tenant))
+            options = replace(self._options, tenant=account.name, token=account.token)
+            client = self._clients[tenant] = KvClient(options)
             if len(self._clients) > self._max_tenants:
                 self._clients.popitem(last=False)[1].close()
         self._clients.move_to_end(tenant)

@@ -11,8 +11,9 @@ from shoal.model_worker.kv_offload.memory import KvMemory
 from shoal.model_worker.kv_offload.offload import KvOffload
 from shoal.model_worker.kv_offload.options import OffloadOptions
 from shoal.model_worker.kv_offload.sessions import fingerprint_of
+from shoal.model_worker.tenants import Accounts
 
-_STAGING_BYTES: Final = 16 << 20
+_STAGING_BYTES: Final[dict[DeviceName, int]] = {"cpu": 16 << 20, "cuda": 128 << 20}
 """Of each tenant: what is written before the store is asked to take it."""
 _FIRST_GUESSES: Final[dict[DeviceName, tuple[float, float]]] = {"cpu": (500.0, 4e9), "cuda": (20_000.0, 40e9)}
 """Prompt tokens a second, and bytes a second from the store's memory; of a GPU, an 8B model's on an H100."""
@@ -21,8 +22,8 @@ _FIRST_GUESSES: Final[dict[DeviceName, tuple[float, float]]] = {"cpu": (500.0, 4
 def make_offload(
     config: WorkerConfig, memory: KvMemory, cache: KVCacheManager, model_digest: str, kv_layout: str
 ) -> KvOffload:
-    """config: with a store's socket. The store need not be there."""
-    num_staging_blocks = min(max(_STAGING_BYTES // memory.block_bytes, 2), 64)
+    """config: with a store's socket. The store need not be there. Raises TokensProblem."""
+    num_staging_blocks = min(max(_STAGING_BYTES[config.device] // memory.block_bytes, 2), 64)
     client = KvClientOptions(
         socket_path=config.kv_store_socket,
         tenant="",
@@ -42,4 +43,4 @@ def make_offload(
         tokens_per_s=tokens_per_s,
         memory_bytes_per_s=memory_bytes_per_s,
     )
-    return KvOffload(options, cache, memory)
+    return KvOffload(options, cache, memory, accounts=Accounts(config.kv_store_tokens_file))
