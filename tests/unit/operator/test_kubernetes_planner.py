@@ -14,46 +14,89 @@ import yaml
 
 from shoal.config import load
 from shoal.gateway.config import Config as GatewayConfig
+from shoal.kv_store.config import KvStoreConfig
 from shoal.model_worker.config import WorkerConfig
 from shoal.operator.api import InferenceService, find_contradictions, load_manifest, parse_manifest
 from shoal.operator.api.kubernetes_rules import find_kubernetes_contradictions
 from shoal.operator.envoy import Endpoint
-from shoal.operator.planner.kubernetes import KINDS, OWNER_LABEL, Manifest, Owner, Platform, plan
+from shoal.operator.planner.kubernetes import (
+    ALL_KINDS,
+    OPTIONAL_APIS,
+    OWNER_LABEL,
+    Manifest,
+    Observed,
+    Owner,
+    Platform,
+    plan,
+)
 from shoal.tokenizer.config import TokenizerConfig
-from support.manifests import EVERYTHING_ON_KUBERNETES
+from support.manifests import EVERYTHING_ON_KUBERNETES, MINIMAL_ON_KUBERNETES, ROLES_ON_KUBERNETES, with_fields
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+def made(manifest: dict[str, Any]) -> InferenceService:
+    return parse_manifest(yaml.safe_dump(manifest), "made")
+
+
 GOLDEN = Path(__file__).parent / "golden" / "kubernetes"
 OWNER = Owner(namespace="models", uid="0d6ef4bd-5f1c-4a76-a8a0-3f2f6d0f0e3c")
 CONFIGS: dict[str, type[Any]] = {
+    "shoal.kv_store.main": KvStoreConfig,
     "shoal.gateway.main": GatewayConfig,
     "shoal.model_worker.main": WorkerConfig,
     "shoal.tokenizer.main": TokenizerConfig,
 }
+PLATFORM = Platform(apis=OPTIONAL_APIS)
+KV_ON_NODES = {
+    "metadata.name": "kv-on-nodes",
+    "spec.workers": {"device": "cuda", "replicas": 4},
+    "spec.kvCache": {
+        "cpu": "64Gi",
+        "ssd": "1Ti",
+        "placement": "Node",
+        "peersSecret": {"name": "kv"},
+        "ssdVolume": {"hostPath": "/mnt/nvme/"},
+    },
+}
 SERVICES = {
-    **{path.stem: load_manifest(path) for path in sorted(EXAMPLES.glob("*.yaml")) if path.stem != "kv-store"},
+    **{path.stem: load_manifest(path) for path in sorted(EXAMPLES.glob("*.yaml"))},
     "everything": parse_manifest(EVERYTHING_ON_KUBERNETES, "everything"),
+    "roles": made(
+        with_fields(ROLES_ON_KUBERNETES, {"spec.adapters": None, "spec.kvCache.peersSecret": {"name": "kv"}})
+    ),
+    "kv-on-nodes": made(with_fields(MINIMAL_ON_KUBERNETES, KV_ON_NODES)),
 }
 every_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
 
 
 def planned(service: InferenceService) -> dict[tuple[str, str], Manifest]:
-    return {(found["kind"], found["metadata"]["name"]): found for found in plan(service, Platform(), OWNER)}
+    return {(found["kind"], found["metadata"]["name"]): found for found in plan(service, PLATFORM, OWNER)}
 
 
-def pod_specs(service: InferenceService) -> dict[str, dict[str, Any]]:
-    workloads = [found for found in plan(service, Platform(), OWNER) if "template" in found.get("spec", {})]
-    return {found["metadata"]["name"]: found["spec"]["template"]["spec"] for found in workloads}
+def templates(service: InferenceService) -> list[dict[str, Any]]:
+    """Of all pods."""
+    specs = [found.get("spec", {}) for found in plan(service, PLATFORM, OWNER)]
+    groups = [spec["leaderWorkerTemplate"] for spec in specs if "leaderWorkerTemplate" in spec]
+    several = [group[name] for group in groups for name in ("leaderTemplate", "workerTemplate")]
+    return [*(spec["template"] for spec in specs if "template" in spec), *several]
+
+
+def pod_specs(service: InferenceService) -> list[dict[str, Any]]:
+    return [template["spec"] for template in templates(service)]
+
+
+def containers_of(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*pod["containers"], *pod.get("initContainers", [])]
 
 
 def containers(service: InferenceService) -> dict[str, dict[str, Any]]:
-    pods = pod_specs(service).values()
-    return {c["name"]: c for pod in pods for c in [*pod["containers"], *pod.get("initContainers", [])]}
+    return {found["name"]: found for pod in pod_specs(service) for found in containers_of(pod)}
 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_plan_is_the_golden_one(name: str) -> None:
-    rendered = yaml.safe_dump_all(plan(SERVICES[name], Platform(), OWNER), sort_keys=False, width=120)
+    rendered = yaml.safe_dump_all(plan(SERVICES[name], PLATFORM, OWNER), sort_keys=False, width=120)
     path = GOLDEN / f"{name}.yaml"
     if os.environ.get("SHOAL_UPDATE_GOLDEN"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,11 +111,11 @@ def test_examples_have_no_contradictions(service: InferenceService) -> None:
 
 @every_service
 def test_plan_is_sound(service: InferenceService) -> None:
-    objects = plan(service, Platform(), OWNER)
-    assert objects == plan(service, Platform(), OWNER)
+    objects = plan(service, PLATFORM, OWNER)
+    assert objects == plan(service, PLATFORM, OWNER)
     names = [(found["kind"], found["metadata"]["name"]) for found in objects]
     assert len(set(names)) == len(names)
-    order = [kind.kind for kind in KINDS]
+    order = [kind.kind for kind in ALL_KINDS]
     assert [order.index(kind) for kind, _ in names] == sorted(order.index(kind) for kind, _ in names)
     for found in objects:
         metadata = found["metadata"]
@@ -84,32 +127,25 @@ def test_plan_is_sound(service: InferenceService) -> None:
 @every_service
 def test_everything_that_a_pod_refers_to_is_planned(service: InferenceService) -> None:
     objects = planned(service)
-    for name, pod in pod_specs(service).items():
+    for pod in pod_specs(service):
         assert ("ServiceAccount", pod["serviceAccountName"]) in objects
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         for volume in volumes.values():
             if "configMap" in volume:
                 assert ("ConfigMap", volume["configMap"]["name"]) in objects
-        for container in [*pod["containers"], *pod.get("initContainers", [])]:
-            assert {mount["name"] for mount in container["volumeMounts"]} <= set(volumes), name
-            ports = [port["name"] for port in container["ports"]]
-            assert len(set(ports)) == len(ports)
+        assert {mount["name"] for found in containers_of(pod) for mount in found["volumeMounts"]} == set(volumes)
+        ports = [port for found in containers_of(pod) for port in found["ports"]]
+        assert len({port["name"] for port in ports}) == len({port["containerPort"] for port in ports}) == len(ports)
 
 
 @every_service
 def test_services_lead_to_ports_that_pods_have(service: InferenceService) -> None:
     objects = planned(service)
-    templates = [found["spec"]["template"] for found in objects.values() if "template" in found.get("spec", {})]
     for found in (found for (kind, _), found in objects.items() if kind == "Service"):
         wanted = found["spec"]["selector"].items()
-        chosen = [template for template in templates if wanted <= template["metadata"]["labels"].items()]
+        chosen = [each for each in templates(service) if wanted <= each["metadata"]["labels"].items()]
         assert len(chosen) == 1
-        pod = chosen[0]["spec"]
-        open_ports = {
-            port["containerPort"]
-            for container in [*pod["containers"], *pod.get("initContainers", [])]
-            for port in container["ports"]
-        }
+        open_ports = {port["containerPort"] for each in containers_of(chosen[0]["spec"]) for port in each["ports"]}
         assert {port["targetPort"] for port in found["spec"]["ports"]} <= open_ports
         podlabels = chosen[0]["metadata"]["labels"].items()
         policies = [
@@ -117,30 +153,95 @@ def test_services_lead_to_ports_that_pods_have(service: InferenceService) -> Non
             for (kind, _), policy in objects.items()
             if kind == "NetworkPolicy" and policy["spec"]["podSelector"]["matchLabels"].items() <= podlabels
         ]
-        allowed = {port["port"] for rules in policies for rule in rules for port in rule["ports"]}
+        allowed = {port["port"] for rules in policies for rule in rules for port in rule.get("ports", [])}
         assert {port["targetPort"] for port in found["spec"]["ports"]} <= allowed
 
 
 @every_service
 def test_services_take_their_flags(service: InferenceService) -> None:
-    found = {c["command"][2]: c["args"] for c in containers(service).values() if c["command"][-1] in CONFIGS}
-    assert set(found) == set(CONFIGS)
-    for module, args in found.items():
-        settings = load(CONFIGS[module], program=module, argv=args, environ={})
-        assert (settings.host, settings.port, settings.metrics_port) == ("0.0.0.0", 50051, 9090)
+    found = [each for pod in pod_specs(service) for each in containers_of(pod) if each["command"][-1] in CONFIGS]
+    has_store = service.spec.kv_cache.cpu is not None
+    assert {each["command"][2] for each in found} == set(CONFIGS) - (set() if has_store else {"shoal.kv_store.main"})
+    for each in found:
+        settings = load(CONFIGS[each["command"][2]], program=each["name"], argv=each["args"], environ={})
+        ports = {port["name"].removeprefix("kv-"): port["containerPort"] for port in each["ports"]}
+        assert (settings.host, settings.port, settings.metrics_port) == ("0.0.0.0", ports["grpc"], ports["metrics"])
 
 
 @every_service
 def test_pods_have_time_to_drain(service: InferenceService) -> None:
-    for pod in pod_specs(service).values():
-        drain_s = max(
-            float(argument.partition("=")[2])
-            for container in pod["containers"]
-            for argument in container["args"]
+    for pod in pod_specs(service):
+        drains = {
+            found["name"]: float(argument.partition("=")[2])
+            for found in containers_of(pod)
+            for argument in found["args"]
             if argument.startswith("--drain-timeout-s=")
+        }
+        # Sidecars end after the others.
+        leave_s = max(
+            each.get("lifecycle", {"preStop": {"sleep": {"seconds": 0}}})["preStop"]["sleep"]["seconds"]
+            for each in pod["containers"]
         )
-        leave_s = max(c["lifecycle"]["preStop"]["sleep"]["seconds"] for c in pod["containers"])
-        assert pod["terminationGracePeriodSeconds"] > drain_s + leave_s
+        assert pod["terminationGracePeriodSeconds"] > sum(drains.values()) + leave_s
+
+
+@every_service
+def test_pods_have_the_least_rights(service: InferenceService) -> None:
+    for pod in pod_specs(service):
+        assert not pod["automountServiceAccountToken"]
+        for found in containers_of(pod):
+            rights = found["securityContext"]
+            assert rights["readOnlyRootFilesystem"]
+            assert not rights["allowPrivilegeEscalation"]
+            assert rights["capabilities"]["drop"] == ["ALL"]
+            is_root = rights.get("runAsUser") == 0
+            assert is_root == (found["name"] == "own-folders")
+            assert rights["capabilities"].get("add", []) == (["CHOWN"] if is_root else [])
+        on_node = [volume for volume in pod["volumes"] if "hostPath" in volume]
+        assert bool(on_node) == (service.spec.kv_cache.placement == "Node" and "kv-socket" in str(pod["volumes"]))
+
+
+def test_workers_reach_the_store_of_their_pod_or_node() -> None:
+    for name, host in (("kv-store", "127.0.0.1"), ("kv-on-nodes", "kv-on-nodes-kv-store.models.svc.cluster.local")):
+        worker, store = containers(SERVICES[name])["worker"], containers(SERVICES[name])["kv-store"]
+        assert f"--kv-store-address={host}:50054" in worker["args"]
+        assert "--kv-store-socket=/run/shoal-kv/kv.sock" in worker["args"]
+        assert "--socket-path=/run/shoal-kv/kv.sock" in store["args"]
+        mounts = [{mount["name"]: mount["mountPath"] for mount in each["volumeMounts"]} for each in (worker, store)]
+        assert mounts[0]["kv-socket"] == mounts[1]["kv-socket"] == "/run/shoal-kv"
+    service = planned(SERVICES["kv-on-nodes"])["Service", "kv-on-nodes-kv-store"]
+    assert service["spec"]["internalTrafficPolicy"] == "Local"
+
+
+def test_stores_of_pods_know_each_other_by_name() -> None:
+    text = (EXAMPLES / "kv-store.yaml").read_text()
+    service = made(with_fields(text, {"spec.kvCache.peersSecret": {"name": "kv"}}))
+    peers = planned(service)["ConfigMap", "kv-store-kv-store"]["data"]["peers"].split()
+    hosts = [f"kv-store-worker-{index}.kv-store-worker.models.svc.cluster.local:50064" for index in range(2)]
+    assert peers == hosts
+    args = containers(service)["kv-store"]["args"]
+    assert "--peer-address=$(POD_NAME).kv-store-worker.models.svc.cluster.local:50064" in args
+    # More of them is no reason to replace any.
+    more = made(with_fields(text, {"spec.kvCache.peersSecret": {"name": "kv"}, "spec.workers.replicas": 3}))
+    before, after = (planned(each)["StatefulSet", "kv-store-worker"] for each in (service, more))
+    assert before["spec"]["template"]["spec"]["initContainers"] == after["spec"]["template"]["spec"]["initContainers"]
+
+
+def test_stores_of_nodes_know_each_other_by_address() -> None:
+    observed = Observed(kv_store_addresses=("10.0.0.2", "10.0.0.3", "fd00::1"))
+    objects = plan(SERVICES["kv-on-nodes"], PLATFORM, OWNER, observed)
+    (config,) = (
+        found
+        for found in objects
+        if (found["kind"], found["metadata"]["name"]) == ("ConfigMap", "kv-on-nodes-kv-store")
+    )
+    assert config["data"]["peers"].split() == ["10.0.0.2:50064", "10.0.0.3:50064"]
+
+
+def test_stores_alone_have_no_peers() -> None:
+    service = SERVICES["kv-store"]
+    assert ("ConfigMap", "kv-store-kv-store") not in planned(service)
+    assert not any("peer" in argument for argument in containers(service)["kv-store"]["args"])
 
 
 def test_each_worker_on_a_gpu_gets_one() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.operator.api import InferenceService
@@ -180,6 +180,7 @@ def test_names_fit_the_labels_that_controllers_make_of_them() -> None:
         assert name.startswith("aaaa")
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     wanted=st.integers(1, 8),
     surge=st.integers(1, 3),

@@ -41,6 +41,8 @@ def _check_engine(spec: InferenceServiceSpec) -> list[Problem]:
 
 def _check_kubernetes(spec: InferenceServiceSpec) -> list[Problem]:
     given = {
+        "spec.kvCache.placement": spec.kv_cache.placement != "Pod",
+        "spec.kvCache.peersSecret": spec.kv_cache.peers_secret is not None,
         "spec.kvCache.ssdVolume": spec.kv_cache.ssd_volume is not None,
         "spec.workers.resources.gpuProduct": spec.workers.resources.gpu_product is not None,
         "spec.slo": spec.slo is not None,

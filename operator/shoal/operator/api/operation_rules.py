@@ -89,8 +89,15 @@ def _check_ssd_volume(spec: InferenceServiceSpec) -> list[Problem]:
     if kv_cache.codec != "none" and kv_cache.cpu is None:
         message = f"{kv_cache.codec} is how a KV store keeps blocks; give {path}.cpu, or leave it out"
         problems.append(Problem(f"{path}.codec", message))
+    if kv_cache.cpu is None:
+        message = f"has no meaning without a KV store; give {path}.cpu, or leave it out"
+        given_alone = {"placement": kv_cache.placement != "Pod", "peersSecret": kv_cache.peers_secret is not None}
+        problems += [Problem(f"{path}.{name}", message) for name, is_given in given_alone.items() if is_given]
     if volume is None:
         return problems
+    if volume.host_path is not None and kv_cache.placement == "Pod":
+        message = f"{volume.host_path!r} is for one store a node; give {path}.placement = Node, or storageClassName"
+        problems.append(Problem(f"{path}.ssdVolume.hostPath", message))
     if kv_cache.ssd is None:
         problems.append(Problem(f"{path}.ssdVolume", f"has no meaning without {path}.ssd"))
     given = [name for name in ("host_path", "storage_class_name", "claim") if getattr(volume, name) is not None]

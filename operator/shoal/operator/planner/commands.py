@@ -27,6 +27,19 @@ class KvStorePlace:
     """Of its gRPC port."""
 
 
+@dataclass(frozen=True, slots=True)
+class KvPeers:
+    """How a KV store meets those of other pods."""
+
+    file: str
+    """Of all their addresses."""
+    address: str
+    """Its own among them."""
+    port: int
+    data_port: int
+    secret_file: str
+
+
 def worker(
     service: InferenceService,
     observed: Observed,
@@ -72,6 +85,7 @@ def kv_store(
     socket: str,
     disk_folder: str,
     drain_timeout_s: float,
+    peers: KvPeers | None = None,
 ) -> tuple[str, ...]:
     """`shoal-kv-store`."""
     flags: Flags = {
@@ -80,6 +94,15 @@ def kv_store(
         "chunk-bytes": sizes.chunk_bytes,
         "drain-timeout-s": drain_timeout_s,
     }
+    if peers is not None:
+        flags |= {
+            "peers": f"file:{peers.file}",
+            "peer-address": peers.address,
+            "peer-host": host,
+            "peer-port": peers.port,
+            "peer-data-port": peers.data_port,
+            "peer-secret-file": peers.secret_file,
+        }
     if sizes.disk_bytes:
         flags |= {
             "disk-folder": disk_folder,

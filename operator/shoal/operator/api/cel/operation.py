@@ -86,6 +86,22 @@ OPERATION_RULES: Final = (
         "spec.kvCache.codec",
     ),
     Rule(
+        f"{_KV}.placement == 'Pod' || has({_KV}.cpu)",
+        "'has no meaning without a KV store; give spec.kvCache.cpu, or leave it out'",
+        "spec.kvCache.placement",
+    ),
+    Rule(
+        f"!has({_KV}.peersSecret) || has({_KV}.cpu)",
+        "'has no meaning without a KV store; give spec.kvCache.cpu, or leave it out'",
+        "spec.kvCache.peersSecret",
+    ),
+    Rule(
+        f"{_KV}.placement == 'Node' || !has({_KV}.ssdVolume) || !has({_KV}.ssdVolume.hostPath)",
+        f"{_KV}.ssdVolume.hostPath + ' is for one store a node; give spec.kvCache.placement = Node, or "
+        "storageClassName'",
+        "spec.kvCache.ssdVolume.hostPath",
+    ),
+    Rule(
         f"!has({_KV}.ssdVolume) || has({_KV}.ssd)",
         "'has no meaning without spec.kvCache.ssd'",
         "spec.kvCache.ssdVolume",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from shoal.operator.api.fields import ByteQuantity, CpuQuantity, FilePath, GpuProduct, ObjectName
+from shoal.operator.api.fields import ByteQuantity, CpuQuantity, FilePath, GpuProduct, ObjectName, SecretKey
 from shoal.operator.api.spec.section import Section
 
 DeviceName = Literal["cpu", "cuda", "simulated"]
@@ -135,15 +135,22 @@ class SsdVolume(Section, frozen=True, kw_only=True):
 
     host_path: Annotated[
         Annotated[FilePath, Meta(pattern="^/")] | None,
-        Meta(description="A folder of each node. The namespace must allow hostPath volumes."),
+        Meta(description="A folder of each node, for placement Node. The namespace must allow hostPath volumes."),
     ] = None
     storage_class_name: Annotated[
         ObjectName | None, Meta(description="A volume of this class for each store's pod, gone with the pod.")
     ] = None
     claim: Annotated[
         ObjectName | None,
-        Meta(description="A PersistentVolumeClaim that all nodes can write, with a folder for each."),
+        Meta(description="A PersistentVolumeClaim that all nodes can write, with a folder for each store."),
     ] = None
+
+
+class PeersSecret(Section, frozen=True, kw_only=True):
+    """One key of a Secret."""
+
+    name: Annotated[ObjectName, Meta(description="The Secret, in the namespace of the InferenceService.")]
+    key: Annotated[SecretKey, Meta(description="Which of its values, of 16 bytes or more, it is.")] = "secret"
 
 
 class KvCache(Section, frozen=True, kw_only=True):
@@ -160,7 +167,21 @@ class KvCache(Section, frozen=True, kw_only=True):
         ByteQuantity | None,
         Meta(
             description="Memory of the node's KV store, which its workers share: blocks that they give up, or that "
-            "another one computed, are loaded from there. Default: no store."
+            "another one computed, are loaded from there. On Kubernetes see placement. Default: no store."
+        ),
+    ] = None
+    placement: Annotated[
+        Literal["Pod", "Node"],
+        Meta(
+            description="On Kubernetes: a KV store in each worker's pod, or one for all of a node, which needs a "
+            "namespace that allows hostPath volumes. Sizes are of each store."
+        ),
+    ] = "Pod"
+    peers_secret: Annotated[
+        PeersSecret | None,
+        Meta(
+            description="Lets the KV stores of all pods or nodes share what they have; by the secret they know each "
+            "other. On Kubernetes only. Default: each has its own."
         ),
     ] = None
     ssd: Annotated[

@@ -9,7 +9,7 @@ files are in `tests/unit/operator/golden/kubernetes`; the real API server takes 
 
 from shoal.operator.planner.kubernetes.names import FIELD_MANAGER, MANAGED_BY, OWNER_LABEL, selector
 from shoal.operator.planner.kubernetes.observed import Observed, ObservedGroup, observe
-from shoal.operator.planner.kubernetes.plan import ALL_KINDS, KINDS, OPTIONAL_KINDS, plan
+from shoal.operator.planner.kubernetes.plan import ALL_KINDS, KINDS, OPTIONAL_APIS, OPTIONAL_KINDS, plan
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "KINDS",
     "MANAGED_BY",
     "Manifest",
+    "OPTIONAL_APIS",
     "OPTIONAL_KINDS",
     "OWNER_LABEL",
     "Observed",

@@ -43,6 +43,8 @@ class PlannedGroup:
     hash: str
     replicas: int
     """Workers for the moment: fewer than the role's while an old group has their places."""
+    governing: str
+    """Service whose endpoints its answering pods are."""
 
     @property
     def kind(self) -> str:
@@ -74,10 +76,16 @@ def plan_groups(service: InferenceService, observed: Observed) -> GroupPlan:
         current.add((workload_kind(role), name))
         old = [each for each in _going_on(observed) if each.role == role.component and not _is_same(each, role, digest)]
         replicas, kept = _take_over(role.replicas, spec.rollout, known, old)
-        groups.append(PlannedGroup(role=role, name=name, hash=digest, replicas=replicas))
+        governing = object_name(service, endpoint_of(role))
+        groups.append(PlannedGroup(role=role, name=name, hash=digest, replicas=replicas, governing=governing))
         draining += [_resized(each, kept[each.name]) for each in old if kept[each.name]]
     draining += _of_other_roles(groups, observed, spec.rollout)
     return GroupPlan(groups=tuple(groups), draining=tuple(draining))
+
+
+def endpoint_of(role: WorkerRole) -> str:
+    """Whose Service has the role's pods: requests go to `worker`, whether they do all of it or only write answers."""
+    return "prefill" if role.name == "prefill" else "worker"
 
 
 def workload_kind(role: WorkerRole) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shoal.operator.api import InferenceService
 from shoal.operator.api.roles import WorkerRole, worker_roles
-from shoal.operator.planner.kubernetes import gateways, tokenizers, workers
+from shoal.operator.planner.kubernetes import gateways, kv_stores, tokenizers, workers
 from shoal.operator.planner.kubernetes.envoy import EDGE_PORT
-from shoal.operator.planner.kubernetes.names import ENDPOINT_LABEL, OWNER_LABEL, manifest, selector
+from shoal.operator.planner.kubernetes.groups import endpoint_of
+from shoal.operator.planner.kubernetes.names import COMPONENT_LABEL, ENDPOINT_LABEL, OWNER_LABEL, manifest, selector
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner
 from shoal.operator.planner.kubernetes.pods import GRPC_PORT, METRICS_PORT
 
@@ -24,7 +25,7 @@ def services(service: InferenceService, owner: Owner) -> list[Manifest]:
     edge += [] if picker is None else [_port("picker", picker.port, picker.port)]
     behind = [_port(name, port, port) for name, port in gateways.gateway_ports(service).items() if name != "picker"]
     grpc = _port("grpc", GRPC_PORT, GRPC_PORT)
-    endpoints = sorted({workers.endpoint_of(role) for role in worker_roles(service.spec)} | {workers.COMPONENT})
+    endpoints = sorted({endpoint_of(role) for role in worker_roles(service.spec)} | {workers.COMPONENT})
     public = {
         "type": "ClusterIP",
         "selector": selector(service.metadata.name, gateways.COMPONENT),
@@ -50,9 +51,32 @@ def network_policies(service: InferenceService, owner: Owner) -> list[Manifest]:
     rules = {
         gateways.COMPONENT: [_allow(public), _allow(behind, ours)],
         tokenizers.COMPONENT: for_gateways,
-        **{role.component: [*for_gateways, *_among_ranks(service, role)] for role in worker_roles(service.spec)},
     }
-    return [_policy(service, owner, component, ingress) for component, ingress in rules.items()]
+    for role in worker_roles(service.spec):
+        rules[role.component] = [*for_gateways, *_among_ranks(service, role)]
+    return [_policy(service, owner, component, ingress) for component, ingress in _with_kv_stores(service, rules)]
+
+
+def _with_kv_stores(service: InferenceService, rules: Mapping[str, list[_Rule]]) -> list[tuple[str, list[_Rule]]]:
+    """Stores have metrics too, and meet each other if they share. One of a node is asked by workers."""
+    where = kv_stores.kv_store_placement(service)
+    if where is None:
+        return list(rules.items())
+    roles = [role.component for role in worker_roles(service.spec)]
+    holders = roles if where == "Pod" else [kv_stores.COMPONENT]
+    found = {component: list(allowed) for component, allowed in rules.items()}
+    if where == "Node":
+        found[kv_stores.COMPONENT] = [_allow([kv_stores.STORE_PORT], _pods_of(service, roles))]
+    for component in holders:
+        found[component].append(_allow([kv_stores.STORE_METRICS_PORT]))
+        if service.spec.kv_cache.peers_secret is not None:
+            found[component].append(_allow(kv_stores.PEER_PORTS, _pods_of(service, holders)))
+    return list(found.items())
+
+
+def _pods_of(service: InferenceService, components: Sequence[str]) -> _Rule:
+    chosen = {"key": COMPONENT_LABEL, "operator": "In", "values": sorted(components)}
+    return {"podSelector": {"matchLabels": {OWNER_LABEL: service.metadata.name}, "matchExpressions": [chosen]}}
 
 
 def _among_ranks(service: InferenceService, role: WorkerRole) -> list[_Rule]:

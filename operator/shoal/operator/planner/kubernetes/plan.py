@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from msgspec.structs import replace
 
 from shoal.operator.api import InferenceService, Machine
 from shoal.operator.api.roles import worker_roles
 from shoal.operator.api.spec import Auth
-from shoal.operator.planner.kubernetes import gateways, network, tokenizers
-from shoal.operator.planner.kubernetes.groups import plan_groups
+from shoal.operator.planner.kubernetes import gateways, kv_stores, network, tokenizers
+from shoal.operator.planner.kubernetes.groups import GroupPlan, plan_groups
 from shoal.operator.planner.kubernetes.names import manifest, selector
 from shoal.operator.planner.kubernetes.observed import Observed
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
-from shoal.operator.planner.kubernetes.workers import LWS_API, workers
+from shoal.operator.planner.kubernetes.workers import LWS_API, nodes_of, workers
 from shoal.operator.planner.model_uri import model_source
 from shoal.operator.planner.plan import Observed as InPods
 
@@ -35,12 +36,15 @@ KINDS: Final = (
     Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
     Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
     Kind("v1", "Service", "services"),
+    Kind("apps/v1", "DaemonSet", "daemonsets"),
     Kind("apps/v1", "StatefulSet", "statefulsets"),
     Kind("apps/v1", "Deployment", "deployments"),
 )
 """What every cluster has, in the order in which to apply them: what pods need comes before pods."""
 OPTIONAL_KINDS: Final = (Kind(LWS_API, "LeaderWorkerSet", "leaderworkersets"),)
 """What plans hold where `Platform.apis` says that the cluster has it; applied after the others."""
+OPTIONAL_APIS: Final = frozenset(kind.api_version for kind in OPTIONAL_KINDS)
+"""Of a cluster that has everything that a plan can use."""
 ALL_KINDS: Final = (*KINDS, *OPTIONAL_KINDS)
 
 
@@ -68,12 +72,48 @@ def plan(
     ]
     objects += network.network_policies(seen, owner) + network.services(seen, owner)
     objects += [_disruption_budget(seen, owner, name) for name in components]
-    groups = plan_groups(seen, observed or Observed())
+    there = observed or Observed()
+    groups = plan_groups(seen, there)
     objects += [*groups.draining, *(workers(seen, in_pods, platform, owner, group) for group in groups.groups)]
+    objects += _kv_stores(seen, in_pods, platform, owner, groups, there)
     for component in (tokenizers.tokenizers, gateways.gateways):
         objects += component(seen, in_pods, platform, owner)
     order = {kind.kind: index for index, kind in enumerate(ALL_KINDS)}
-    return tuple(sorted(objects, key=lambda found: (order[found["kind"]], found["metadata"]["name"])))
+    # Copied, so that no two places are one value: what changes one must not change the other.
+    copies: list[Manifest] = msgspec.json.decode(msgspec.json.encode(objects))
+    return tuple(sorted(copies, key=lambda found: (order[found["kind"]], found["metadata"]["name"])))
+
+
+def _kv_stores(
+    service: InferenceService,
+    in_pods: InPods,
+    platform: Platform,
+    owner: Owner,
+    groups: GroupPlan,
+    observed: Observed,
+) -> list[Manifest]:
+    """What KV stores need beside the workers' pods."""
+    where, shares = kv_stores.kv_store_placement(service), service.spec.kv_cache.peers_secret is not None
+    objects: list[Manifest] = []
+    if where == "Node":
+        name = kv_stores.COMPONENT
+        objects.append(manifest(service, owner, "v1", "ServiceAccount", name, automountServiceAccountToken=False))
+        objects += kv_stores.kv_stores(service, in_pods, platform, owner, nodes_of(service))
+    if where is not None and shares:
+        addresses = kv_stores.addresses_of_nodes(observed.kv_store_addresses)
+        if where == "Pod":
+            addresses = kv_stores.addresses_of_workers(_stateful_sets(groups), platform, owner)
+        objects.append(kv_stores.peers_config(service, owner, addresses))
+    return objects
+
+
+def _stateful_sets(groups: GroupPlan) -> list[tuple[str, str, int]]:
+    """Name, governing Service and replicas of each, those on their way out too."""
+    found = [(group.name, group.governing, group.replicas) for group in groups.groups if group.kind == "StatefulSet"]
+    leaving = [each for each in groups.draining if each["kind"] == "StatefulSet"]
+    return found + [
+        (each["metadata"]["name"], each["spec"]["serviceName"], each["spec"]["replicas"]) for each in leaving
+    ]
 
 
 def _seen_in_pods(service: InferenceService) -> InferenceService:

@@ -13,7 +13,7 @@ Manifest = dict[str, Any]
 """A Kubernetes object, as plain data."""
 _VERSION: Final = "0.1.0"
 IMAGES: Final[Mapping[str, str]] = MappingProxyType(
-    {name: f"shoal/{name}:{_VERSION}" for name in ("gateway", "tokenizer", "worker", "operator", "envoy")}
+    {name: f"shoal/{name}:{_VERSION}" for name in ("gateway", "tokenizer", "worker", "kv-store", "operator", "envoy")}
 )
 _CONTROL_PLANE: Final = Endpoint("shoal-operator.shoal-system.svc", 18000)
 
@@ -23,7 +23,7 @@ class Platform:
     """Settings of the operator, the same for all its InferenceServices."""
 
     images: Mapping[str, str] = field(default_factory=lambda: IMAGES)
-    """For each of gateway, tokenizer, worker, operator and envoy."""
+    """For each of gateway, tokenizer, worker, kv-store, operator and envoy."""
     image_pull_policy: str = "IfNotPresent"
     control_plane: Endpoint = _CONTROL_PLANE
     """Where Envoys and gateways learn their endpoints: the operator's discovery service."""

@@ -82,10 +82,11 @@ def container(
     ports: Mapping[str, int],
     resources: Mapping[str, Any],
     mounts: Mapping[str, str] | None = None,
-    pod_name: str | None = None,
+    from_pod: Mapping[str, str] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    """One container. `mounts`: volume -> path; paths below /etc are read-only. `pod_name`: the variable for it."""
+    """One container. `mounts`: volume -> path; paths below /etc are read-only. `from_pod`: variable -> field of the
+    pod, such as metadata.name."""
     mounted = {"tmp": _TMP, **(mounts or {})}
     # Libraries that keep something in the home folder find one that can be written.
     values = {"HOME": _TMP, "XDG_CACHE_HOME": f"{_TMP}/cache", **env}
@@ -95,7 +96,7 @@ def container(
         "imagePullPolicy": platform.image_pull_policy,
         "command": list(command),
         "args": list(args),
-        "env": [*_pod_name(pod_name), *({"name": key, "value": value} for key, value in sorted(values.items()))],
+        "env": [*_from_pod(from_pod or {}), *({"name": key, "value": value} for key, value in sorted(values.items()))],
         "ports": [{"name": key, "containerPort": port, "protocol": "TCP"} for key, port in ports.items()],
         "resources": dict(resources),
         "volumeMounts": [
@@ -133,10 +134,10 @@ def service_container(
         ports={"grpc": GRPC_PORT, "metrics": METRICS_PORT, **ports},
         resources=resources,
         mounts=mounts,
-        startupProbe=_grpc_probe(failures=int(start_deadline_s / _PROBE_PERIOD_S), service=LIVENESS),
-        readinessProbe=_grpc_probe(failures=2, periodSeconds=2),
+        startupProbe=grpc_probe(failures=int(start_deadline_s / _PROBE_PERIOD_S), service=LIVENESS),
+        readinessProbe=grpc_probe(failures=2, periodSeconds=2),
         # A process that answers nobody for a minute is started again; one that cannot serve is only not ready.
-        livenessProbe=_grpc_probe(failures=60 // _PROBE_PERIOD_S, service=LIVENESS),
+        livenessProbe=grpc_probe(failures=60 // _PROBE_PERIOD_S, service=LIVENESS),
         lifecycle=leave_first(),
     )
 
@@ -158,9 +159,11 @@ def model_environment() -> dict[str, str]:
     return {"SHOAL_CACHE_DIR": MODELS_DIR}
 
 
-def _pod_name(variable: str | None) -> list[dict[str, Any]]:
-    source = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}
-    return [] if variable is None else [{"name": variable, "valueFrom": source}]
+def _from_pod(variables: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
+        for name, path in variables.items()
+    ]
 
 
 def _spread(service: InferenceService, component: str, key: str) -> dict[str, Any]:
@@ -172,7 +175,8 @@ def _spread(service: InferenceService, component: str, key: str) -> dict[str, An
     }
 
 
-def _grpc_probe(*, failures: int, service: str | None = None, **fields: Any) -> dict[str, Any]:
-    target: dict[str, Any] = {"port": GRPC_PORT} | ({} if service is None else {"service": service})
+def grpc_probe(*, failures: int, service: str | None = None, port: int = GRPC_PORT, **fields: Any) -> dict[str, Any]:
+    """By gRPC health; `failures` in a row count."""
+    target: dict[str, Any] = {"port": port} | ({} if service is None else {"service": service})
     timing = {"periodSeconds": _PROBE_PERIOD_S, "timeoutSeconds": 5, "failureThreshold": failures}
     return {"grpc": target, **timing, **fields}

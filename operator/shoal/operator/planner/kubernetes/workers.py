@@ -11,10 +11,11 @@ from typing import Any, Final
 from shoal.operator.api import InferenceService, parse_quantity, worker_sizes
 from shoal.operator.api.kubernetes_rules import MODELS_DIR
 from shoal.operator.api.quantity import parse_cpu
-from shoal.operator.api.roles import WorkerRole
+from shoal.operator.api.roles import WorkerRole, worker_roles
 from shoal.operator.planner import commands
-from shoal.operator.planner.kubernetes.groups import PlannedGroup
-from shoal.operator.planner.kubernetes.names import ENDPOINT_LABEL, GROUP_LABEL, manifest, object_name, selector
+from shoal.operator.planner.kubernetes import kv_stores
+from shoal.operator.planner.kubernetes.groups import PlannedGroup, endpoint_of
+from shoal.operator.planner.kubernetes.names import ENDPOINT_LABEL, GROUP_LABEL, manifest, selector
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
 from shoal.operator.planner.kubernetes.pods import (
     GRPC_PORT,
@@ -34,6 +35,13 @@ _GROUP_KEY: Final = "leaderworkerset.sigs.k8s.io/group-key"
 _START_DEADLINE_S: Final = 3600.0  # fetches and reads the weights
 _GPU: Final = "nvidia.com/gpu"
 _GPU_PRODUCT: Final = "nvidia.com/gpu.product"
+_GPU_NODE_LABELS: Final = (
+    "nvidia.com/gpu.present",
+    "cloud.google.com/gke-accelerator",
+    "eks.amazonaws.com/instance-gpu-name",
+    "kubernetes.azure.com/accelerator",
+)
+_ON_GPU_NODES: Final = [{"key": _GPU, "operator": "Exists", "effect": "NoSchedule"}]
 _CORES: Final = {"cpu": 4, "cuda": 4, "simulated": 1}
 
 
@@ -41,13 +49,13 @@ def workers(
     service: InferenceService, observed: Observed, platform: Platform, owner: Owner, group: PlannedGroup
 ) -> Manifest:
     """The group's workload."""
-    pod = _pod(service, observed, platform, group)
+    pod = _pod(service, observed, platform, owner, group)
     labelled = {GROUP_LABEL: group.hash}
     if group.kind == "StatefulSet":
         answering = {ENDPOINT_LABEL: endpoint_of(group.role)}
         spec = {
             "replicas": group.replicas,
-            "serviceName": object_name(service, endpoint_of(group.role)),
+            "serviceName": group.governing,
             # Workers do not wait for each other.
             "podManagementPolicy": "Parallel",
             "updateStrategy": {"type": "RollingUpdate"},
@@ -59,11 +67,6 @@ def workers(
         spec, version = _several_pods(service, group, pod), LWS_API
     component = group.role.component
     return manifest(service, owner, version, group.kind, component, name=group.name, labelled=labelled, spec=spec)
-
-
-def endpoint_of(role: WorkerRole) -> str:
-    """Whose Service has the role's pods: requests go to `worker`, whether they do all of it or only write answers."""
-    return "prefill" if role.name == "prefill" else COMPONENT
 
 
 def _several_pods(service: InferenceService, group: PlannedGroup, pod: Pod) -> dict[str, Any]:
@@ -112,7 +115,7 @@ def _labelled(pod: Pod, more: Mapping[str, str]) -> Pod:
     return replace(pod, labels={**pod.labels, **more})
 
 
-def _pod(service: InferenceService, observed: Observed, platform: Platform, group: PlannedGroup) -> Pod:
+def _pod(service: InferenceService, observed: Observed, platform: Platform, owner: Owner, group: PlannedGroup) -> Pod:
     spec, role = service.spec, group.role
     threads = _threads(service, role)
     drain_timeout_s = float(spec.rollout.drain_seconds)
@@ -123,6 +126,7 @@ def _pod(service: InferenceService, observed: Observed, platform: Platform, grou
         {"grpc": GRPC_PORT, "metrics": METRICS_PORT},
         threads=threads,
         drain_timeout_s=drain_timeout_s,
+        kv_store=kv_stores.place_for_workers(service, platform, owner),
         role=role,
     )
     on_gpu = spec.workers.device == "cuda"
@@ -137,20 +141,61 @@ def _pod(service: InferenceService, observed: Observed, platform: Platform, grou
         mounts={"models": MODELS_DIR, **({"shm": "/dev/shm"} if on_gpu else {})},  # noqa: S108  # the pod's own
     )
     volumes = [model_volume(service), *([{"name": "shm", "emptyDir": {"medium": "Memory"}}] if on_gpu else [])]
-    return Pod(
+    pod = Pod(
         component=role.component,
         containers=[engine],
         volumes=volumes,
         drain_timeout_s=drain_timeout_s,
-        fields=_placement(role) if on_gpu else None,
+        fields=placement(role) if on_gpu else None,
+    )
+    return _with_kv_store(pod, service, observed, platform, owner, group)
+
+
+def _with_kv_store(
+    pod: Pod, service: InferenceService, observed: Observed, platform: Platform, owner: Owner, group: PlannedGroup
+) -> Pod:
+    """Beside the engine, or on its node; the pod as it is if there is none."""
+    where = kv_stores.kv_store_placement(service)
+    if where is None:
+        return pod
+    (engine,) = pod.containers
+    mounts = [*engine["volumeMounts"], {**kv_stores.socket_mount(), "readOnly": True}]
+    volumes = [*pod.volumes, kv_stores.socket_volume(service, owner)]
+    sidecars: list[dict[str, Any]] = []
+    drain_timeout_s = pod.drain_timeout_s
+    if where == "Pod":
+        store, more = kv_stores.sidecar(service, observed, platform, owner, group)
+        sidecars, volumes = [store], [*volumes, *more]
+        drain_timeout_s += kv_stores.DRAIN_TIMEOUT_S
+    return replace(
+        pod,
+        containers=[{**engine, "volumeMounts": mounts}],
+        sidecars=sidecars,
+        volumes=volumes,
+        drain_timeout_s=drain_timeout_s,
     )
 
 
-def _placement(role: WorkerRole) -> dict[str, Any]:
+def placement(role: WorkerRole) -> dict[str, Any]:
     """Nodes with GPUs let in who says so. Which of them: what the scheduler counts, and what the spec names."""
     product = role.resources.gpu_product
     chosen = {} if product is None else {"nodeSelector": {_GPU_PRODUCT: product}}
-    return {"tolerations": [{"key": _GPU, "operator": "Exists", "effect": "NoSchedule"}], **chosen}
+    return {"tolerations": _ON_GPU_NODES, **chosen}
+
+
+def nodes_of(service: InferenceService) -> dict[str, Any]:
+    """Fields of a pod that is to be on every node that workers may be on, and asks for no GPU itself."""
+    if service.spec.workers.device != "cuda":
+        return {}
+    products = sorted({role.resources.gpu_product for role in worker_roles(service.spec) if role.resources.gpu_product})
+    chosen = [{"key": _GPU_PRODUCT, "operator": "In", "values": products}]
+    # What says that a node has GPUs depends on who runs the cluster.
+    terms = [chosen] if products else [[{"key": label, "operator": "Exists"}] for label in _GPU_NODE_LABELS]
+    required = {"nodeSelectorTerms": [{"matchExpressions": expressions} for expressions in terms]}
+    return {
+        "tolerations": _ON_GPU_NODES,
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}},
+    }
 
 
 def _threads(service: InferenceService, role: WorkerRole) -> int:
