@@ -97,7 +97,7 @@ class Controller:
 
     async def _watch(self, stop: asyncio.Event, ready: asyncio.Event | None) -> None:
         """Until told to stop; begins anew when the cluster has other APIs than before."""
-        while not stop.is_set():
+        while True:
             self._apis_changed.clear()
             tasks = await kopf.spawn_tasks(
                 registry=make_registry(WatchHandlers(self), self._api.configuration, self._watched),
@@ -110,6 +110,9 @@ class Controller:
             )
             ready = None
             await self._until_one_ends(tasks)
+            # kopf takes signals for itself: its tasks end, and `stop` is not set.
+            if stop.is_set() or not self._apis_changed.is_set():
+                return
 
     async def _until_one_ends(self, tasks: Collection[asyncio.Task[Any]]) -> None:
         """kopf's own `operator()` would end every other task of the loop as well."""
