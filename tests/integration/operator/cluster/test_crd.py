@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
 
 from shoal.operator.api import ManifestError, find_contradictions, parse_manifest
 from shoal.operator.api.kubernetes_rules import find_kubernetes_contradictions
 from support.bad_manifests import BAD_MANIFESTS
 from support.control_plane.cluster import ControlPlane
-from support.manifests import EVERYTHING_ON_KUBERNETES, MINIMAL_ON_KUBERNETES, ROLES_ON_KUBERNETES, with_fields
+from support.manifests import EVERYTHING_ON_KUBERNETES, MINIMAL_ON_KUBERNETES, ROLES_ON_KUBERNETES, specs, with_fields
+from support.valid_specs import manifest_of, without_contradictions
 
 pytestmark = pytest.mark.cluster
 EXAMPLES = sorted((Path(__file__).parents[4] / "examples").glob("*.yaml"))
@@ -94,6 +96,17 @@ def test_bad_manifests_are_refused_alike(
     message = refusal(control_plane, namespace, manifest)
     assert field.split("[")[0] in message, message
     assert words in message, message
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(spec=specs())
+def test_what_is_allowed_here_is_allowed_there(control_plane: ControlPlane, namespace: str, spec: Any) -> None:
+    """The API server refuses nothing that `shoal validate --kubernetes` takes, as it is made up or once it is right."""
+    right = {**manifest_of(without_contradictions(spec).spec)}
+    create(control_plane, namespace, right, dry_run=True)
+    made_up = manifest_of(spec)
+    if not local_problems(made_up):
+        create(control_plane, namespace, made_up, dry_run=True)
 
 
 def test_kubectl_tells_the_story_in_one_line(control_plane: ControlPlane, namespace: str) -> None:
