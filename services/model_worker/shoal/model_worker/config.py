@@ -114,6 +114,11 @@ class WorkerConfig:
         'TOML file of tenants and what proves them to a store that asks for that, tenant = "token"; others do not use '
         "the store then. Read again when it changes. Empty: everybody uses it, without a token.",
     )
+    kv_codec: Literal["none", "fp8"] = option(
+        "none",
+        "Form in which the store has blocks. fp8: half of bfloat16's bytes, a quarter of float32's, and not quite what "
+        "was computed; workers share blocks with those of the same codec only.",
+    )
     kv_store_write_back: Literal["committed", "reused", "evicted", "off"] = option(
         "committed",
         "Which blocks are stored: as they are computed, as a second request uses them, as the device is about to give "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shoal.model_worker.config import WorkerConfig
-from shoal.model_worker.device_loading import describe, load_for_device
+from shoal.model_worker.device_loading import codec_for, describe, load_for_device
 from shoal.model_worker.engine_setup import Device, Progress, SetupError, choose_max_model_len
 from shoal.model_worker.runner.cpu import CpuRunner, layout_for, num_blocks_for
 from shoal.model_worker.runner.cpu_kv_memory import CpuKvMemory
@@ -39,4 +39,6 @@ def make_cpu_device(config: WorkerConfig, progress: Progress) -> Device:
     progress("warm-up", 0.0)
     runner.warm_up()
     progress("warm-up", 1.0)
-    return describe(loaded, runner, kv_layout=layout.name, kv_memory=CpuKvMemory(runner.kv_cache))
+    codec = codec_for(layout, config.kv_codec)
+    kv_memory = CpuKvMemory(runner.kv_cache, None if config.kv_codec == "none" else codec)
+    return describe(loaded, runner, kv_layout=layout.name + codec.suffix, kv_memory=kv_memory)

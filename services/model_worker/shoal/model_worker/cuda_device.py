@@ -7,13 +7,15 @@ from contextlib import contextmanager
 
 import torch
 
+from shoal.kv_codec import Fp8
 from shoal.model_worker.config import WorkerConfig
-from shoal.model_worker.device_loading import describe, load_for_device
+from shoal.model_worker.device_loading import codec_for, describe, load_for_device
 from shoal.model_worker.engine_failure import describe_allocation
 from shoal.model_worker.engine_setup import Device, Progress, SetupError, choose_max_model_len
 from shoal.model_worker.loader import LoadedModel
 from shoal.model_worker.runner.cuda import CudaRunner
 from shoal.model_worker.runner.cuda_kv_memory import CudaKvMemory
+from shoal.model_worker.runner.device_fp8 import DeviceFp8
 from shoal.model_worker.runner.warm_up import prompt_plan
 
 _LAUNCH_S_PER_LAYER = 0.6e-3
@@ -47,8 +49,9 @@ def make_cuda_device(config: WorkerConfig, progress: Progress) -> Device:
     if not config.kv_store_socket:
         return describe(loaded, runner, kv_layout=runner.layout.name)
     with explained("allocating memory to move KV blocks through", f"lower {cache}"):
-        kv_memory = CudaKvMemory(runner.kv_cache)
-    return describe(loaded, runner, kv_layout=runner.layout.name, kv_memory=kv_memory)
+        codec = codec_for(runner.layout, config.kv_codec)
+        kv_memory = CudaKvMemory(runner.kv_cache, DeviceFp8(codec.shape) if isinstance(codec, Fp8) else None)
+    return describe(loaded, runner, kv_layout=runner.layout.name + codec.suffix, kv_memory=kv_memory)
 
 
 def _check_block_size(block_size: int) -> None:

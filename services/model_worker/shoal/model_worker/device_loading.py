@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from shoal.artifacts import ArtifactError, LogProgress, resolve
+from shoal.kernels.kv_layout import KVLayout
+from shoal.kv_codec import BlockShape, Codec, make_codec
 from shoal.model_worker.config import WorkerConfig
 from shoal.model_worker.engine_setup import Device, Progress, SetupError
 from shoal.model_worker.kv_offload.memory import KvMemory
@@ -26,6 +30,16 @@ def load_for_device(config: WorkerConfig, progress: Progress, device: str) -> Lo
         )
     except (ArtifactError, ModelLoadError) as error:
         raise SetupError(str(error)) from error
+
+
+def codec_for(layout: KVLayout, name: str) -> Codec:
+    """The form of blocks of a layout in a store; see `shoal.kv_codec`."""
+    shape = BlockShape(
+        num_groups=2 * layout.num_layers * layout.num_kv_heads,
+        group_elements=layout.block_size * layout.head_dim,
+        dtype="bfloat16" if layout.dtype == torch.bfloat16 else "float32",
+    )
+    return make_codec(name, shape)
 
 
 def describe(loaded: LoadedModel, runner: Runner, *, kv_layout: str, kv_memory: KvMemory | None = None) -> Device:

@@ -36,6 +36,7 @@ class Device:
     runner: Runner
     model_digest: str
     kv_layout: str
+    """Name of the cache's layout, with the codec's suffix: what makes blocks of workers exchangeable."""
     dtype: str
     vocab_size: int
     eos_token_ids: tuple[int, ...]
@@ -76,6 +77,8 @@ def set_up(config: WorkerConfig, progress: Progress) -> EngineParts:
     config = config.with_device_defaults()
     if config.device != "simulated" and not config.model:
         raise SetupError("model is required: give --model a folder, a file or a URI")
+    if config.kv_codec != "none" and not config.kv_store_socket:
+        raise SetupError(f"kv_codec is {config.kv_codec}, which is for blocks in a store; give kv_store_socket as well")
     module, _, name = _DEVICES[config.device].partition(":")
     make_device = cast(MakeDevice, getattr(import_module(module), name))
     device = make_device(config, progress)

@@ -19,7 +19,8 @@ class Loaded(NamedTuple):
 
 
 class KvMemory(Protocol):
-    """A paged KV cache, as bytes of blocks: K and V of all layers of one block, contiguous, in the cache's layout.
+    """A paged KV cache, as bytes of blocks: K and V of all layers of one block, contiguous, in the cache's layout or in
+    the form that a codec makes of it.
 
     `load` and `store` are called by threads of their own, one each, while steps run; the caller sees to it that no step
     uses what is loaded, and finds out afterwards whether one wrote to what was stored.
@@ -27,7 +28,7 @@ class KvMemory(Protocol):
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of a block."""
+        """Bytes of a block, as it is stored."""
 
     @property
     def blocks_at_once(self) -> int:
@@ -47,4 +48,5 @@ class KvMemory(Protocol):
         """Puts steps that are submitted from here on behind all loads so far. Called by the engine's thread."""
 
     def store(self, block_ids: Sequence[int], addresses: Sequence[int], target: MappedMemory) -> list[int]:
-        """Copies blocks of the cache to the host, one an address in `target`; the CRC32C of each."""
+        """Copies blocks of the cache to the host, one an address in `target`; the CRC32C of each. Of leading ones
+        only, where a codec cannot hold what one has."""

@@ -27,7 +27,7 @@ def make_offload(
     client = KvClientOptions(
         socket_path=config.kv_store_socket,
         tenant="",
-        fingerprint=fingerprint_of(model_digest, kv_layout),
+        fingerprint=fingerprint_of(model_digest, kv_layout, config.kv_codec),
         block_bytes=memory.block_bytes,
         num_staging_blocks=0 if config.kv_store_write_back == "off" else num_staging_blocks,
         timeout_s=config.kv_store_timeout_ms / 1e3,

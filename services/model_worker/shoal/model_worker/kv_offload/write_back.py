@@ -21,6 +21,8 @@ _MAX_NAPS: Final = 20
 EVICTED: Final = "evicted"
 """The device gave the block out anew before it was copied."""
 
+UNFIT: Final = "unfit"
+"""The codec cannot hold a value of the block: it is not finite."""
 STORE: Final = "store"
 """There is none that answers."""
 ORPHAN: Final = "orphan"
@@ -147,7 +149,7 @@ class WriteBack:
             stored, visible, reason = self._fill(client, run, first, reserved)
             num_stored += stored
             first += visible
-            if first < len(run.keys) and (reason == EVICTED or not visible):
+            if first < len(run.keys) and (reason in (EVICTED, UNFIT) or not visible):
                 self._drop(reason, run, first)
                 break
             parent_key = run.keys[first - 1]
@@ -162,7 +164,7 @@ class WriteBack:
     def _fill(self, client: KvClient, run: Run, first: int, reserved: Reserved) -> tuple[int, int, str]:
         """Copies what was reserved and has it published: blocks stored, leading blocks visible, why not more."""
         positions = list(reserved.addresses)
-        checksums = self._copy(run, first, reserved)
+        checksums, problem = self._copy(run, first, reserved)
         written = replace(reserved, addresses={at: reserved.addresses[at] for at in checksums})
         statuses = client.commit(written, checksums)
         if left := positions[len(checksums) :]:
@@ -171,12 +173,12 @@ class WriteBack:
         num_stored = sum(statuses[at] == PRESENT for at in checksums)
         num_visible = next((at for at, status in enumerate(statuses) if status != PRESENT), len(statuses))
         if left:
-            return num_stored, num_visible, EVICTED
+            return num_stored, num_visible, problem
         failed = statuses[num_visible] if num_visible < len(statuses) else PRESENT
         return num_stored, num_visible, pb.BlockStatus.Name(failed).removeprefix("BLOCK_STATUS_").lower()
 
-    def _copy(self, run: Run, first: int, reserved: Reserved) -> dict[int, int]:
-        """Copies leading reserved blocks, up to one that is found to hold something else; their checksums."""
+    def _copy(self, run: Run, first: int, reserved: Reserved) -> tuple[dict[int, int], str]:
+        """Copies leading reserved blocks, up to one that cannot be; their checksums, and why not all."""
         positions = list(reserved.addresses)
         checksums: dict[int, int] = {}
         for start in range(0, len(positions), self._memory.blocks_at_once):
@@ -184,11 +186,13 @@ class WriteBack:
             block_ids = [run.block_ids[first + position] for position in part]
             addresses = [reserved.addresses[position] for position in part]
             sums = self._memory.store(block_ids, addresses, reserved.staging)
-            for position, block_id, checksum in zip(part, block_ids, sums, strict=True):
+            for position, block_id, checksum in zip(part, block_ids, sums, strict=False):
                 if self._version_of(block_id) != run.versions[first + position]:
-                    return checksums
+                    return checksums, EVICTED
                 checksums[position] = checksum
-        return checksums
+            if len(sums) < len(part):
+                return checksums, UNFIT
+        return checksums, ""
 
     def _drop(self, reason: str, run: Run, first: int) -> None:
         self._stats.count(self._stats.dropped_blocks, reason, len(run.keys) - first)

@@ -11,6 +11,7 @@ neither: what it reads was complete before, and who gets the block anew finds ou
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -25,7 +26,8 @@ from shoal.checksum import crc32c_at
 from shoal.kv_client.lease import Lease, Reading
 from shoal.kv_client.link import MappedMemory
 from shoal.model_worker.kv_offload.memory import Loaded
-from shoal.model_worker.runner.host_pages import HostPages
+from shoal.model_worker.runner.device_fp8 import DeviceFp8
+from shoal.model_worker.runner.host_pages import HostPages, view_of
 from shoal.model_worker.runner.staged_copies import StagedCopies
 
 BYTES_AT_ONCE: Final = 128 << 20
@@ -35,14 +37,31 @@ MAX_SUMMING_THREADS: Final = 6
 """Each sums 9 GB/s while the GPU reads the same memory; the link takes 54. More are slower: 115 ms with 10."""
 
 
+CODED_BYTES_AT_ONCE: Final = 32 << 20
+"""With a codec, in the cache's form: on its way through the device a block takes some six times its bytes."""
+
+
 class CudaKvMemory:
     """`kv_offload.memory.KvMemory` of a cache on a GPU; in tests of one on the CPU, where nothing is asynchronous."""
 
-    def __init__(self, kv_cache: Tensor, *, bytes_at_once: int = BYTES_AT_ONCE, direct: bool = True) -> None:
-        """kv_cache: [num_blocks, ...] contiguous. direct: False, and the GPU does not touch the store's memory."""
+    def __init__(
+        self,
+        kv_cache: Tensor,
+        codec: DeviceFp8 | None = None,
+        *,
+        bytes_at_once: int = BYTES_AT_ONCE,
+        direct: bool = True,
+    ) -> None:
+        """kv_cache: [num_blocks, ...] contiguous. codec: of the stored form; None: the cache's own. direct: False, and
+        the GPU does not touch the store's memory.
+        """
         self._blocks = kv_cache.view(len(kv_cache), -1).view(torch.uint8)
-        self.block_bytes: int = self._blocks.shape[1]
-        self.blocks_at_once = min(max(bytes_at_once // self.block_bytes, 1), len(kv_cache))
+        self._codec = codec
+        raw_bytes: int = self._blocks.shape[1]
+        self.block_bytes = raw_bytes if codec is None else codec.stored_bytes
+        if codec is not None:
+            bytes_at_once = min(bytes_at_once, CODED_BYTES_AT_ONCE)
+        self.blocks_at_once = min(max(bytes_at_once // raw_bytes, 1), len(kv_cache))
         num_threads = min(MAX_SUMMING_THREADS, max((os.cpu_count() or 2) // 2, 1))
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="kv sum")
         self._loads, self._stores = (_Lane(kv_cache.device, direct) for _ in range(2))
@@ -79,6 +98,8 @@ class CudaKvMemory:
     def store(self, block_ids: Sequence[int], addresses: Sequence[int], target: MappedMemory) -> list[int]:
         """See `KvMemory.store`."""
         memory = self._stores.tensor(target, read_only=False)
+        if self._codec is not None:
+            return self._store_coded(self._codec, block_ids, addresses, target, memory)
         with self._stores.launching():
             if memory is None:
                 return self._staging(self._stores).store(block_ids, addresses)
@@ -91,12 +112,50 @@ class CudaKvMemory:
         positions = range(first, first + len(block_ids))
         sources = [source for position in positions if (source := self._source(lease, position)) is not None]
         with self._loads.launching(after=mark) as ended:
+            if self._codec is not None:
+                return _Part(first, self._load_coded(self._codec, lease, positions, block_ids), ended)
             if len(sources) < len(block_ids):
                 return _Part(first, self._staging(self._loads).load(lease, first, block_ids), ended)
             readings = self._threads.map(lease.verify, positions)
             for block_id, source in zip(block_ids, sources, strict=True):
                 self._blocks[block_id].copy_(source, non_blocking=True)
         return _Part(first, readings, ended)
+
+    def _load_coded(
+        self, codec: DeviceFp8, lease: Lease, positions: range, block_ids: Sequence[int]
+    ) -> Iterator[Reading]:
+        """Nothing counts before the host has looked at it, so that the device may decode what is wrong meanwhile."""
+
+        def verify(position: int) -> Reading:
+            reading = lease.verify(position)
+            is_coded = reading is not Reading.VERIFIED or codec.is_valid_at(lease.address(position))
+            return reading if is_coded else Reading.CORRUPT  # which no worker of this namespace stores
+
+        readings = self._threads.map(verify, positions)
+        stored = self._blocks.new_empty((len(block_ids), self.block_bytes))
+        for row, position in zip(stored, positions, strict=True):
+            chunk, slot, _, _ = lease.places[position]
+            memory = self._loads.tensor(chunk, read_only=True)
+            source = _slice(view_of(chunk) if memory is None else memory, slot * chunk.slot_bytes, self.block_bytes)
+            row.copy_(source, non_blocking=True)
+        codec.write(self._blocks, block_ids, stored)
+        return readings
+
+    def _store_coded(
+        self,
+        codec: DeviceFp8,
+        block_ids: Sequence[int],
+        addresses: Sequence[int],
+        target: MappedMemory,
+        memory: Tensor | None,
+    ) -> list[int]:
+        memory = view_of(target) if memory is None else memory
+        with self._stores.launching():
+            for address, row in zip(addresses, codec.read(self._blocks, block_ids), strict=True):
+                _slice(memory, address - target.address, self.block_bytes).copy_(row, True)
+        self._stores.wait()
+        fit = list(itertools.takewhile(codec.is_valid_at, addresses))
+        return list(self._threads.map(crc32c_at, fit, [self.block_bytes] * len(fit)))
 
     def _source(self, lease: Lease, position: int) -> Tensor | None:
         chunk, slot, _, _ = lease.places[position]

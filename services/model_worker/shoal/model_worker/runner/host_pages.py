@@ -32,7 +32,7 @@ class HostPages:
         """The mapping's bytes, uint8 [num_bytes], valid while it lives; None if the driver cannot register it."""
         if mapping not in self._tensors:
             registered = self._device.type != "cuda" or self._register(mapping, read_only)
-            self._tensors[mapping] = _view(mapping) if registered else None
+            self._tensors[mapping] = view_of(mapping) if registered else None
         return self._tensors[mapping]
 
     def _register(self, mapping: Mapping, read_only: bool) -> bool:
@@ -47,6 +47,7 @@ class HostPages:
         return True
 
 
-def _view(mapping: Mapping) -> Tensor:
+def view_of(mapping: Mapping) -> Tensor:
+    """A mapping's bytes, uint8 [num_bytes], valid while it lives."""
     array = (ctypes.c_uint8 * mapping.num_bytes).from_address(mapping.address)
     return torch.frombuffer(array, dtype=torch.uint8)
