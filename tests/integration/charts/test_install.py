@@ -1,0 +1,112 @@
+"""From `helm install` to a mesh that is ready, with the rights that the chart gives and no others."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shoal.operator.api.crd import GROUP, PLURAL
+from shoal.operator.reconcile.reconciler import SERVICE_KIND
+from support.control_plane.cluster import ControlPlane
+from support.control_plane.helm import CHART, Helm
+from support.eventually import eventually
+from support.logged_process import LoggedProcess
+from support.operator_running import Namespace
+
+pytestmark = pytest.mark.cluster
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "smollm2-135m.yaml"
+OPERATOR = "shoal-operator"
+DEFINITION = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{PLURAL}.{GROUP}"
+CONFIGURATION = f"/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/{OPERATOR}"
+
+
+@pytest.fixture
+def installed(cluster: ControlPlane, helm: Helm) -> Iterator[str]:
+    """The namespace of a release called shoal."""
+    namespace = f"shoal-{secrets.token_hex(4)}"
+    flags = [f"--namespace={namespace}", "--create-namespace", "--wait", "--timeout=60s"]
+    # The API server has no way to a Service's address here, and would wait for an answer.
+    helm("install", "shoal", str(CHART), *flags, "--set=webhook.timeoutSeconds=1")
+    try:
+        yield namespace
+    finally:
+        listed = json.loads(helm("list", f"--namespace={namespace}", "--output=json"))
+        if listed:
+            helm("uninstall", "shoal", f"--namespace={namespace}")
+        cluster.request("DELETE", f"/api/v1/namespaces/{namespace}")
+
+
+async def test_a_manifest_becomes_a_mesh(cluster: ControlPlane, helm: Helm, installed: str, tmp_path: Path) -> None:
+    """The operator is a process, started as the chart's pods say and with their account; kwok plays what it plans."""
+    models = Namespace(cluster, f"models-{secrets.token_hex(4)}")
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": models.name, "labels": labels}}
+    await models.call("POST", "/api/v1/namespaces", body)
+    async with await LoggedProcess.launch("shoal.operator.main", *_flags(cluster, installed, tmp_path)) as operator:
+        await operator.wait_logged("watching")
+        cluster.kubectl("apply", f"--namespace={models.name}", "-f", str(EXAMPLE))
+        status = await models.until_phase("smollm2-135m", "Ready", timeout_s=60.0)
+        routes = next(found for found in status["conditions"] if found["type"] == "RoutesProgrammed")
+        line = cluster.kubectl("get", "isvc", f"--namespace={models.name}", "--no-headers")
+        assert line.split()[0] == "smollm2-135m", routes
+        bundle = await _bundle(models)
+        assert bundle
+
+        helm("upgrade", "shoal", str(CHART), f"--namespace={installed}", "--set=operator.replicas=3")
+        assert await _bundle(models) == bundle, "what operators put into the webhook outlives an upgrade"
+        deployments = f"/apis/apps/v1/namespaces/{installed}/deployments/{OPERATOR}"
+        assert (await models.call("GET", deployments))["spec"]["replicas"] == 3
+        operator.signal(signal.SIGTERM)
+        assert await operator.wait_ended() == 0, operator.logs[-5:]
+        refused = [line for line in operator.logs if "forbidden" in json.dumps(line).lower()]
+        assert refused == []
+
+    helm("uninstall", "shoal", f"--namespace={installed}")
+    with pytest.raises(urllib.error.HTTPError):
+        await models.call("GET", CONFIGURATION)
+    assert [found["metadata"]["name"] for found in await models.list(SERVICE_KIND)] == ["smollm2-135m"]
+    assert (await models.call("GET", DEFINITION))["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    await models.delete(SERVICE_KIND, "smollm2-135m")
+    cluster.request("DELETE", DEFINITION)
+    await models.call("DELETE", f"/api/v1/namespaces/{models.name}")
+
+
+async def _bundle(space: Namespace) -> str:
+    bundle = ""
+
+    async def is_there() -> bool:
+        nonlocal bundle
+        [webhook] = (await space.call("GET", CONFIGURATION))["webhooks"]
+        bundle = webhook["clientConfig"].get("caBundle", "")
+        return bool(bundle)
+
+    await eventually(is_there, "the operator puts its authority into the webhook", 30.0)
+    return bundle
+
+
+def _flags(plane: ControlPlane, namespace: str, folder: Path) -> list[str]:
+    """Those of the pods, but for addresses, which are this machine's."""
+    deployment = plane.request("GET", f"/apis/apps/v1/namespaces/{namespace}/deployments/{OPERATOR}")
+    spec = deployment["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    kubeconfig = _kubeconfig(plane, namespace, spec["serviceAccountName"], folder / "kubeconfig")
+    here = ["--host=127.0.0.1", "--port=0", "--metrics-port=0", "--webhook-port=0", f"--kubeconfig={kubeconfig}"]
+    return [*container["args"], *here, "--identity=here"]
+
+
+def _kubeconfig(plane: ControlPlane, namespace: str, account: str, path: Path) -> Path:
+    url = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
+    token = plane.request("POST", url, json.dumps(body).encode())["status"]["token"]
+    config = yaml.safe_load(plane.kubeconfig.read_text())
+    config["users"] = [{"name": "admin", "user": {"token": token}}]
+    path.write_text(yaml.safe_dump(config))
+    return path
