@@ -92,7 +92,9 @@ class FakeEndpoint:
 
 
 @asynccontextmanager
-async def serving(name: str, port: int = 0, **attributes: Any) -> AsyncIterator[FakeEndpoint]:
+async def serving(
+    name: str, port: int = 0, *, host: str = "127.0.0.1", **attributes: Any
+) -> AsyncIterator[FakeEndpoint]:
     """Runs a FakeEndpoint that is healthy from the start."""
     fake = FakeEndpoint(name, **attributes)
     server = grpc.aio.server()
@@ -107,7 +109,7 @@ async def serving(name: str, port: int = 0, **attributes: Any) -> AsyncIterator[
     ]
     server.add_generic_rpc_handlers(tuple(handlers))
     await fake.add_reports_to(server)
-    fake.endpoint = Endpoint("127.0.0.1", server.add_insecure_port(f"127.0.0.1:{port}"))
+    fake.endpoint = Endpoint(host, server.add_insecure_port(f"{host}:{port}"))
     await server.start()
     try:
         yield fake

@@ -64,13 +64,9 @@ class ControlPlane:
         """One call as the administrator: the decoded answer. Raises urllib.error.HTTPError."""
         headers = {"authorization": f"Bearer {self.token}", "content-type": content_type, "accept": "application/json"}
         request = urllib.request.Request(f"{self.url}{path}", data=body, headers=headers, method=method)
-        context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
-        opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-        )
-        with opener.open(request, timeout=30) as response:
+        with _opener(str(self.folder / "ca.crt")).open(request, timeout=30) as response:
             text = response.read()
-        return yaml.safe_load(text) if text[:1] in (b"{", b"[") else text.decode()
+        return json.loads(text) if text[:1] in (b"{", b"[") else text.decode()
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         """What kubectl prints. Raises CalledProcessError with its errors."""
@@ -189,6 +185,14 @@ class Processes:
 
     def _has_ended(self, name: str) -> bool:
         return self._running[name].poll() is not None
+
+
+@functools.lru_cache(maxsize=8)
+def _opener(authority: str) -> urllib.request.OpenerDirector:
+    """Reading the authority's certificate takes longer than a call."""
+    context = ssl.create_default_context(cafile=authority)
+    handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+    return urllib.request.build_opener(*handlers)
 
 
 def _configure(folder: Path, programs: Mapping[str, Path], port: int, processes: Processes) -> ControlPlane:

@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,8 @@ class ProcessKubelet:
         self._folder = folder
         self._model = model
         self._pods: dict[str, _Pod] = {}
+        self.timeline: list[tuple[float, str, str]] = []
+        """Monotonic seconds, pod, and what it became: started, ready, unready, ended."""
         self._addresses = (f"10.88.0.{number}" for number in itertools.count(_FIRST_ADDRESS))
         self._tokenizer = next(self._addresses)
         """Of the one tokenizer: gateways are told before it is there, since nothing here answers for its name."""
@@ -85,6 +88,7 @@ class ProcessKubelet:
     async def _start(self, item: Mapping[str, Any]) -> _Pod:
         name = item["metadata"]["name"]
         is_tokenizer = item["metadata"]["labels"]["app.kubernetes.io/component"] == "tokenizer"
+        self._note(name, "started")
         pod = _Pod(name, self._tokenizer if is_tokenizer else next(self._addresses), self._folder / name)
         (pod.folder / "run" / "xds").mkdir(parents=True)
         for volume in item["spec"]["volumes"]:
@@ -127,6 +131,8 @@ class ProcessKubelet:
         is_ready = (await probe(target, 2.0)).ready
         if is_ready == pod.is_ready and item["status"].get("podIP"):
             return
+        if is_ready != pod.is_ready:
+            self._note(pod.name, "ready" if is_ready else "unready")
         pod.is_ready = is_ready
         state = "True" if is_ready else "False"
         status = {
@@ -147,7 +153,11 @@ class ProcessKubelet:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
             await process.wait()
+        self._note(pod.name, "ended")
         await self._call("DELETE", f"{self._pods_path}/{pod.name}", {"gracePeriodSeconds": 0})
+
+    def _note(self, pod: str, what: str) -> None:
+        self.timeline.append((time.monotonic(), pod, what))
 
     async def _call(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Any:
         data = None if body is None else json.dumps(body).encode()

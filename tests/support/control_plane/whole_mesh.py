@@ -51,7 +51,7 @@ async def _run(plane: ControlPlane, model: Path, manifest: Path) -> dict[str, An
         try:
             async with await LoggedProcess.launch("shoal.operator.main", *flags, *ports) as operator:
                 await operator.wait_logged("watching")
-                return await _use(space, manifest)
+                return await _use(space, manifest, kubelet)
         except BaseException:
             print(kubelet.logs(), file=sys.stderr)
             raise
@@ -60,7 +60,7 @@ async def _run(plane: ControlPlane, model: Path, manifest: Path) -> dict[str, An
             await asyncio.gather(running, return_exceptions=True)
 
 
-async def _use(space: Namespace, manifest: Path) -> dict[str, Any]:
+async def _use(space: Namespace, manifest: Path, kubelet: ProcessKubelet) -> dict[str, Any]:
     started_s = time.monotonic()
     await asyncio.to_thread(space.plane.kubectl, "apply", "-f", str(manifest))
     name = (await space.list(SERVICE_KIND))[0]["metadata"]["name"]
@@ -73,7 +73,9 @@ async def _use(space: Namespace, manifest: Path) -> dict[str, Any]:
             first_s = first_s or time.monotonic() - started_s
             text += chunk.text
         routes = next(c["status"] for c in status["conditions"] if c["type"] == "RoutesProgrammed")
-        print(json.dumps({"ready_s": ready_s, "first_token_s": first_s, "text": text, "routes": routes}), flush=True)
+        timeline = [(round(at_s - started_s, 2), pod, what) for at_s, pod, what in kubelet.timeline]
+        answer = {"ready_s": ready_s, "first_token_s": first_s, "text": text, "routes": routes, "timeline": timeline}
+        print(json.dumps(answer), flush=True)
         return await _scale_under_load(space, client, name)
 
 
