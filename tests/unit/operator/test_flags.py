@@ -81,3 +81,10 @@ def test_spec_arrives() -> None:
     assert gateway["http_port"] == by_name["gateway-1"].ports["http"]
     assert gateway["otlp_endpoint"] == "http://127.0.0.1:4317"
     assert read_settings(by_name["tokenizer-0"])["chat_template"] == "/templates/chat.jinja"
+
+
+def test_the_codec_of_blocks_in_the_store_arrives() -> None:
+    text = EVERYTHING.replace("kvCache: {", "kvCache: {codec: fp8, ", 1)
+    service = parse_manifest(text, "everything")
+    by_name = {process.name: process for process in plan(service, observe(service)).processes}
+    assert read_settings(by_name["worker-1"])["kv_codec"] == "fp8"

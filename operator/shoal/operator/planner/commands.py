@@ -69,10 +69,17 @@ def worker(
         "max-queued-requests": spec.workers.max_queued_requests,
         **_simulated(spec.workers, observed),
         **({} if role is None else _part(role)),
-        **({} if kv_store is None else {"kv-store-socket": kv_store.socket, "kv-store-address": kv_store.address}),
+        **({} if kv_store is None else _store_of(service, kv_store)),
         "drain-timeout-s": drain_timeout_s,
     }
     return _service(observed.python, "shoal.model_worker.main", flags | _listening(service, host, ports))
+
+
+def _store_of(service: InferenceService, place: KvStorePlace) -> Flags:
+    """How a worker uses the store beside it."""
+    codec = service.spec.kv_cache.codec
+    flags: Flags = {"kv-store-socket": place.socket, "kv-store-address": place.address}
+    return flags if codec == "none" else flags | {"kv-codec": codec}
 
 
 def kv_store(
