@@ -272,6 +272,13 @@ BAD_MANIFESTS: list[tuple[dict[str, Any], str, str]] = [
         "spec.kvCache.ssdVolume",
         "give one of hostPath, storageClassName and claim",
     ),
+    (
+        {"spec.kvCache": {"cpu": "1Gi", "ssd": "1Gi", "ssdVolume": {"hostPath": "/kv"}}},
+        "spec.kvCache.ssdVolume.hostPath",
+        "give spec.kvCache.placement = Node",
+    ),
+    ({"spec.kvCache": {"placement": "Node"}}, "spec.kvCache.placement", "no meaning without a KV store"),
+    ({"spec.kvCache": {"peersSecret": {"name": "a"}}}, "spec.kvCache.peersSecret", "no meaning without a KV store"),
     ({"spec.gateway.http": {"enabled": False, "port": 80}}, "spec.gateway.http.port", "leave it out"),
     ({"spec.gateway.grpc": {"port": 8080}}, "spec.gateway.grpc.port", "that of another port"),
     (

@@ -68,6 +68,8 @@ def _version() -> dict[str, Any]:
 
 
 def _schema() -> dict[str, Any]:
+    of_spec = [rule.as_schema() for rule in RULES if rule.is_about_spec]
+    of_whole = [rule.as_schema() for rule in RULES if not rule.is_about_spec]
     return {
         "type": "object",
         "description": "One model, served.",
@@ -76,8 +78,8 @@ def _schema() -> dict[str, Any]:
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
-            "spec": structural_schema(InferenceServiceSpec),
+            "spec": structural_schema(InferenceServiceSpec) | {"x-kubernetes-validations": of_spec},
             "status": structural_schema(InferenceServiceStatus),
         },
-        "x-kubernetes-validations": [rule.as_schema() for rule in RULES],
+        "x-kubernetes-validations": of_whole,
     }

@@ -83,6 +83,11 @@ def test_facts_that_are_at_hand_count() -> None:
             None,
             "spec.model.config.weights: whether the weights fit was not checked",
         ),
+        (
+            {"spec.kvCache": {"cpu": "1Gi", "ssd": "1Gi", "placement": "Node", "ssdVolume": {"hostPath": "/kv"}}},
+            None,
+            "spec.kvCache.ssdVolume.hostPath: only namespaces with the privileged",
+        ),
     ],
 )
 def test_what_is_not_sure_is_a_warning(fields: dict[str, Any], facts: ModelFacts | None, warning: str) -> None:

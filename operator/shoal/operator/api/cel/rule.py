@@ -17,15 +17,25 @@ class Rule:
     field: str = ""
     """What it is about, below the object."""
 
+    @property
+    def is_about_spec(self) -> bool:
+        """Whether it can stand at `spec`: there it is left out of account while the spec stays as it is, so that the
+        status of an object that was stored under other rules can be written."""
+        return "self.metadata" not in self.expression + self.message
+
     def as_schema(self) -> dict[str, Any]:
-        """As in `x-kubernetes-validations`."""
+        """As in `x-kubernetes-validations`: of `spec` if it can stand there, otherwise of the whole."""
         # The fallback is for an expression that fails, which none should.
         schema = {
             "rule": self.expression,
             "messageExpression": self.message,
             "message": f"{self.field} is not possible",
         }
-        return schema | ({"fieldPath": f".{self.field}"} if self.field else {})
+        field = self.field
+        if self.is_about_spec:
+            schema |= {name: schema[name].replace("self.spec.", "self.") for name in ("rule", "messageExpression")}
+            field = field.removeprefix("spec.")
+        return schema | ({"fieldPath": f".{field}"} if field else {})
 
 
 def given(path: str) -> str:
