@@ -65,14 +65,14 @@ class Lease:
         num_bytes = self.block_bytes
         found = []
         for chunk, slot, _, _ in self.places:
-            start = slot * chunk.slot_bytes
+            start = slot * chunk.row_bytes
             found.append(chunk.memory[start : start + num_bytes])
         return found
 
     def address(self, position: int) -> int:
         """Of a block, in this process."""
         chunk, slot, _, _ = self.places[position]
-        return chunk.address + slot * chunk.slot_bytes
+        return chunk.address + slot * chunk.row_bytes
 
     def is_valid(self, position: int) -> bool:
         """Whether a block was not touched since the lease was granted. Asked after reading."""

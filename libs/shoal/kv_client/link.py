@@ -40,7 +40,9 @@ class Refused(Exception):
 class MappedMemory:
     """Shared memory of the store, mapped here as long as this object lives, or somebody views it."""
 
-    def __init__(self, mapping: mmap.mmap) -> None:
+    def __init__(self, mapping: mmap.mmap, row_bytes: int) -> None:
+        """row_bytes: from one block to the next."""
+        self.row_bytes = row_bytes
         self.mapping = mapping
         self.memory = memoryview(mapping)
         self.num_bytes = len(mapping)
@@ -57,7 +59,7 @@ class MappedChunk(MappedMemory):
             end = shape.generations_offset + 8 * shape.num_slots
             if num_bytes != shape.num_bytes or end > num_bytes or shape.slot_bytes * shape.num_slots > num_bytes:
                 raise LinkBroken("the store described a chunk that is not as large as its file")
-            super().__init__(mmap.mmap(fd, num_bytes, mmap.MAP_SHARED, mmap.PROT_READ))
+            super().__init__(mmap.mmap(fd, num_bytes, mmap.MAP_SHARED, mmap.PROT_READ), shape.slot_bytes)
         finally:
             os.close(fd)
         with contextlib.suppress(OSError):
@@ -66,7 +68,6 @@ class MappedChunk(MappedMemory):
             self.mapping.madvise(_MADV_POPULATE_READ)
         self.generations = self.memory[shape.generations_offset : end].cast("Q")
         self.num_slots = shape.num_slots
-        self.slot_bytes = shape.slot_bytes
 
 
 class Link:
@@ -158,7 +159,7 @@ class Link:
                     if self.session.staging_stride < options.block_bytes or os.fstat(fd).st_size < num_bytes:
                         raise LinkBroken("the store gave less staging memory than it said")
                     mapping = mmap.mmap(fd, num_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-                    self.staging = MappedMemory(mapping)
+                    self.staging = MappedMemory(mapping, self.session.staging_stride)
                 finally:
                     os.close(fd)
 

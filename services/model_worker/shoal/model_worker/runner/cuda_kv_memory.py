@@ -14,9 +14,10 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Final, NamedTuple
 
 import torch
@@ -27,16 +28,14 @@ from shoal.kv_client.lease import Lease, Reading
 from shoal.kv_client.link import MappedMemory
 from shoal.model_worker.kv_offload.memory import Loaded
 from shoal.model_worker.runner.device_fp8 import DeviceFp8
-from shoal.model_worker.runner.host_pages import HostPages, view_of
+from shoal.model_worker.runner.host_pages import HostPages, Rows
 from shoal.model_worker.runner.staged_copies import StagedCopies
 
 BYTES_AT_ONCE: Final = 128 << 20
 """Two such parts of a load are under way at a time, so that neither link nor sums pause; whoever gives a load up waits
 for one, 2.5 ms of an H100's link. First token behind 32,768 tokens: 103 ms; 109 with half of it, 166 with an eighth."""
-MAX_SUMMING_THREADS: Final = 6
-"""Each sums 9 GB/s while the GPU reads the same memory; the link takes 54. More are slower: 115 ms with 10."""
-
-
+MAX_SUMMING_THREADS: Final = 8
+"""Each sums 8 to 9 GB/s while the GPU reads the same memory; the link takes 54."""
 CODED_BYTES_AT_ONCE: Final = 32 << 20
 """With a codec, in the cache's form: on its way through the device a block takes some six times its bytes."""
 
@@ -64,7 +63,9 @@ class CudaKvMemory:
         self.blocks_at_once = min(max(bytes_at_once // raw_bytes, 1), len(kv_cache))
         num_threads = min(MAX_SUMMING_THREADS, max((os.cpu_count() or 2) // 2, 1))
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="kv sum")
-        self._loads, self._stores = (_Lane(kv_cache.device, direct) for _ in range(2))
+        self._rows = self._blocks.unbind()  # indexing takes as long as launching a copy
+        self._loads = _Lane(HostPages(kv_cache.device, read_only=True, direct=direct), kv_cache.device)
+        self._stores = _Lane(HostPages(kv_cache.device, read_only=False, direct=direct), kv_cache.device)
 
     def mark(self) -> object:
         """See `KvMemory.mark`."""
@@ -97,70 +98,50 @@ class CudaKvMemory:
 
     def store(self, block_ids: Sequence[int], addresses: Sequence[int], target: MappedMemory) -> list[int]:
         """See `KvMemory.store`."""
-        memory = self._stores.tensor(target, read_only=False)
-        if self._codec is not None:
-            return self._store_coded(self._codec, block_ids, addresses, target, memory)
+        rows = self._stores.pages.rows(target)
+        targets = [self._whole(rows, (address - target.address) // target.row_bytes) for address in addresses]
         with self._stores.launching():
-            if memory is None:
+            if self._codec is not None:
+                sources: Sequence[Tensor] = self._codec.read(self._blocks, block_ids).unbind()
+            elif rows.is_direct:
+                sources = [self._rows[block_id] for block_id in block_ids]
+            else:
                 return self._staging(self._stores).store(block_ids, addresses)
-            for block_id, address in zip(block_ids, addresses, strict=True):
-                _slice(memory, address - target.address, self.block_bytes).copy_(self._blocks[block_id], True)
+            for row, source in zip(targets, sources, strict=True):
+                row.copy_(source, non_blocking=True)
         self._stores.wait()
+        if self._codec is not None:
+            addresses = list(itertools.takewhile(self._codec.is_valid_at, addresses))
         return list(self._threads.map(crc32c_at, addresses, [self.block_bytes] * len(addresses)))
 
     def _start(self, lease: Lease, first: int, block_ids: Sequence[int], mark: object) -> _Part:
         positions = range(first, first + len(block_ids))
-        sources = [source for position in positions if (source := self._source(lease, position)) is not None]
+        places = [lease.places[position] for position in positions]
+        chunks = [self._loads.pages.rows(chunk) for chunk, *_ in places]
+        sources = [self._whole(rows, slot) for rows, (_, slot, *_) in zip(chunks, places, strict=True)]
         with self._loads.launching(after=mark) as ended:
             if self._codec is not None:
-                return _Part(first, self._load_coded(self._codec, lease, positions, block_ids), ended)
-            if len(sources) < len(block_ids):
-                return _Part(first, self._staging(self._loads).load(lease, first, block_ids), ended)
-            readings = self._threads.map(lease.verify, positions)
-            for block_id, source in zip(block_ids, sources, strict=True):
-                self._blocks[block_id].copy_(source, non_blocking=True)
+                readings = self._threads.map(partial(_verify_coded, self._codec, lease), positions)
+                self._load_coded(self._codec, block_ids, sources)
+            elif all(rows.is_direct for rows in chunks):
+                readings = self._threads.map(lease.verify, positions)
+                for block_id, source in zip(block_ids, sources, strict=True):
+                    self._rows[block_id].copy_(source, non_blocking=True)
+            else:
+                readings = iter(self._staging(self._loads).load(lease, first, block_ids))
         return _Part(first, readings, ended)
 
-    def _load_coded(
-        self, codec: DeviceFp8, lease: Lease, positions: range, block_ids: Sequence[int]
-    ) -> Iterator[Reading]:
+    def _load_coded(self, codec: DeviceFp8, block_ids: Sequence[int], sources: Sequence[Tensor]) -> None:
         """Nothing counts before the host has looked at it, so that the device may decode what is wrong meanwhile."""
-
-        def verify(position: int) -> Reading:
-            reading = lease.verify(position)
-            is_coded = reading is not Reading.VERIFIED or codec.is_valid_at(lease.address(position))
-            return reading if is_coded else Reading.CORRUPT  # which no worker of this namespace stores
-
-        readings = self._threads.map(verify, positions)
         stored = self._blocks.new_empty((len(block_ids), self.block_bytes))
-        for row, position in zip(stored, positions, strict=True):
-            chunk, slot, _, _ = lease.places[position]
-            memory = self._loads.tensor(chunk, read_only=True)
-            source = _slice(view_of(chunk) if memory is None else memory, slot * chunk.slot_bytes, self.block_bytes)
+        for row, source in zip(stored.unbind(), sources, strict=True):
             row.copy_(source, non_blocking=True)
         codec.write(self._blocks, block_ids, stored)
-        return readings
 
-    def _store_coded(
-        self,
-        codec: DeviceFp8,
-        block_ids: Sequence[int],
-        addresses: Sequence[int],
-        target: MappedMemory,
-        memory: Tensor | None,
-    ) -> list[int]:
-        memory = view_of(target) if memory is None else memory
-        with self._stores.launching():
-            for address, row in zip(addresses, codec.read(self._blocks, block_ids), strict=True):
-                _slice(memory, address - target.address, self.block_bytes).copy_(row, True)
-        self._stores.wait()
-        fit = list(itertools.takewhile(codec.is_valid_at, addresses))
-        return list(self._threads.map(crc32c_at, fit, [self.block_bytes] * len(fit)))
-
-    def _source(self, lease: Lease, position: int) -> Tensor | None:
-        chunk, slot, _, _ = lease.places[position]
-        memory = self._loads.tensor(chunk, read_only=True)
-        return None if memory is None else _slice(memory, slot * chunk.slot_bytes, self.block_bytes)
+    def _whole(self, rows: Rows, index: int) -> Tensor:
+        """A block in shared memory, without what fills it up to pages."""
+        row = rows.tensors[index]
+        return row if len(row) == self.block_bytes else row[: self.block_bytes]
 
     def _staging(self, lane: _Lane) -> StagedCopies:
         if lane.staging is None:
@@ -172,7 +153,7 @@ class _Part(NamedTuple):
     """Blocks on their way."""
 
     first: int
-    readings: Iterable[Reading]
+    readings: Iterator[Reading]
     """Of each block, up to one that is not VERIFIED, at least."""
     ended: torch.cuda.Event | None
 
@@ -192,15 +173,11 @@ class _Part(NamedTuple):
 class _Lane:
     """One direction: a stream, and how the other side's memory is reached. Used by one thread at a time."""
 
-    def __init__(self, device: torch.device, direct: bool) -> None:
-        self._pages = HostPages(device) if direct else None
+    def __init__(self, pages: HostPages, device: torch.device) -> None:
+        self.pages = pages
         self.staging: StagedCopies | None = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._ended: torch.cuda.Event | None = None
-
-    def tensor(self, memory: MappedMemory, *, read_only: bool) -> Tensor | None:
-        """See `HostPages.tensor`."""
-        return self._pages.tensor(memory, read_only=read_only) if self._pages else None
 
     @contextmanager
     def launching(self, after: object = None) -> Iterator[torch.cuda.Event | None]:
@@ -227,5 +204,8 @@ class _Lane:
             torch.cuda.current_stream().wait_event(self._ended)
 
 
-def _slice(memory: Tensor, start: int, num_bytes: int) -> Tensor:
-    return memory[start : start + num_bytes]
+def _verify_coded(codec: DeviceFp8, lease: Lease, position: int) -> Reading:
+    reading = lease.verify(position)
+    if reading is Reading.VERIFIED and not codec.is_valid_at(lease.address(position)):
+        return Reading.CORRUPT  # no worker of this namespace stores that
+    return reading

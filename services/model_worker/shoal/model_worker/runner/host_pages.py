@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import weakref
-from typing import Final, Protocol
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,26 +20,39 @@ class Mapping(Protocol):
 
     address: int
     num_bytes: int
+    row_bytes: int
+
+
+class Rows(NamedTuple):
+    """A mapping's bytes, cut. Valid while the mapping lives."""
+
+    tensors: Sequence[Tensor]
+    """uint8 [row_bytes] each."""
+    is_direct: bool
+    """Whether the GPU reaches them itself. It does not where the driver cannot register the mapping."""
 
 
 class HostPages:
     """Registers mappings on first use, 60 ms a GiB on an H100's host, until they go. Used by one thread at a time."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._tensors: weakref.WeakKeyDictionary[Mapping, Tensor | None] = weakref.WeakKeyDictionary()
+    def __init__(self, device: torch.device, *, read_only: bool, direct: bool = True) -> None:
+        """direct: False, and nothing is registered."""
+        self._device, self._direct = device, direct
+        self._flags = _READ_ONLY if read_only else 0
+        self._rows: weakref.WeakKeyDictionary[Mapping, Rows] = weakref.WeakKeyDictionary()
 
-    def tensor(self, mapping: Mapping, *, read_only: bool) -> Tensor | None:
-        """The mapping's bytes, uint8 [num_bytes], valid while it lives; None if the driver cannot register it."""
-        if mapping not in self._tensors:
-            registered = self._device.type != "cuda" or self._register(mapping, read_only)
-            self._tensors[mapping] = view_of(mapping) if registered else None
-        return self._tensors[mapping]
+    def rows(self, mapping: Mapping) -> Rows:
+        """Of `row_bytes` each."""
+        rows = self._rows.get(mapping)
+        if rows is None:
+            is_direct = self._direct and (self._device.type != "cuda" or self._register(mapping))
+            rows = self._rows[mapping] = Rows(_cut(mapping), is_direct)
+        return rows
 
-    def _register(self, mapping: Mapping, read_only: bool) -> bool:
+    def _register(self, mapping: Mapping) -> bool:
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         with torch.cuda.device(self._device):
-            code = int(runtime.cudaHostRegister(mapping.address, mapping.num_bytes, _READ_ONLY if read_only else 0))
+            code = int(runtime.cudaHostRegister(mapping.address, mapping.num_bytes, self._flags))
         if code:
             _logger.warning("the GPU cannot read the KV store's memory itself (CUDA error %d): copies are staged", code)
             return False
@@ -47,7 +61,7 @@ class HostPages:
         return True
 
 
-def view_of(mapping: Mapping) -> Tensor:
-    """A mapping's bytes, uint8 [num_bytes], valid while it lives."""
-    array = (ctypes.c_uint8 * mapping.num_bytes).from_address(mapping.address)
-    return torch.frombuffer(array, dtype=torch.uint8)
+def _cut(mapping: Mapping) -> Sequence[Tensor]:
+    num_rows = mapping.num_bytes // mapping.row_bytes
+    array = (ctypes.c_uint8 * (num_rows * mapping.row_bytes)).from_address(mapping.address)
+    return torch.frombuffer(array, dtype=torch.uint8).view(num_rows, mapping.row_bytes).unbind()
