@@ -1,8 +1,9 @@
 """From `kubectl apply` to an answer, everything real but images: run in a network namespace of its own.
 
-    unshare --net -- python -m support.control_plane.whole_mesh MODEL MANIFEST
+    unshare --net -- python -m support.control_plane.whole_mesh MODEL MANIFEST [CHANGE ...]
 
-Prints two lines of JSON: seconds and the answer; what went wrong while the workers were scaled up and down.
+Prints two lines of JSON: seconds and the answer; what went wrong while the changes, JSON for the spec, were made under
+load.
 """
 
 from __future__ import annotations
@@ -13,45 +14,52 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shoal.client import AsyncClient
 from shoal.operator.api.crd import custom_resource_definition
+from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.reconciler import SERVICE_KIND
 from support.control_plane.binaries import find_binaries
 from support.control_plane.cluster import ControlPlane, running_control_plane
 from support.control_plane.process_kubelet import POD_NETWORK, ProcessKubelet, node
+from support.eventually import eventually
 from support.logged_process import LoggedProcess
 from support.operator_running import POD, Namespace
 
 _OPERATOR = "10.88.0.1"
 _NAMESPACE = "default"
 _PATIENCE_S = 240.0
+_NUM_STREAMS = 4
+_NUM_TOKENS = 24
+_GROUP = Kind("apps/v1", "StatefulSet", "statefulsets")
 
 
 def main() -> None:
     """See the module."""
     model, manifest = Path(sys.argv[1]), Path(sys.argv[2])
+    changes = list(map(json.loads, sys.argv[3:]))
     for command in ("ip link set lo up", f"ip route add local {POD_NETWORK} dev lo"):
         subprocess.run(command.split(), check=True)
     with running_control_plane(find_binaries(), definitions=[custom_resource_definition()], num_nodes=0) as plane:
         plane.request("POST", "/api/v1/nodes", json.dumps(node()).encode())
-        print(json.dumps(asyncio.run(_run(plane, model, manifest))))
+        print(json.dumps(asyncio.run(_run(plane, model, manifest, changes))))
 
 
-async def _run(plane: ControlPlane, model: Path, manifest: Path) -> dict[str, Any]:
+async def _run(plane: ControlPlane, model: Path, manifest: Path, changes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     space = Namespace(plane, _NAMESPACE)
     with tempfile.TemporaryDirectory() as folder:
         kubelet = ProcessKubelet(plane, _NAMESPACE, Path(folder), model)
         running = asyncio.ensure_future(kubelet.run())
-        flags = (f"--kubeconfig={plane.kubeconfig}", f"--host={_OPERATOR}", "--log-format=json")
+        flags = (f"--kubeconfig={plane.kubeconfig}", f"--host={_OPERATOR}", "--log-format=json", "--cache-check-s=1")
         # The follower and Envoy are told this address; a later flag wins over the free port that `launch` asks for.
         ports = ("--port=18000", f"--control-plane={_OPERATOR}:18000")
         try:
             async with await LoggedProcess.launch("shoal.operator.main", *flags, *ports) as operator:
                 await operator.wait_logged("watching")
-                return await _use(space, manifest, kubelet)
+                return await _use(space, manifest, kubelet, changes)
         except BaseException:
             print(kubelet.logs(), file=sys.stderr)
             raise
@@ -60,7 +68,9 @@ async def _run(plane: ControlPlane, model: Path, manifest: Path) -> dict[str, An
             await asyncio.gather(running, return_exceptions=True)
 
 
-async def _use(space: Namespace, manifest: Path, kubelet: ProcessKubelet) -> dict[str, Any]:
+async def _use(
+    space: Namespace, manifest: Path, kubelet: ProcessKubelet, changes: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     started_s = time.monotonic()
     await asyncio.to_thread(space.plane.kubectl, "apply", "-f", str(manifest))
     name = (await space.list(SERVICE_KIND))[0]["metadata"]["name"]
@@ -76,11 +86,13 @@ async def _use(space: Namespace, manifest: Path, kubelet: ProcessKubelet) -> dic
         timeline = [(round(at_s - started_s, 2), pod, what) for at_s, pod, what in kubelet.timeline]
         answer = {"ready_s": ready_s, "first_token_s": first_s, "text": text, "routes": routes, "timeline": timeline}
         print(json.dumps(answer), flush=True)
-        return await _scale_under_load(space, client, name)
+        return await _change_under_load(space, client, name, changes)
 
 
-async def _scale_under_load(space: Namespace, client: AsyncClient, name: str) -> dict[str, Any]:
-    """1 -> 2 -> 1 workers while one request follows the other."""
+async def _change_under_load(
+    space: Namespace, client: AsyncClient, name: str, changes: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """One change after the other, each until it is done, while streams begin and end."""
     failed: list[str] = []
     answered = 0
     stop = asyncio.Event()
@@ -89,18 +101,29 @@ async def _scale_under_load(space: Namespace, client: AsyncClient, name: str) ->
         nonlocal answered
         while not stop.is_set():
             try:
-                await client.generate("The sea is", max_tokens=8)
-                answered += 1
+                answer = await client.generate("The sea is", max_tokens=_NUM_TOKENS, ignore_eos=True)
+                if answer.usage.completion_tokens == _NUM_TOKENS:
+                    answered += 1
+                else:
+                    failed.append(f"{answer.usage.completion_tokens} tokens, {answer.finish_reason}")
             except Exception as error:
                 failed.append(repr(error))
 
-    asking = asyncio.ensure_future(ask())
-    for replicas in (2, 1):
-        changed = await space.patch(SERVICE_KIND, name, {"spec": {"workers": {"replicas": replicas}}})
+    asking = [asyncio.ensure_future(ask()) for _ in range(_NUM_STREAMS)]
+    groups = []
+    for change in changes:
+        changed = await space.patch(SERVICE_KIND, name, {"spec": change})
         await space.until_phase(name, "Ready", changed["metadata"]["generation"], _PATIENCE_S)
+        groups.append(sorted(found["metadata"]["name"] for found in await space.list(_GROUP)))
     stop.set()
-    await asking
-    return {"answered": answered, "failed": failed}
+    await asyncio.gather(*asking)
+    await eventually(lambda: _hears_caches(space, name), "gateways say that they hear of caches", 30)
+    return {"answered": answered, "failed": failed, "groups": groups}
+
+
+async def _hears_caches(space: Namespace, name: str) -> bool:
+    conditions = (await space.service(name))["status"]["conditions"]
+    return any(found["type"] == "CacheEventsFlowing" and found["status"] == "True" for found in conditions)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from shoal.operator.planner.kubernetes import Manifest
@@ -47,8 +47,11 @@ class RoleState:
         return self.ready >= self.desired and self.is_current
 
 
-def observe_roles(plan: Iterable[Manifest], live: Sequence[Manifest]) -> dict[str, RoleState]:
-    """Component -> state, for each planned workload. `live`: the service's objects, pods among them."""
+def observe_roles(
+    plan: Iterable[Manifest], live: Sequence[Manifest], leaving: Collection[str] = ()
+) -> dict[str, RoleState]:
+    """Component -> state, for each planned workload. `live`: the service's objects, pods among them. `leaving`:
+    components that are planned only until others have taken over."""
     workloads = {(found["kind"], found["metadata"]["name"]): found for found in live}
     roles: dict[str, RoleState] = {}
     for wanted in plan:
@@ -57,6 +60,8 @@ def observe_roles(plan: Iterable[Manifest], live: Sequence[Manifest]) -> dict[st
         component = wanted["metadata"]["labels"][COMPONENT_LABEL]
         found = workloads.get((wanted["kind"], wanted["metadata"]["name"]))
         role = _observe(component, wanted, found, _pods_of(component, live))
+        if component in leaving:
+            role = replace(role, is_current=False, reason=role.reason or "BeingReplaced")
         roles[component] = role if component not in roles else _join(roles[component], role)
     return roles
 
@@ -98,16 +103,10 @@ def _counts_of(found: Manifest, wanted: Manifest) -> _Counts:
 
 
 def _join(one: RoleState, other: RoleState) -> RoleState:
-    """Of two workloads of a component: while one group of workers replaces another."""
+    """Of two workloads of a component, which there are while one group of workers replaces another."""
     told = one if one.trouble else other
-    return RoleState(
-        one.component,
-        one.desired + other.desired,
-        one.ready + other.ready,
-        one.is_current and other.is_current,
-        told.trouble,
-        told.reason,
-    )
+    desired, ready = one.desired + other.desired, one.ready + other.ready
+    return RoleState(one.component, desired, ready, False, told.trouble, told.reason or "BeingReplaced")
 
 
 def _pods_of(component: str, live: Sequence[Manifest]) -> list[Manifest]:

