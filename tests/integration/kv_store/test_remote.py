@@ -121,7 +121,7 @@ async def test_blocks_that_are_on_the_owners_disk_come_as_well(tmp_path: Path) -
                 stub = kv_store_pb2_grpc.KvStoreServiceStub(channel)
 
                 async def is_on_disk(num: int = 16 * (number + 1), stub: Any = stub) -> bool:
-                    return bool((await stub.Stats(pb.StatsRequest())).num_disk_blocks == num)
+                    return bool((await stub.Stats(pb.StatsRequest(), timeout=10)).num_disk_blocks == num)
 
                 await eventually(is_on_disk, "the chain is on disk")
         assert sum(at_owner.lookup(keys).num_in_memory for keys in chains) < 48
@@ -141,7 +141,7 @@ async def test_stats_and_metrics_tell_of_peers(tmp_path: Path) -> None:
         for number in range(4):
             await asyncio.to_thread(client.locate, [key(number)], 1.0)
         async with grpc.aio.insecure_channel(service.address) as channel:
-            stats = await kv_store_pb2_grpc.KvStoreServiceStub(channel).Stats(pb.StatsRequest())
+            stats = await kv_store_pb2_grpc.KvStoreServiceStub(channel).Stats(pb.StatsRequest(), timeout=10)
         [peer] = stats.peers
         assert peer.address == "127.0.0.1:1"
         assert peer.problem
@@ -174,7 +174,7 @@ async def test_what_is_compressed_on_disk_comes_back_bit_by_bit(tmp_path: Path) 
                         stub = kv_store_pb2_grpc.KvStoreServiceStub(channel)
 
                         async def is_on_disk(stub: kv_store_pb2_grpc.KvStoreServiceAsyncStub = stub) -> bool:
-                            return bool((await stub.Stats(pb.StatsRequest())).num_disk_blocks == 4)
+                            return bool((await stub.Stats(pb.StatsRequest(), timeout=10)).num_disk_blocks == 4)
 
                         await eventually(is_on_disk, "they are on disk")
                 else:

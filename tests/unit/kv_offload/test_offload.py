@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.blocks import block_keys
 from shoal.kv_client.lease import Lease
+from shoal.kv_store.sessions import Session
 from shoal.kv_store.store import Store
 from shoal.model_worker.kv_offload.memory import KvMemory, Loaded
 from shoal.model_worker.request import Request
@@ -150,6 +152,38 @@ def test_a_store_that_goes_away_costs_nothing_but_hits(store: RunningStore) -> N
         assert "store" in second.offload.stats.problem
         assert second.run(request(2, [7, *PROMPT])) == 0
         assert second.offload.stats.unused["store_down"] >= 1
+
+
+@pytest.mark.parametrize("num_claimed", [10, 1_000_000])
+def test_a_store_that_claims_to_have_what_it_has_not_costs_one_wait(store: RunningStore, num_claimed: int) -> None:
+    claim = pb.LookupResponse(num_visible=num_claimed, num_in_memory=num_claimed)
+    store.control.lookup = lambda *_: claim  # type: ignore[method-assign]
+    with offloading(store) as h:
+        start_s = time.monotonic()
+        assert h.run(request(1)) == 0
+        assert h.run(request(2, [7, *PROMPT])) == 0
+        assert time.monotonic() - start_s < 5.0
+        assert h.offload.stats.unused["evicted"] >= 1
+        assert sum(h.offload.stats.unused.values()) == 2
+        assert h.offload.stats.loaded_blocks == {}
+
+
+@pytest.mark.parametrize("field", ["chunks", "slots", "generations", "checksums"])
+def test_a_store_that_lies_about_where_blocks_are_is_not_believed(store: RunningStore, field: str) -> None:
+    with offloading(store) as first:
+        first.run(request(1))
+        first.flush()
+    acquire = store.control.acquire
+
+    def lie(asked: pb.AcquireRequest, session: Session | None = None) -> pb.AcquireResponse:
+        answer = acquire(asked, session)
+        getattr(answer, field)[3] += 2
+        return answer
+
+    store.control.acquire = lie  # type: ignore[method-assign]
+    with offloading(store) as second:
+        assert second.run(request(1)) in (0, 12)  # its output is checked
+        assert sum(second.offload.stats.unused.values()) == 1
 
 
 def test_a_full_queue_drops_and_says_so(store: RunningStore) -> None:
