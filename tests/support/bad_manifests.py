@@ -292,6 +292,18 @@ BAD_MANIFESTS: list[tuple[dict[str, Any], str, str]] = [
     ({"spec.deletionPolicy": "Keep"}, "spec.deletionPolicy", '"Delete", "Orphan"'),
     ({"spec.podTemplate": {"worker": {"containers": []}}}, "spec.podTemplate.worker.containers", "unknown field"),
     ({"spec.podTemplate": {"kvStore": {}}}, "spec.podTemplate.kvStore", "without a KV store"),
+    (
+        {"spec.podTemplate": {"kvStore": {}}, "spec.kvCache": {"cpu": "1Gi"}},
+        "spec.podTemplate.kvStore",
+        "give podTemplate.worker, or placement Node",
+    ),
+    ({"spec.kvCache": {"placement": "Node"}}, "spec.kvCache.placement", "without a KV store"),
+    ({"spec.kvCache": {"peersSecret": {"name": "kv"}}}, "spec.kvCache.peersSecret", "without a KV store"),
+    (
+        {"spec.kvCache": {"cpu": "1Gi", "ssd": "1Gi", "ssdVolume": {"hostPath": "/kv"}}},
+        "spec.kvCache.ssdVolume.hostPath",
+        "placement = Node, or storageClassName",
+    ),
 ]
 
 

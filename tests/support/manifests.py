@@ -77,7 +77,7 @@ spec:
     parallelism: {tensor: 8, pipeline: 2}
     resources: {gpus: 8, gpuMemory: 80G}
   ratio: {prefill: 1, decode: 3}
-  kvCache: {cpu: 64Gi, ssd: 1Ti, ssdVolume: {storageClassName: fast}, codec: fp8}
+  kvCache: {cpu: 64Gi, ssd: 1Ti, placement: Node, ssdVolume: {storageClassName: fast}, codec: fp8}
   adapters:
   - {name: sql, uri: "hf://org/sql", rank: 16}
   gateway:

@@ -22,16 +22,22 @@ from shoal.client.cli.session import debug_option
 def command(path: Path, namespace: str | None, image_prefix: str, image_tag: str) -> None:
     """Print the Kubernetes objects that a manifest becomes, as YAML. Needs no cluster.
 
-    The operator makes the same ones, with itself as their manager and the InferenceService as their owner.
+    The operator makes the same ones, with itself as their manager and the InferenceService as their owner, for a
+    cluster that has LeaderWorkerSet, KEDA and Prometheus' operator; where these are missing it leaves out monitors, and
+    says what else it cannot do.
     """
     api, _ = require_operator()
     import yaml
 
-    from shoal.operator.planner.kubernetes import Owner, Platform, plan
+    from shoal.operator.planner.kubernetes import OPTIONAL_APIS, Owner, Platform, find_infeasible, plan
     from shoal.operator.planner.kubernetes.platform import IMAGES
 
     service = load_for_kubernetes(api, path)
-    platform = Platform(images={name: f"{image_prefix}{name}:{image_tag}" for name in IMAGES})
+    images = {name: f"{image_prefix}{name}:{image_tag}" for name in IMAGES}
+    platform = Platform(images=images, apis=OPTIONAL_APIS)
+    problems = find_infeasible(service, platform)
+    if problems:
+        raise api.ManifestError(str(path), problems)
     owner = Owner(namespace=namespace or service.metadata.namespace or "default")
     click.echo(yaml.safe_dump_all(plan(service, platform, owner), sort_keys=False, width=120), nl=False)
 

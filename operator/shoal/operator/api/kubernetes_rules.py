@@ -15,7 +15,7 @@ MAX_NAME_LENGTH: Final = 40
 """Objects are named after the service; a StatefulSet puts another ten characters after its own name into a label."""
 MODELS_DIR: Final = "/models"
 """Where pods have the model cache."""
-POD_PORTS: Final = (8000, 8080, 9090, 9901, 50051, 50052)
+POD_PORTS: Final = (8000, 8080, 8081, 8082, 9090, 9901, 50051, 50052)
 """What gateways and their Envoys listen on."""
 DEFAULT_PORT: Final = 8080
 """Of the public Service."""

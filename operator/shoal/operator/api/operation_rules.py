@@ -130,6 +130,12 @@ def _check_pods(spec: InferenceServiceSpec) -> list[Problem]:
     if templates.kv_store is not None and spec.kv_cache.cpu is None:
         message = "has no meaning without a KV store; give spec.kvCache.cpu, or leave it out"
         problems.append(Problem("spec.podTemplate.kvStore", message))
+    elif templates.kv_store is not None and spec.kv_cache.placement == "Pod":
+        message = (
+            "has no meaning for spec.kvCache.placement = Pod, where the store is init container kv-store of worker "
+            "pods; give podTemplate.worker, or placement Node"
+        )
+        problems.append(Problem("spec.podTemplate.kvStore", message))
     return problems
 
 

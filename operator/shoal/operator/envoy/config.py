@@ -27,6 +27,12 @@ class EnvoyOptions:
     admin_socket: str
     """Path of the admin interface's unix socket: no port, and only its owner can reach it."""
     edge: Endpoint
+    edge_grpc: Endpoint | None = None
+    """One more port, for gRPC alone."""
+    edge_http: Endpoint | None = None
+    """One more, for HTTP alone."""
+    serves_http: bool = True
+    """False: clients are served by gRPC only."""
     mesh: Endpoint
     num_workers: int
     balancing: clusters.Balancing = "orca"
@@ -58,13 +64,11 @@ class Resources:
 def render_files(options: EnvoyOptions, endpoints: Mapping[str, Sequence[Endpoint]]) -> dict[str, str]:
     """Path relative to the run directory -> JSON. Clusters that `endpoints` does not name start empty."""
     xds_dir = f"{options.run_dir}/{XDS_FOLDER}"
-    edge, mesh = _routes(options)
+    found = {route["name"]: listeners.inline_routes(route) for route in _routes(options)}
     files: dict[str, Any] = {
         BOOTSTRAP_FILE: bootstrap(options),
         f"{XDS_FOLDER}/cds.json": {"resources": _clusters(options, xds_dir)},
-        f"{XDS_FOLDER}/lds.json": {
-            "resources": _listeners(options, listeners.inline_routes(edge), listeners.inline_routes(mesh))
-        },
+        f"{XDS_FOLDER}/lds.json": {"resources": _listeners(options, found)},
     }
     for cluster in clusters.NAMES:
         files[eds_file(cluster)] = endpoints_file(cluster, endpoints.get(cluster, ()))
@@ -74,13 +78,14 @@ def render_files(options: EnvoyOptions, endpoints: Mapping[str, Sequence[Endpoin
 def render_resources(options: EnvoyOptions, endpoints: Mapping[str, Sequence[Endpoint]]) -> Resources:
     """The same for a control plane to send. Routes are apart from listeners: they depend on the number of workers.
     Endpoints of other clusters than Envoy's are for followers, who ask for them by name."""
-    discovered = [listeners.discovered_routes(name) for name in (routes.EDGE, routes.MESH)]
+    told = _routes(options)
+    discovered = {route["name"]: listeners.discovered_routes(route["name"]) for route in told}
     names = (*clusters.NAMES, *(name for name in endpoints if name not in clusters.NAMES))
     return Resources(
         clusters=tuple(_clusters(options, None)),
         endpoints=tuple(cluster_load_assignment(name, endpoints.get(name, ())) for name in names),
-        listeners=tuple(_listeners(options, *discovered)),
-        routes=_routes(options),
+        listeners=tuple(_listeners(options, discovered)),
+        routes=told,
     )
 
 
@@ -94,15 +99,26 @@ def _clusters(options: EnvoyOptions, xds_dir: str | None) -> list[dict[str, Any]
     ]
 
 
-def _listeners(options: EnvoyOptions, edge: dict[str, Any], mesh: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        listeners.edge(options.edge, options.access_log, options.max_http_request_bytes, edge),
-        listeners.mesh(options.mesh, mesh),
+def _listeners(options: EnvoyOptions, route_sources: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    edges = [
+        listeners.edge(name, address, options.access_log, options.max_http_request_bytes, route_sources[name])
+        for name, address in _edges(options).items()
     ]
+    return [*edges, listeners.mesh(options.mesh, route_sources[routes.MESH])]
 
 
-def _routes(options: EnvoyOptions) -> tuple[dict[str, Any], dict[str, Any]]:
-    return routes.edge(), routes.mesh(num_retries=max(1, min(3, options.num_workers - 1)))
+def _edges(options: EnvoyOptions) -> dict[str, Endpoint]:
+    """Where clients connect, by the name of listener and routes."""
+    found = {routes.EDGE: options.edge, routes.EDGE_GRPC: options.edge_grpc, routes.EDGE_HTTP: options.edge_http}
+    return {name: address for name, address in found.items() if address is not None}
+
+
+def _routes(options: EnvoyOptions) -> tuple[dict[str, Any], ...]:
+    edges = [
+        routes.edge(name, grpc=name != routes.EDGE_HTTP, http=name != routes.EDGE_GRPC and options.serves_http)
+        for name in _edges(options)
+    ]
+    return *edges, routes.mesh(num_retries=max(1, min(3, options.num_workers - 1)))
 
 
 def render(value: Any) -> str:

@@ -34,15 +34,15 @@ end
 
 
 def edge(
-    address: Endpoint, access_log: str | None, max_http_request_bytes: int, route_source: dict[str, Any]
+    name: str, address: Endpoint, access_log: str | None, max_http_request_bytes: int, route_source: dict[str, Any]
 ) -> dict[str, Any]:
-    """Where clients connect: gRPC and HTTP on one port."""
+    """Where clients connect: gRPC and HTTP on one port, as far as the routes serve both."""
     too_large = {"@type": f"{_HTTP}.buffer.v3.Buffer", "max_request_bytes": max_http_request_bytes}
     filters = [
         _filter("header_mutation", {"@type": f"{_HTTP}.header_mutation.v3.HeaderMutation", "mutations": _mutations()}),
         _filter("buffer", too_large),
     ]
-    manager = _connection_manager("edge", route_source, filters) | {
+    manager = _connection_manager(name, route_source, filters) | {
         "local_reply_config": _json_errors(),
         "request_headers_timeout": "10s",
         "max_request_headers_kb": 64,
@@ -52,7 +52,7 @@ def edge(
     }
     if access_log is not None:
         manager["access_log"] = [_access_log(access_log)]
-    return _listener("edge", address, manager)
+    return _listener(name, address, manager)
 
 
 def mesh(address: Endpoint, route_source: dict[str, Any]) -> dict[str, Any]:

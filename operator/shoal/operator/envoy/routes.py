@@ -7,7 +7,10 @@ from typing import Any
 from shoal.operator.envoy import clusters
 
 EDGE = "edge"
+EDGE_GRPC = "edge-grpc"
+EDGE_HTTP = "edge-http"
 MESH = "mesh"
+READY_PATH = "/readyz"
 SERVED_BY_HEADER = "x-shoal-served-by"
 _TYPE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 _NOT_BUFFERED = {
@@ -16,21 +19,27 @@ _NOT_BUFFERED = {
 }
 
 
-def edge() -> dict[str, Any]:
-    """From clients to the gateways: gRPC and HTTP told apart by the content type."""
-    routes = [
-        {
-            "match": {"prefix": "/", "grpc": {}},
-            "route": _route(clusters.GATEWAY_GRPC, retry_on="connect-failure,refused-stream", num_retries=2),
-            # Buffering would hold back a bidirectional stream, such as reflection, for ever.
-            "typed_per_filter_config": {"envoy.filters.http.buffer": _NOT_BUFFERED},
-        },
-        {
-            "match": {"prefix": "/"},
-            "route": _route(clusters.GATEWAY_HTTP, retry_on="connect-failure", num_retries=2),
-        },
-    ]
-    return _configuration(EDGE, routes)
+def edge(name: str = EDGE, *, grpc: bool = True, http: bool = True) -> dict[str, Any]:
+    """From clients to the gateways: gRPC and HTTP told apart by the content type. Of what is not served only the
+    gateways' readiness is answered, which the pods' own probes ask for."""
+    over_grpc = {
+        "match": {"prefix": "/", "grpc": {}},
+        "route": _route(clusters.GATEWAY_GRPC, retry_on="connect-failure,refused-stream", num_retries=2),
+        # Buffering would hold back a bidirectional stream, such as reflection, for ever.
+        "typed_per_filter_config": {"envoy.filters.http.buffer": _NOT_BUFFERED},
+    }
+    over_http = {
+        "match": {"prefix": "/"} if http else {"path": READY_PATH},
+        "route": _route(clusters.GATEWAY_HTTP, retry_on="connect-failure", num_retries=2),
+    }
+    routes: list[dict[str, Any]] = [over_grpc if grpc else _refusal({"prefix": "/", "grpc": {}}), over_http]
+    return _configuration(name, routes if http else [*routes, _refusal({"prefix": "/"})])
+
+
+def _refusal(match: dict[str, Any]) -> dict[str, Any]:
+    """Which gRPC clients see as UNIMPLEMENTED."""
+    body = {"inline_string": "this port does not serve that protocol"}
+    return {"match": match, "direct_response": {"status": 404, "body": body}}
 
 
 def mesh(num_retries: int) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from shoal.operator.api import InferenceService, worker_sizes
 from shoal.operator.api.defaults import KvStoreSizes
 from shoal.operator.api.roles import WorkerRole
-from shoal.operator.api.spec import EndpointPicker, Failover, Workers
+from shoal.operator.api.spec import EndpointPicker, Failover, InferenceServiceSpec, Workers
 from shoal.operator.envoy import Endpoint
+from shoal.operator.planner.model_uri import with_digest
 from shoal.operator.planner.plan import Observed
 
 Flags = dict[str, str | int | float | None]
@@ -68,7 +69,7 @@ def worker(
         "max-num-batched-tokens": sizes.max_num_batched_tokens,
         "max-queued-requests": spec.workers.max_queued_requests,
         **_simulated(spec.workers, observed),
-        **({} if role is None else _part(role)),
+        **({} if role is None else {"quantization": spec.model.quantization, **_speculative(spec), **_part(role)}),
         **({} if kv_store is None else _store_of(service, kv_store)),
         "drain-timeout-s": drain_timeout_s,
     }
@@ -185,6 +186,18 @@ def environment(*, num_threads: int, gpu: str | None = None) -> dict[str, str]:
     can be read."""
     shown = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     return {"OMP_NUM_THREADS": str(num_threads), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **shown}
+
+
+def _speculative(spec: InferenceServiceSpec) -> Flags:
+    speculative = spec.speculative
+    if speculative is None:
+        return {}
+    draft = speculative.draft_model
+    return {
+        "speculative-method": speculative.method,
+        "num-speculative-tokens": speculative.num_speculative_tokens,
+        "draft-model": None if draft is None else with_digest(draft.uri, draft.sha256),
+    }
 
 
 def _part(role: WorkerRole) -> Flags:

@@ -17,4 +17,9 @@ def source_uri(model: Model) -> str:
 
 def model_source(model: Model) -> str:
     """The same with the digest that the file must have: what services take as `--model`."""
-    return source_uri(model) if model.sha256 is None else f"{source_uri(model)}#sha256={model.sha256}"
+    return with_digest(source_uri(model), model.sha256)
+
+
+def with_digest(uri: str, sha256: str | None) -> str:
+    """The URI with that digest."""
+    return uri if sha256 is None else f"{uri}#sha256={sha256}"

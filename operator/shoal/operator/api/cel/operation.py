@@ -134,4 +134,11 @@ OPERATION_RULES: Final = (
         "'has no meaning without a KV store; give spec.kvCache.cpu, or leave it out'",
         "spec.podTemplate.kvStore",
     ),
+    Rule(
+        f"!has(self.spec.podTemplate) || !has(self.spec.podTemplate.kvStore) || !has({_KV}.cpu) || "
+        f"{_KV}.placement == 'Node'",
+        "'has no meaning for spec.kvCache.placement = Pod, where the store is init container kv-store of worker pods; "
+        "give podTemplate.worker, or placement Node'",
+        "spec.podTemplate.kvStore",
+    ),
 )

@@ -7,6 +7,7 @@ files are in `tests/unit/operator/golden/kubernetes`; the real API server takes 
 `tests/integration/operator/cluster`.
 """
 
+from shoal.operator.planner.kubernetes.feasibility import find_infeasible
 from shoal.operator.planner.kubernetes.names import FIELD_MANAGER, MANAGED_BY, OWNER_LABEL, selector
 from shoal.operator.planner.kubernetes.observed import Observed, ObservedGroup, observe
 from shoal.operator.planner.kubernetes.plan import ALL_KINDS, KINDS, OPTIONAL_APIS, OPTIONAL_KINDS, plan
@@ -25,6 +26,7 @@ __all__ = [
     "ObservedGroup",
     "Owner",
     "Platform",
+    "find_infeasible",
     "observe",
     "plan",
     "selector",

@@ -10,7 +10,11 @@ from shoal.operator.envoy import Endpoint, EnvoyOptions
 from shoal.operator.planner.kubernetes.platform import Owner, Platform
 
 EDGE_PORT: Final = 8080
+EDGE_GRPC_PORT: Final = 8081
+EDGE_HTTP_PORT: Final = 8082
+"""Of one kind of client each, where the spec asks for that."""
 MESH_PORT: Final = 9901
+_ANY: Final = "0.0.0.0"  # noqa: S104  # a pod's own addresses
 RUN_DIR: Final = "/run/shoal"
 _ACCESS_LOG: Final = "/dev/stdout"
 
@@ -28,7 +32,10 @@ def envoy_options(service: InferenceService, platform: Platform, owner: Owner) -
         node_cluster=node_cluster(owner.namespace, name),
         run_dir=RUN_DIR,
         admin_socket=f"{RUN_DIR}/admin.sock",
-        edge=Endpoint("0.0.0.0", EDGE_PORT),  # noqa: S104  # a pod's own address
+        edge=Endpoint(_ANY, EDGE_PORT),
+        edge_grpc=None if spec.gateway.grpc.port is None else Endpoint(_ANY, EDGE_GRPC_PORT),
+        edge_http=None if spec.gateway.http.port is None else Endpoint(_ANY, EDGE_HTTP_PORT),
+        serves_http=spec.gateway.http.enabled,
         mesh=Endpoint("127.0.0.1", MESH_PORT),
         num_workers=worker_roles(spec)[-1].replicas,
         balancing="prefix_hash" if spec.routing.policy == "prefix_hash" else "orca",

@@ -13,7 +13,14 @@ from shoal.operator.api import InferenceService
 from shoal.operator.envoy import Endpoint, clusters
 from shoal.operator.envoy.config import BOOTSTRAP_FILE, bootstrap, eds_file, render
 from shoal.operator.planner import commands
-from shoal.operator.planner.kubernetes.envoy import EDGE_PORT, MESH_PORT, RUN_DIR, envoy_options
+from shoal.operator.planner.kubernetes.envoy import (
+    EDGE_GRPC_PORT,
+    EDGE_HTTP_PORT,
+    EDGE_PORT,
+    MESH_PORT,
+    RUN_DIR,
+    envoy_options,
+)
 from shoal.operator.planner.kubernetes.names import manifest, object_name, selector
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
 from shoal.operator.planner.kubernetes.pods import (
@@ -131,7 +138,7 @@ def _envoy(service: InferenceService, platform: Platform) -> dict[str, Any]:
         args=[*argv[1:], *_NODE_ARGS],
         env={},
         from_pod={"POD_NAME": "metadata.name"},
-        ports={"edge": EDGE_PORT},
+        ports=_edge_ports(service),
         resources=_RESOURCES["envoy"],
         mounts={"run": RUN_DIR, "envoy": _CONFIG_DIR},
         # Through the edge to a gateway: ready when a client would be answered.
@@ -143,6 +150,15 @@ def _envoy(service: InferenceService, platform: Platform) -> dict[str, Any]:
         },
         lifecycle=leave_first(),
     )
+
+
+def _edge_ports(service: InferenceService) -> dict[str, int]:
+    gateway = service.spec.gateway
+    return {
+        "edge": EDGE_PORT,
+        **({} if gateway.grpc.port is None else {"edge-grpc": EDGE_GRPC_PORT}),
+        **({} if gateway.http.port is None else {"edge-http": EDGE_HTTP_PORT}),
+    }
 
 
 def _follower(service: InferenceService, platform: Platform, owner: Owner) -> dict[str, Any]:

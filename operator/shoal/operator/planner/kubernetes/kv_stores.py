@@ -101,22 +101,24 @@ def kv_stores(
         containers=[store],
         volumes=[socket_volume(service, owner), *_volumes(service, True)],
         drain_timeout_s=DRAIN_TIMEOUT_S,
+        initial=[_owner_of_folders(platform, on_node)],
         fields=placement,
+        is_spread=False,
     )
-    template = pod_template(service, pod)
-    template["spec"].pop("topologySpreadConstraints")
-    template["spec"]["initContainers"] = [_owner_of_folders(platform, on_node)]
     spec = {
         "selector": {"matchLabels": selector(service.metadata.name, COMPONENT)},
         # Two stores cannot have the same folders.
         "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}},
-        "template": template,
+        "template": pod_template(service, pod),
     }
     of_own_node = {
         "type": "ClusterIP",
         "internalTrafficPolicy": "Local",
         "selector": selector(service.metadata.name, COMPONENT),
-        "ports": [{"name": "grpc", "port": STORE_PORT, "targetPort": STORE_PORT, "protocol": "TCP"}],
+        "ports": [
+            {"name": name, "port": port, "targetPort": port, "protocol": "TCP"}
+            for name, port in (("grpc", STORE_PORT), ("kv-metrics", STORE_METRICS_PORT))
+        ],
     }
     return [
         manifest(service, owner, "v1", "Service", COMPONENT, spec=of_own_node),

@@ -8,7 +8,7 @@ from typing import Any
 from shoal.operator.api import InferenceService
 from shoal.operator.api.roles import WorkerRole, worker_roles
 from shoal.operator.planner.kubernetes import gateways, kv_stores, tokenizers, workers
-from shoal.operator.planner.kubernetes.envoy import EDGE_PORT
+from shoal.operator.planner.kubernetes.envoy import EDGE_GRPC_PORT, EDGE_HTTP_PORT, EDGE_PORT
 from shoal.operator.planner.kubernetes.groups import endpoint_of
 from shoal.operator.planner.kubernetes.names import COMPONENT_LABEL, ENDPOINT_LABEL, OWNER_LABEL, manifest, selector
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner
@@ -20,32 +20,46 @@ _Rule = dict[str, Any]
 
 def services(service: InferenceService, owner: Owner) -> list[Manifest]:
     """The public Service, named like the InferenceService, and a headless one for each component."""
-    picker = service.spec.gateway.endpoint_picker
-    edge = [_port(PUBLIC, service.spec.gateway.port or EDGE_PORT, EDGE_PORT)]
-    edge += [] if picker is None else [_port("picker", picker.port, picker.port)]
+    asked = service.spec.gateway
     behind = [_port(name, port, port) for name, port in gateways.gateway_ports(service).items() if name != "picker"]
-    grpc = _port("grpc", GRPC_PORT, GRPC_PORT)
+    grpc, metrics = _port("grpc", GRPC_PORT, GRPC_PORT), _port("metrics", METRICS_PORT, METRICS_PORT)
+    for_workers = [grpc, metrics]
+    if kv_stores.kv_store_placement(service) == "Pod":
+        for_workers.append(_port("kv-metrics", kv_stores.STORE_METRICS_PORT, kv_stores.STORE_METRICS_PORT))
     endpoints = sorted({endpoint_of(role) for role in worker_roles(service.spec)} | {workers.COMPONENT})
     public = {
-        "type": "ClusterIP",
+        "type": asked.service.type,
         "selector": selector(service.metadata.name, gateways.COMPONENT),
-        "ports": edge,
+        "ports": _public_ports(service),
     }
+    edge = manifest(service, owner, "v1", "Service", "edge", name=service.metadata.name, spec=public)
+    if asked.service.annotations:
+        edge["metadata"]["annotations"] = dict(asked.service.annotations)
     return [
-        manifest(service, owner, "v1", "Service", "edge", name=service.metadata.name, spec=public),
+        edge,
         # Envoy finds out by itself which gateways are healthy: a pod that is not ready yet is ready once Envoy
         # reaches a gateway, which may be its own.
-        _headless(service, owner, gateways.COMPONENT, [grpc, *behind], publishNotReadyAddresses=True),
-        _headless(service, owner, tokenizers.COMPONENT, [grpc]),
-        *(_for_workers(service, owner, endpoint, grpc) for endpoint in endpoints),
+        _headless(service, owner, gateways.COMPONENT, [grpc, metrics, *behind], publishNotReadyAddresses=True),
+        _headless(service, owner, tokenizers.COMPONENT, [grpc, metrics]),
+        *(_for_workers(service, owner, endpoint, for_workers) for endpoint in endpoints),
     ]
+
+
+def _public_ports(service: InferenceService) -> list[dict[str, Any]]:
+    gateway = service.spec.gateway
+    ports = [_port(PUBLIC, gateway.port or EDGE_PORT, EDGE_PORT)]
+    if gateway.grpc.port is not None:
+        ports.append(_port("edge-grpc", gateway.grpc.port, EDGE_GRPC_PORT))
+    if gateway.http.port is not None:
+        ports.append(_port("edge-http", gateway.http.port, EDGE_HTTP_PORT))
+    picker = gateway.endpoint_picker
+    return ports if picker is None else [*ports, _port("picker", picker.port, picker.port)]
 
 
 def network_policies(service: InferenceService, owner: Owner) -> list[Manifest]:
     """Clients reach Envoy, gateways reach everything, and metrics are there for everybody."""
     ours = {"podSelector": {"matchLabels": selector(service.metadata.name, gateways.COMPONENT)}}
-    picker = service.spec.gateway.endpoint_picker
-    public = [EDGE_PORT, METRICS_PORT, *([] if picker is None else [picker.port])]
+    public = [METRICS_PORT, *(port["targetPort"] for port in _public_ports(service))]
     behind = [GRPC_PORT, *(port for name, port in gateways.gateway_ports(service).items() if name != "picker")]
     for_gateways = [_allow([GRPC_PORT], ours), _allow([METRICS_PORT])]
     rules = {
@@ -87,12 +101,12 @@ def _among_ranks(service: InferenceService, role: WorkerRole) -> list[_Rule]:
     return [{"from": [ranks]}]
 
 
-def _for_workers(service: InferenceService, owner: Owner, endpoint: str, port: dict[str, Any]) -> Manifest:
+def _for_workers(service: InferenceService, owner: Owner, endpoint: str, ports: Sequence[dict[str, Any]]) -> Manifest:
     """Pods that answer, of all groups: a new one's as they become ready, an old one's until they go."""
     spec = {
         "clusterIP": "None",
         "selector": {OWNER_LABEL: service.metadata.name, ENDPOINT_LABEL: endpoint},
-        "ports": [port],
+        "ports": list(ports),
     }
     return manifest(service, owner, "v1", "Service", endpoint, spec=spec)
 

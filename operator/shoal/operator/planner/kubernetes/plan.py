@@ -13,9 +13,11 @@ from shoal.operator.api.roles import worker_roles
 from shoal.operator.api.spec import Auth
 from shoal.operator.planner.kubernetes import gateways, kv_stores, network, tokenizers
 from shoal.operator.planner.kubernetes.groups import GroupPlan, plan_groups
+from shoal.operator.planner.kubernetes.monitoring import MONITORING_API, monitors
 from shoal.operator.planner.kubernetes.names import manifest, selector
 from shoal.operator.planner.kubernetes.observed import Observed
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
+from shoal.operator.planner.kubernetes.scaling import HPA_API, KEDA_API, autoscaling, within_bounds
 from shoal.operator.planner.kubernetes.workers import LWS_API, nodes_of, workers
 from shoal.operator.planner.model_uri import model_source
 from shoal.operator.planner.plan import Observed as InPods
@@ -39,9 +41,15 @@ KINDS: Final = (
     Kind("apps/v1", "DaemonSet", "daemonsets"),
     Kind("apps/v1", "StatefulSet", "statefulsets"),
     Kind("apps/v1", "Deployment", "deployments"),
+    Kind(HPA_API, "HorizontalPodAutoscaler", "horizontalpodautoscalers"),
 )
 """What every cluster has, in the order in which to apply them: what pods need comes before pods."""
-OPTIONAL_KINDS: Final = (Kind(LWS_API, "LeaderWorkerSet", "leaderworkersets"),)
+OPTIONAL_KINDS: Final = (
+    Kind(LWS_API, "LeaderWorkerSet", "leaderworkersets"),
+    Kind(KEDA_API, "ScaledObject", "scaledobjects"),
+    Kind(MONITORING_API, "ServiceMonitor", "servicemonitors"),
+    Kind(MONITORING_API, "PrometheusRule", "prometheusrules"),
+)
 """What plans hold where `Platform.apis` says that the cluster has it; applied after the others."""
 OPTIONAL_APIS: Final = frozenset(kind.api_version for kind in OPTIONAL_KINDS)
 """Of a cluster that has everything that a plan can use."""
@@ -53,7 +61,8 @@ def plan(
 ) -> tuple[Manifest, ...]:
     """The objects, in the order of ALL_KINDS and of their names. observed: what is there already; None: nothing is.
 
-    The service must be free of contradictions, those of Kubernetes included. While workers are replaced a plan is one
+    The service must be free of contradictions, those of Kubernetes included, and feasible on that platform
+    (`find_infeasible`). While workers are replaced a plan is one
     step, and the next one comes of what that led to: plan again whenever `observe` says something else.
     """
     seen = _seen_in_pods(service)
@@ -78,6 +87,7 @@ def plan(
     objects += _kv_stores(seen, in_pods, platform, owner, groups, there)
     for component in (tokenizers.tokenizers, gateways.gateways):
         objects += component(seen, in_pods, platform, owner)
+    objects += autoscaling(seen, platform, owner) + monitors(seen, platform, owner)
     order = {kind.kind: index for index, kind in enumerate(ALL_KINDS)}
     # Copied, so that no two places are one value: what changes one must not change the other.
     copies: list[Manifest] = msgspec.json.decode(msgspec.json.encode(objects))
@@ -117,7 +127,8 @@ def _stateful_sets(groups: GroupPlan) -> list[tuple[str, str, int]]:
 
 
 def _seen_in_pods(service: InferenceService) -> InferenceService:
-    """The spec with the paths that files have in pods."""
+    """The spec with the paths that files have in pods, and a number of workers that autoscaling allows."""
+    service = replace(service, spec=within_bounds(service.spec))
     gateway = service.spec.gateway
     if gateway.auth is None:
         return service

@@ -28,6 +28,8 @@ class Platform:
     control_plane: Endpoint = _CONTROL_PLANE
     """Where Envoys and gateways learn their endpoints: the operator's discovery service."""
     cluster_domain: str = "cluster.local"
+    prometheus: str = "http://prometheus-operated.monitoring.svc:9090"
+    """Whom KEDA asks."""
     apis: frozenset[str] = frozenset()
     """API versions that the cluster has beside Kubernetes' own, such as `leaderworkerset.x-k8s.io/v1`."""
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from shoal.operator.api import InferenceService
 from shoal.operator.api.kubernetes_rules import MODELS_DIR
 from shoal.operator.planner.kubernetes.names import labels, object_name, selector
+from shoal.operator.planner.kubernetes.overrides import merge_template, overrides_for
 from shoal.operator.planner.kubernetes.platform import Platform
 
 GRPC_PORT: Final = 50051
@@ -31,6 +32,8 @@ class Pod:
     containers: Sequence[Mapping[str, Any]]
     sidecars: Sequence[Mapping[str, Any]] = ()
     """Start before the containers, in this order, and end after them."""
+    initial: Sequence[Mapping[str, Any]] = ()
+    """Run to their end before all others."""
     volumes: Sequence[Mapping[str, Any]] = ()
     drain_timeout_s: float
     """How long its containers may take to end their streams."""
@@ -39,6 +42,14 @@ class Pod:
     annotations: Mapping[str, str] | None = None
     fields: Mapping[str, Any] | None = None
     """More of the pod's spec."""
+    is_spread: bool = True
+    """Over zones and nodes, as far as that goes."""
+
+    def placement(self, service: InferenceService) -> dict[str, Any]:
+        """How far from others of its kind."""
+        keys = ("topology.kubernetes.io/zone", "kubernetes.io/hostname") if self.is_spread else ()
+        spread = [_spread(service, self.component, key) for key in keys]
+        return {"topologySpreadConstraints": spread} if spread else {}
 
 
 def pod_template(service: InferenceService, pod: Pod) -> dict[str, Any]:
@@ -59,16 +70,15 @@ def pod_template(service: InferenceService, pod: Pod) -> dict[str, Any]:
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "topologySpreadConstraints": [
-            _spread(service, pod.component, key) for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
-        ],
         "containers": [dict(container) for container in pod.containers],
         "volumes": [{"name": "tmp", "emptyDir": {}}, *map(dict, pod.volumes)],
         **(pod.fields or {}),
     }
-    if pod.sidecars:
-        spec["initContainers"] = [{**sidecar, "restartPolicy": "Always"} for sidecar in pod.sidecars]
-    return {"metadata": metadata, "spec": spec}
+    spec |= pod.placement(service)
+    initial = [*map(dict, pod.initial), *({**sidecar, "restartPolicy": "Always"} for sidecar in pod.sidecars)]
+    if initial:
+        spec["initContainers"] = initial
+    return merge_template({"metadata": metadata, "spec": spec}, overrides_for(service.spec, pod.component))
 
 
 def container(

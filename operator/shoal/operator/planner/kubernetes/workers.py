@@ -71,16 +71,13 @@ def workers(
 
 def _several_pods(service: InferenceService, group: PlannedGroup, pod: Pod) -> dict[str, Any]:
     labelled = {GROUP_LABEL: group.hash}
+    # Ranks of a worker belong side by side, not spread.
+    pod = replace(pod, is_spread=False, fields={**(pod.fields or {}), "affinity": _side_by_side()})
     leader = pod_template(service, _labelled(pod, {**labelled, ENDPOINT_LABEL: endpoint_of(group.role)}))
-    follower = pod_template(service, _labelled(pod, labelled))
-    for template in (leader, follower):
-        # Ranks of a worker belong side by side, not spread.
-        template["spec"].pop("topologySpreadConstraints")
-        template["spec"]["affinity"] = _side_by_side()
-    for container in follower["spec"]["containers"]:
-        # Only the leader answers calls; what becomes of the others it tells.
-        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            container.pop(probe, None)
+    # Only the leader answers calls: what becomes of the others, it tells.
+    probes = ("startupProbe", "readinessProbe", "livenessProbe")
+    silent = [{name: value for name, value in each.items() if name not in probes} for each in pod.containers]
+    follower = pod_template(service, _labelled(replace(pod, containers=silent), labelled))
     return {
         "replicas": group.replicas,
         "startupPolicy": "LeaderCreated",
