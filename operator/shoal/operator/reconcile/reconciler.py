@@ -39,6 +39,8 @@ class _Read:
 
     version: tuple[str, int]
     """Uid and generation."""
+    spec: Any
+    """What the object held: another definition changes it without another generation."""
     service: InferenceService | None
     invalid: str
 
@@ -151,9 +153,9 @@ class Reconciler:
 
     def _read(self, key: Key, found: Manifest) -> tuple[InferenceService | None, str]:
         version = (str(found["metadata"]["uid"]), int(found["metadata"]["generation"]))
-        known = self._specs.get(key)
-        if known is None or known.version != version:
-            known = self._specs[key] = _Read(version, *read_service(found))
+        spec, known = found.get("spec"), self._specs.get(key)
+        if known is None or known.version != version or known.spec != spec:
+            known = self._specs[key] = _Read(version, spec, *read_service(found))
         return known.service, known.invalid
 
     def _plan(self, key: Key, service: InferenceService, owner: Owner) -> tuple[Manifest, ...]:
