@@ -51,6 +51,8 @@ class ProcessKubelet:
         self._namespace = namespace
         self._folder = folder
         self._model = model
+        # As a claim that earlier pods have filled: models, and what engines compile for this machine.
+        self._cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoal"
         self._pods: dict[str, _Pod] = {}
         self.timeline: list[tuple[float, str, str]] = []
         """Monotonic seconds, pod, and what it became: started, ready, unready, ended."""
@@ -121,7 +123,7 @@ class ProcessKubelet:
             return f"--model={self._model}"
         if text.startswith("--tokenizer-address=dns:"):  # there is no DNS here
             return f"--tokenizer-address=ipv4:{self._tokenizer}:{_GRPC_PORT}"
-        folders = {"/run/shoal": pod.folder / "run", "/etc/shoal/envoy": pod.folder, "/models": pod.folder}
+        folders = {"/run/shoal": pod.folder / "run", "/etc/shoal/envoy": pod.folder, "/models": self._cache}
         for path, folder in folders.items():
             text = text.replace(path, str(folder))
         return text.replace("--host=0.0.0.0", f"--host={pod.address}")
