@@ -349,13 +349,13 @@ BAD_FOR_THE_WEBHOOK: list[tuple[dict[str, Any], str, str]] = [
         },
         "spec.model.maxModelLen",
         "one sequence of 40960 tokens needs 6.0 GB of KV cache on each GPU (0.147 MB a token), but weights of 16.4 GB "
-        "on each GPU (16.4 GB / 1) leave 5.2 GB of 0.9 of a GPU's 24.0 GB: 35264 tokens; give at most that, or "
-        "spec.workers.parallelism.tensor of more than 1",
+        "on each GPU (16.4 GB / 1) leave 5.2 GB (0.9 of a GPU's 24.0 GB, as NVIDIA-L4 have), for 35264 tokens; give "
+        "at most that, or spec.workers.parallelism.tensor of more than 1",
     ),
     (
         {"spec.model.config": QWEN3_8B, "spec.workers": {"device": "cuda", "resources": {"gpuMemory": "16Gi"}}},
         "spec.workers.resources",
-        "weights of 16.4 GB on each GPU (16.4 GB / 1) do not fit 0.9 of a GPU's 17.2 GB = 15.5 GB; give "
+        "weights of 16.4 GB on each GPU (16.4 GB / 1) do not fit 15.5 GB (0.9 of a GPU's 17.2 GB); give "
         "spec.workers.parallelism.tensor of more than 1, GPUs with more memory or smaller weights",
     ),
     (

@@ -39,6 +39,11 @@ class OperatorConfig:
     webhook_secret: Annotated[str, Meta(pattern=r"^[a-z0-9][-a-z0-9]*/[a-z0-9][-a-z0-9.]*$")] = option(
         "shoal-system/shoal-operator-webhook", "namespace/name of the Secret that keeps its certificate."
     )
+    model_facts: Literal["cache", "hub"] = option(
+        "cache",
+        "Where the webhook learns the size of models: in their cache (SHOAL_CACHE_DIR), or also from small files "
+        "of the Hugging Face Hub.",
+    )
     image_prefix: str = option("shoal/", "What comes before gateway, tokenizer, worker, operator and envoy in images.")
     image_tag: str = option("0.1.0", "What comes after them.")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = option("IfNotPresent", "Of all containers.")

@@ -24,6 +24,7 @@ from shoal.operator.reconcile.controller import Controller, ControllerOptions
 from shoal.operator.reconcile.metrics import OperatorCollector
 from shoal.operator.webhook import WebhookOptions, serve_webhook
 from shoal.operator.webhook.keeping import Place
+from shoal.operator.webhook.known_models import KnownModels
 from shoal.operator.xds import DiscoveryServer
 from shoal.operator.xds.server import SERVICE
 from shoal.rpc.server import Registration, ServerOptions, start_server, stop_signal
@@ -98,7 +99,11 @@ async def _answer_webhook(api: ApiClient, config: OperatorConfig) -> None:
         place=Place(namespace=namespace, secret=secret, configuration=config.webhook_configuration),
         refresh_interval_s=config.resync_s,
     )
-    await serve_webhook(api, options)
+    models = KnownModels(asks_hub=config.model_facts == "hub")
+    try:
+        await serve_webhook(api, options, models.find)
+    finally:
+        models.close()
 
 
 def platform_of(config: OperatorConfig) -> Platform:

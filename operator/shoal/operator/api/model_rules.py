@@ -147,11 +147,12 @@ def _check_gpu_memory(spec: InferenceServiceSpec, role: WorkerRole, model: Model
     # How much of the weights is in experts is not known: as if all of it were, so that what could fit is not refused.
     shares = max(parallelism.tensor, parallelism.expert) * parallelism.pipeline
     weights, usable = total_bytes // shares, int(gpu_bytes * utilization)
-    assumed = f"{utilization:g} of a GPU's {gigabytes(gpu_bytes)}"
+    source = "" if role.resources.gpu_memory is not None else f", as {role.resources.gpu_product} have"
+    assumed = f"{utilization:g} of a GPU's {gigabytes(gpu_bytes)}{source}"
     parts = f"weights of {gigabytes(weights)} on each GPU ({gigabytes(total_bytes)} / {shares})"
     more = f"give {role.path}.parallelism.tensor of more than {parallelism.tensor}, GPUs with more memory or smaller"
     if weights >= usable:
-        message = f"{parts} do not fit {assumed} = {gigabytes(usable)}; {more} weights (spec.model.quantization)"
+        message = f"{parts} do not fit {gigabytes(usable)} ({assumed}); {more} weights (spec.model.quantization)"
         return [Problem(f"{role.path}.resources", message)]
     token_bytes = kv_bytes_per_token_and_gpu(spec, role, model)
     block_size = worker_sizes(spec).block_size
@@ -161,7 +162,7 @@ def _check_gpu_memory(spec: InferenceServiceSpec, role: WorkerRole, model: Model
         return []
     message = (
         f"one sequence of {wanted} tokens needs {gigabytes(wanted * token_bytes)} of KV cache on each GPU "
-        f"({token_bytes / 1e6:.3f} MB a token), but {parts} leave {gigabytes(usable - weights)} of {assumed}: "
+        f"({token_bytes / 1e6:.3f} MB a token), but {parts} leave {gigabytes(usable - weights)} ({assumed}), for "
         f"{num_tokens} tokens; give at most that, or {role.path}.parallelism.tensor of more than {parallelism.tensor}"
     )
     return [Problem("spec.model.maxModelLen", message)]
