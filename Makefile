@@ -1,6 +1,6 @@
 # Everything a contributor runs. `make` alone prints this list.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test cluster test-cluster lint format protos protos-check chart bench clean
+.PHONY: help install demo test cluster test-cluster test-images images lint format protos protos-check chart bench clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3.11
@@ -10,6 +10,10 @@ STAMP := $(VENV)/.installed
 BUF_VERSION := 1.75.0
 BUF := .cache/buf/node_modules/.bin/buf
 SOURCES := libs kernels operator client simulator services/gateway services/kv_store services/model_worker services/tokenizer tests tools benchmarks
+# Which tests of images: all but the worker's, since that is 5 GB.
+IMAGES ?= images and not slow
+IMAGE_PREFIX ?= shoal/
+IMAGE_TAG ?= 0.1.0
 # A folder named like a standard module (operator/) must never come first on sys.path.
 export PYTHONSAFEPATH := 1
 
@@ -30,7 +34,7 @@ demo: $(STAMP) ## Serve a real model, chat with it over gRPC and HTTP, print a t
 	@$(BIN)/shoal demo -f examples/smollm2-135m.yaml
 
 test: $(STAMP) ## Run every test that needs neither a GPU nor a cluster
-	@$(BIN)/python -m pytest -m 'not gpu and not cluster' $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m 'not gpu and not cluster and not images' $(PYTEST_ARGS)
 
 cluster: $(STAMP) ## Run a Kubernetes control plane to try things on, until Ctrl-C; pods only pretend to run
 	@PYTHONPATH=tests $(BIN)/python -m support.control_plane.main
@@ -38,6 +42,16 @@ cluster: $(STAMP) ## Run a Kubernetes control plane to try things on, until Ctrl
 test-cluster: $(STAMP) ## Run the tests that need a Kubernetes API server (built from Go modules first: once, some ten minutes)
 	@PYTHONPATH=tests $(BIN)/python -m support.control_plane.main --build-only
 	@$(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
+
+test-images: $(STAMP) ## Install what each image holds into an empty folder and start it; the worker's 5 GB with IMAGES=images
+	@$(BIN)/python -m pytest -m "$(IMAGES)" tests/integration/images $(PYTEST_ARGS)
+
+images: ## Build the images of all services with docker, as $(IMAGE_PREFIX)NAME:$(IMAGE_TAG)
+	@for file in images/*.Dockerfile; do \
+	  name=$$(basename $$file .Dockerfile); echo "building $(IMAGE_PREFIX)$$name:$(IMAGE_TAG)"; \
+	  docker build -q -f $$file -t $(IMAGE_PREFIX)$$name:$(IMAGE_TAG) \
+	    --build-arg SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(IMAGE_ARGS) . || exit 1; \
+	done
 
 lint: $(STAMP) $(BUF) protos-check ## Check style, types, layers and protos
 	@$(BIN)/ruff check .
