@@ -56,7 +56,7 @@ class Applier:
             if live is not None and known is not None and known.wanted == wanted and _is_as_it_was(live, known.live):
                 memory[identity] = _Applied(wanted, live)  # the same object next time: compared at a glance
                 continue
-            if live is None or not _is_owned(live, uid):
+            if live is None or not _is_ours(live, uid):
                 await self._require_ours(wanted, key)
             applied = await self._api.apply(_KIND_OF[wanted["kind"]], wanted)
             self._store.put(applied)
@@ -73,7 +73,7 @@ class Applier:
         planned = {(wanted["kind"], wanted["metadata"]["name"]) for wanted in plan}
         for live in self._store.of(key):
             identity = (live["kind"], live["metadata"]["name"])
-            if live["kind"] not in _KIND_OF or identity in planned or not _is_owned(live, uid):
+            if live["kind"] not in _KIND_OF or identity in planned or not _is_ours(live, uid):
                 continue
             await self._api.delete(_KIND_OF[live["kind"]], live)
             self._store.remove(live)
@@ -100,8 +100,11 @@ def kind_of(name: str) -> Kind:
     return _KIND_OF[name]
 
 
-def _is_owned(live: Manifest, uid: str) -> bool:
-    return any(owner.get("uid") == uid for owner in live["metadata"].get("ownerReferences", ()))
+def _is_ours(live: Manifest, uid: str) -> bool:
+    """Of an object that is labelled as this service's: it belongs to it, or to nobody, as those do that are to outlive
+    their service (`deletionPolicy: Orphan`)."""
+    owners = live["metadata"].get("ownerReferences", ())
+    return not owners or any(owner.get("uid") == uid for owner in owners)
 
 
 def _is_as_it_was(live: Manifest, before: Manifest) -> bool:

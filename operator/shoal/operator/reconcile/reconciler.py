@@ -121,7 +121,9 @@ class Reconciler:
         service, invalid = self._read(key, found)
         if service is None:
             return Findings(generation=generation, invalid=invalid, namespace=namespace), None
-        owner = Owner(namespace=namespace, uid=metadata["uid"])
+        # Without an owner Kubernetes leaves them when the service goes: nothing has to be done then, by nobody.
+        outlive = service.spec.deletion_policy == "Orphan"
+        owner = Owner(namespace=namespace, uid=None if outlive else metadata["uid"])
         objects = self._plan(key, service, owner)
         failure: Exception | None = None
         not_applied: tuple[str, str] | None = None

@@ -184,6 +184,44 @@ async def test_a_paused_service_is_left_alone(space: Namespace) -> None:
         await eventually(lambda: _has_replicas(space, 4), "it goes on")
 
 
+async def test_what_is_to_outlive_its_service_does_and_is_taken_over_by_the_next(space: Namespace) -> None:
+    async with running_controller(space.plane, space.name):
+        await space.create(manifest(spec__deletionPolicy="Orphan"))
+        await space.until_phase("smol", "Ready")
+        before = versions(await space.objects("smol"))
+        await space.delete(SERVICE_KIND, "smol")
+        # Collected at the same time, if it were: what belongs to another service that is deleted after it.
+        await space.create({**manifest(), "metadata": {"name": "other"}})
+        await space.until_phase("other", "Ready")
+        await space.delete(SERVICE_KIND, "other")
+
+        async def is_collected() -> bool:
+            return not await space.objects("other")
+
+        await eventually(is_collected, "what other owned is collected", 30)
+        assert versions(await space.objects("smol")) == before
+        assert len(await space.list(POD)) >= 3
+
+        await space.create(manifest())
+        await space.until_phase("smol", "Ready")
+        after = await space.objects("smol")
+        assert {key: found["metadata"]["uid"] for key, found in after.items()} == {
+            k: uid for k, (uid, _) in before.items()
+        }
+        # And the other way round, of one that runs.
+        changed = await space.patch(SERVICE_KIND, "smol", {"spec": {"deletionPolicy": "Orphan"}})
+        await space.until_phase("smol", "Ready", changed["metadata"]["generation"])
+        await eventually(lambda: _has_no_owner(space), "nobody owns them")
+        changed = await space.patch(SERVICE_KIND, "smol", {"spec": {"deletionPolicy": "Delete"}})
+        await space.until_phase("smol", "Ready", changed["metadata"]["generation"])
+        await space.delete(SERVICE_KIND, "smol")
+        await eventually(lambda: _is_empty(space), "everything that it owned is collected", 30)
+
+
+async def _has_no_owner(space: Namespace) -> bool:
+    return not any(found["metadata"].get("ownerReferences") for found in (await space.objects("smol")).values())
+
+
 async def test_pods_that_fit_nowhere_are_told_of(space: Namespace) -> None:
     async with running_controller(space.plane, space.name):
         await space.create(manifest(spec__workers={"replicas": 1, "resources": {"cpu": 900}}))
