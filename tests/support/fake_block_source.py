@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.kv_client.origin import NOBODY, Origin
 from shoal.model_worker.block_source import Retrieval
 
 
@@ -36,7 +37,13 @@ class FakeBlockSource:
     num_loaded: int = 0
 
     def ask(
-        self, tenant: str, namespace_key: bytes, keys: Sequence[bytes], num_held: int, now_s: float
+        self,
+        tenant: str,
+        namespace_key: bytes,
+        keys: Sequence[bytes],
+        num_held: int,
+        now_s: float,
+        origin: Origin = NOBODY,
     ) -> Retrieval | None:
         if num_held == len(keys):
             return None

@@ -18,6 +18,7 @@ from shoal.kv_client.frames import Method
 from shoal.kv_client.lease import Lease, Place, Reading
 from shoal.kv_client.link import Link, LinkBroken, Refused
 from shoal.kv_client.options import KvClientOptions
+from shoal.kv_client.origin import NOBODY, Origin
 from shoal.kv_client.roots import bucket_of
 from shoal.kv_client.writes import PRESENT, RESERVED, PutResult, Reserved, Status
 
@@ -81,17 +82,25 @@ class KvClient:
             return True
         return roots[bucket_of(key)] > 0
 
-    def lookup(self, keys: Sequence[bytes]) -> Prefix:
-        """How many leading blocks the store has; nothing when it is away."""
+    def lookup(self, keys: Sequence[bytes], *, origin: Origin = NOBODY) -> Prefix:
+        """How many leading blocks the store has; nothing when it is away. origin: for traces."""
 
         def ask(link: Link) -> Prefix:
-            request = pb.LookupRequest(keys=join_keys(keys[: link.session.max_batch_size]))
+            asked = join_keys(keys[: link.session.max_batch_size])
+            request = pb.LookupRequest(keys=asked, origin=_told(origin))
             found = link.call(Method.LOOKUP, request, pb.LookupResponse)
             return Prefix(min(found.num_visible, len(keys)), min(found.num_in_memory, len(keys)))
 
         return self._try(ask, Prefix(0, 0))
 
-    def locate(self, keys: Sequence[bytes], peers_timeout_s: float, *, leading: Sequence[bytes] = ()) -> Located:
+    def locate(
+        self,
+        keys: Sequence[bytes],
+        peers_timeout_s: float,
+        *,
+        leading: Sequence[bytes] = (),
+        origin: Origin = NOBODY,
+    ) -> Located:
         """`lookup` that also asks other stores for what this one lacks, for so long at most.
 
         leading: keys from the chain's first one to the one before `keys`: they say which stores to ask.
@@ -100,7 +109,10 @@ class KvClient:
         def ask(link: Link) -> Located:
             asked = join_keys(keys[: link.session.max_batch_size])
             request = pb.LookupRequest(
-                keys=asked, peers_timeout_ms=math.ceil(1000 * peers_timeout_s), leading_keys=join_keys(leading)
+                keys=asked,
+                peers_timeout_ms=math.ceil(1000 * peers_timeout_s),
+                leading_keys=join_keys(leading),
+                origin=_told(origin),
             )
             found = link.call(Method.LOOKUP, request, pb.LookupResponse, peers_timeout_s + link.timeout_s)
             nums = (found.num_visible, found.num_in_memory, max(found.num_visible, found.num_with_peers))
@@ -131,12 +143,13 @@ class KvClient:
                     return position
             return len(lease)
 
-    def view(self, keys: Sequence[bytes]) -> Lease:
+    def view(self, keys: Sequence[bytes], *, origin: Origin = NOBODY) -> Lease:
         """Leases on the leading blocks in memory, to be closed; an empty one when the store is away."""
 
         def ask(link: Link) -> Lease:
             asked = list(keys[: link.session.max_batch_size])
-            found = link.call(Method.ACQUIRE, pb.AcquireRequest(keys=join_keys(asked)), pb.AcquireResponse)
+            request = pb.AcquireRequest(keys=join_keys(asked), origin=_told(origin))
+            found = link.call(Method.ACQUIRE, request, pb.AcquireResponse)
             if found.retired_chunks:
                 link.unmap(list(found.retired_chunks))
                 link.post(Method.RELEASE, pb.ReleaseRequest(unmapped_chunks=found.retired_chunks))
@@ -251,7 +264,14 @@ class KvClient:
         request = pb.ReleaseRequest(reserved_keys=join_keys(keys))
         self._try(lambda link: link.post(Method.RELEASE, request) if link is reserved.link else None, None)
 
-    def prefetch(self, keys: Sequence[bytes], timeout_s: float | None = None, *, leading: Sequence[bytes] = ()) -> int:
+    def prefetch(
+        self,
+        keys: Sequence[bytes],
+        timeout_s: float | None = None,
+        *,
+        leading: Sequence[bytes] = (),
+        origin: Origin = NOBODY,
+    ) -> int:
         """Leading blocks that are in memory once the store has brought there what it can within the time.
 
         leading: see `locate`.
@@ -261,7 +281,9 @@ class KvClient:
             wait_s = link.timeout_s if timeout_s is None else timeout_s
             asked = join_keys(keys[: link.session.max_batch_size])
             timeout_ms = max(1, int(1000 * wait_s))
-            request = pb.PrefetchRequest(keys=asked, timeout_ms=timeout_ms, leading_keys=join_keys(leading))
+            request = pb.PrefetchRequest(
+                keys=asked, timeout_ms=timeout_ms, leading_keys=join_keys(leading), origin=_told(origin)
+            )
             # The store answers in `wait_s`; one that takes longer by a whole timeout is in trouble.
             return link.call(Method.PREFETCH, request, pb.PrefetchResponse, wait_s + link.timeout_s).num_in_memory
 
@@ -317,3 +339,7 @@ class KvClient:
             self._link = None
         self._retry_at_s = time.monotonic() + self._backoff_s
         self._backoff_s = min(2 * self._backoff_s, self.options.max_backoff_s)
+
+
+def _told(origin: Origin) -> pb.Origin | None:
+    return pb.Origin(request_id=origin.request_id, traceparent=origin.traceparent) if origin != NOBODY else None

@@ -175,8 +175,8 @@ def test_a_store_that_lies_about_where_blocks_are_is_not_believed(store: Running
         first.flush()
     acquire = store.control.acquire
 
-    def lie(asked: pb.AcquireRequest, session: Session | None = None) -> pb.AcquireResponse:
-        answer = acquire(asked, session)
+    def lie(request: pb.AcquireRequest, session: Session | None = None) -> pb.AcquireResponse:
+        answer = acquire(request, session)
         getattr(answer, field)[3] += 2
         return answer
 

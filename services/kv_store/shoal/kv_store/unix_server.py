@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.kv_client.frames import HEADER, MAX_BODY_BYTES, Method, pack
+from shoal.kv_store.call_spans import call_span
 from shoal.kv_store.control import Control
 from shoal.kv_store.sessions import Session
 from shoal.rpc.errors import InvalidArgument, NotFound, ShoalError
@@ -178,18 +179,21 @@ class _Connection:
                 response, fd = self._control.map_chunk(pb.MapRequest.FromString(body), self.session)
                 self._send(pack(method, response.SerializeToString()), [fd])
             elif method == Method.COMMIT:
-                call = self._control.commit(pb.CommitRequest.FromString(body), self.session)
-                self._running = self._loop.create_task(self._run(method, call))
+                committed = pb.CommitRequest.FromString(body)
+                call = self._control.commit(committed, self.session)
+                self._running = self._loop.create_task(self._run(method, committed, call))
             elif method == Method.PREFETCH:
-                call = self._control.prefetch(pb.PrefetchRequest.FromString(body), self.session)
-                self._running = self._loop.create_task(self._run(method, call))
+                wanted = pb.PrefetchRequest.FromString(body)
+                call = self._control.prefetch(wanted, self.session)
+                self._running = self._loop.create_task(self._run(method, wanted, call))
             elif method in self._handlers:
                 message = _REQUESTS[method].FromString(body)
                 if isinstance(message, pb.LookupRequest) and self._control.asks_peers(message):
                     call = self._control.lookup_with_peers(message, self.session)
-                    self._running = self._loop.create_task(self._run(method, call))
+                    self._running = self._loop.create_task(self._run(method, message, call))
                     return
-                answer = self._handlers[method](message, self.session)
+                with call_span(_NAMES[method], message):
+                    answer = self._handlers[method](message, self.session)
                 self._send(pack(method, answer.SerializeToString()))
             else:
                 raise NotFound(f"method: {method} is not one of this store")
@@ -208,10 +212,11 @@ class _Connection:
             fds.append(roots.memory.fd)
         self._send(pack(Method.OPEN, response.SerializeToString()), fds)
 
-    async def _run(self, method: int, call: Awaitable[Message]) -> None:
+    async def _run(self, method: int, request: Message, call: Awaitable[Message]) -> None:
         """Answers a request that takes time; no other one is read before it is answered."""
         try:
-            frame = pack(method, (await call).SerializeToString())
+            with call_span(_NAMES[method], request):
+                frame = pack(method, (await call).SerializeToString())
         except Exception as error:
             frame = _failure(method, error)
         self._observe(method)

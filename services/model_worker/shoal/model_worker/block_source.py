@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from shoal.kv_client.origin import NOBODY, Origin
+
 
 class Retrieval(Protocol):
     """The blocks of one sequence that lie elsewhere, from the question whether there are any to their arrival."""
@@ -21,9 +23,18 @@ class BlockSource(Protocol):
     """Never fails, and no call of it waits for longer than it takes to copy a block."""
 
     def ask(
-        self, tenant: str, namespace_key: bytes, keys: Sequence[bytes], num_held: int, now_s: float
+        self,
+        tenant: str,
+        namespace_key: bytes,
+        keys: Sequence[bytes],
+        num_held: int,
+        now_s: float,
+        origin: Origin = NOBODY,
     ) -> Retrieval | None:
-        """Begins to find out which blocks after the `num_held` leading `keys` there are; None: nobody need wait."""
+        """Begins to find out which blocks after the `num_held` leading `keys` there are; None: nobody need wait.
+
+        origin: for traces.
+        """
 
     def advance(self, now_s: float) -> None:
         """Takes in answers that came. Called once a step."""

@@ -27,7 +27,7 @@ from shoal.model_worker.engine import Engine
 from shoal.model_worker.engine_failure import EngineFailure, describe_failure
 from shoal.model_worker.engine_setup import EngineParts, Progress, SetupError, set_up
 from shoal.model_worker.messages import Broken, Command, Loading, Ready, decode_command, encode
-from shoal.telemetry import setup_logs
+from shoal.telemetry import setup_logs, setup_traces
 
 SetUp = Callable[[WorkerConfig, Progress], EngineParts]
 _PR_SET_PDEATHSIG = 1
@@ -72,6 +72,7 @@ def _run(channel: EngineChannel, set_up: SetUp) -> int:
         setup_logs("model_worker.engine", level=config.log_level, log_format=config.log_format)
         if config.device == "cpu":
             yield_cores(config.engine_nice)
+        setup_traces("model_worker.engine", config.otlp_endpoint)  # ends with the process; its last spans may be lost
         return serve(channel, config, set_up)
     except ChannelClosed:
         return 0

@@ -43,6 +43,8 @@ class Request:
     """time.monotonic() at which the client gives up."""
     tenant: str = "default"
     """Whose blocks these are, to a KV store. As many tenants as there are cache salts."""
+    traceparent: str = ""
+    """W3C trace context of the call's span; empty where nobody traces."""
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import lru_cache
 from typing import Any, Final
 
+from opentelemetry import propagate
+
 from shoal.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from shoal.blocks import namespace_key
 from shoal.model_worker.config import WorkerConfig
@@ -25,6 +27,7 @@ from shoal.model_worker.scheduler import queue_full
 from shoal.model_worker.stall_watch import StallWatch
 from shoal.model_worker.tenants import tenant_of
 from shoal.rpc.errors import BY_REASON, Draining, Internal, InvalidArgument, ShoalError, Unavailable
+from shoal.telemetry import is_tracing
 
 MAX_CACHE_SALT_BYTES: Final = 64
 _DRAINED = Failure("DRAINING", "the worker is shutting down; resume the request on another one", "", 1.0)
@@ -170,6 +173,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
             seed=secrets.randbits(64) if sampling.seed is None else sampling.seed,
             namespace_key=self._namespace_key(request.cache_salt),
             tenant=self._tenant(request.cache_salt),
+            traceparent=_traceparent(),
             arrival_s=now_s,
             resume_token_ids=resumed,
             first_choice=request.choice,
@@ -185,6 +189,13 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServiceServicer):
     def _make_namespace_key(self, cache_salt: bytes) -> bytes:
         info = self._info()
         return namespace_key(info.model_digest, info.kv_layout, "", cache_salt)
+
+
+def _traceparent() -> str:
+    carrier: dict[str, str] = {}
+    if is_tracing():
+        propagate.inject(carrier)
+    return carrier.get("traceparent", "")
 
 
 def _check_token_ids(field: str, token_ids: tuple[int, ...], vocab_size: int) -> None:

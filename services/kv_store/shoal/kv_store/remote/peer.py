@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
+from opentelemetry import propagate
 
 from shoal.api.kv_store.v1 import kv_peer_pb2
 from shoal.kv_store.remote.addresses import split_address
@@ -23,6 +24,7 @@ from shoal.kv_store.remote.grpc_stream import GrpcStream
 from shoal.kv_store.remote.options import RemoteOptions
 from shoal.kv_store.remote.sockets import DeadlineSocket
 from shoal.kv_store.remote.transfer import Stream, TcpStream, Transport
+from shoal.telemetry import is_tracing
 
 SERVICE: Final = kv_peer_pb2.DESCRIPTOR.services_by_name["KvPeerService"].full_name
 MAX_IDLE_CONNECTIONS: Final = 4
@@ -73,7 +75,10 @@ class Peer:
     async def call(self, method: str, request: Message, kind: type[_M], timeout_s: float) -> _M:
         """One call. Raises PeerFailed, PeerRefused; the caller asked the breaker before."""
         path, body = f"/{SERVICE}/{method}", request.SerializeToString()
-        metadata = tuple(self._signer.sign_call(path, body))
+        carrier: dict[str, str] = {}
+        if is_tracing():  # the other store's span belongs to the same request
+            propagate.inject(carrier)
+        metadata = (*self._signer.sign_call(path, body), *carrier.items())
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
         try:

@@ -9,6 +9,7 @@ from typing import cast
 
 import msgspec
 
+from shoal.kv_client.origin import NOBODY, Origin
 from shoal.model_worker.block_source import Retrieval
 from shoal.model_worker.kv_cache import KVCacheManager, KvEvent
 from shoal.model_worker.kv_offload.memory import KvMemory
@@ -69,7 +70,13 @@ class KvOffload:
         )
 
     def ask(
-        self, tenant: str, namespace_key: bytes, keys: Sequence[bytes], num_held: int, now_s: float
+        self,
+        tenant: str,
+        namespace_key: bytes,
+        keys: Sequence[bytes],
+        num_held: int,
+        now_s: float,
+        origin: Origin = NOBODY,
     ) -> Retrieval | None:
         """See `BlockSource.ask`."""
         self._accounts.refresh()
@@ -78,7 +85,7 @@ class KvOffload:
             return None
         self._storing.know(tenant, namespace_key)
         self._storing.reused(keys[:num_held])
-        return self._retrieving.ask(tenant, keys, num_held, now_s) if num_held < len(keys) else None
+        return self._retrieving.ask(tenant, keys, num_held, now_s, origin) if num_held < len(keys) else None
 
     def advance(self, now_s: float) -> None:
         """See `BlockSource.advance`."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from shoal.kv_client.origin import NOBODY, Origin
 from shoal.model_worker.kv_offload.sessions import Sessions
+from shoal.model_worker.kv_offload.spans import begin_span, end_span, inside
 
 MAX_QUEUED: Final = 64
 """Requests whose blocks wait to be brought; more compute them."""
@@ -27,6 +30,8 @@ class Prefetch:
     """Asked when its turn comes."""
     ended: Callable[[int], None]
     """Called in this thread with the leading keys that are in memory."""
+    origin: Origin = NOBODY
+    """For traces."""
 
 
 class Prefetcher:
@@ -71,7 +76,12 @@ class Prefetcher:
             num_in_memory = 0
             if prefetch.is_wanted():
                 client = self._sessions.client(prefetch.tenant)
-                num_in_memory = client.prefetch(prefetch.keys, prefetch.timeout_s, leading=prefetch.leading)
+                span = begin_span("prefetch", prefetch.origin, time.monotonic())
+                origin = inside(prefetch.origin, span)
+                num_in_memory = client.prefetch(
+                    prefetch.keys, prefetch.timeout_s, leading=prefetch.leading, origin=origin
+                )
+                end_span(span, num_blocks=len(prefetch.keys), num_in_memory=num_in_memory)
                 self._sessions.note(client)
             prefetch.ended(num_in_memory)
         self._sessions.close()

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 from shoal.kv_client.lease import Reading
+from shoal.kv_client.origin import Origin
 from shoal.model_worker.kv_offload.memory import KvMemory, Loaded
 from shoal.model_worker.kv_offload.sessions import Sessions
+from shoal.model_worker.kv_offload.spans import begin_span, end_span, inside
 from shoal.model_worker.kv_offload.stats import KvStoreStats
 from shoal.model_worker.kv_offload.ticket import Load, Stage, Ticket
 
@@ -81,9 +83,15 @@ class Reader:
         client = self._sessions.client(ticket.tenant)
         self._asking_since_s = self._clock()
         held, wanted = ticket.keys[: ticket.num_held], ticket.keys[ticket.num_held :]
+        span = begin_span("lookup", ticket.origin, ticket.asked_s)
+        origin = inside(ticket.origin, span)
         found = (
-            client.locate(wanted, ticket.peers_wait_s, leading=held) if ticket.peers_wait_s else client.lookup(wanted)
+            client.locate(wanted, ticket.peers_wait_s, leading=held, origin=origin)
+            if ticket.peers_wait_s
+            else client.lookup(wanted, origin=origin)
         )
+        sizes = {"num_visible": found.num_visible, "num_with_peers": found.num_with_peers}
+        end_span(span, num_blocks=len(wanted), num_in_memory=found.num_in_memory, **sizes)
         self._asking_since_s = None
         self._sessions.note(client)
         ticket.num_visible = ticket.num_held + found.num_visible
@@ -97,10 +105,16 @@ class Reader:
     def _load(self, ticket: Ticket, load: Load) -> None:
         if load.is_given_up:
             return
+        span = begin_span("load", ticket.origin, load.start_s)
+        self._load_leased(ticket, load, inside(ticket.origin, span))
+        outcome = "given up" if load.is_given_up else load.failure or "complete"
+        end_span(span, num_blocks=len(load.block_ids), num_loaded=load.num_loaded, tier=load.tier, outcome=outcome)
+
+    def _load_leased(self, ticket: Ticket, load: Load, origin: Origin) -> None:
         client = self._sessions.client(ticket.tenant)
         keys = ticket.keys[load.first : load.first + len(load.block_ids)]
         self._asking_since_s = self._clock()
-        with client.view(keys) as lease:
+        with client.view(keys, origin=origin) as lease:
             self._asking_since_s = None
             self._sessions.note(client)
             with closing(self._memory.load(lease, load.block_ids[: len(lease)], load.mark)) as steps:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+from shoal.kv_client.origin import NOBODY, Origin
 from shoal.kv_client.pricing import Action, ComputeTime, Offer, Pricer, TierSpeed, prefill_time, price, price_lookup
 from shoal.model_worker.kv_offload.memory import KvMemory
 from shoal.model_worker.kv_offload.options import OffloadOptions
@@ -73,10 +74,12 @@ class Retrieving:
         if ticket.load is None:
             self._answered.append(ticket)
 
-    def ask(self, tenant: str, keys: Sequence[bytes], num_held: int, now_s: float) -> Ticket | None:
+    def ask(
+        self, tenant: str, keys: Sequence[bytes], num_held: int, now_s: float, origin: Origin = NOBODY
+    ) -> Ticket | None:
         """See `BlockSource.ask`."""
         wait_s = min(self._options.lookup_wait_s, max(self._pricer.budget_s, 0.0))
-        ticket = Ticket(tenant, keys, num_held, now_s, now_s + wait_s)
+        ticket = Ticket(tenant, keys, num_held, now_s, now_s + wait_s, origin)
         compute_s = self._compute_time(num_held)(len(keys) - num_held)
         if price_lookup(compute_s, self._lookup_s, self._hit_rate) is Action.SKIP:
             self._lookup_s *= 1 - _WEIGHT / 10  # or what was slow once would never be asked again
@@ -168,6 +171,7 @@ class Retrieving:
             load.pending.decision.deadline_s,
             lambda: not load.is_given_up,
             lambda num_in_memory: self._reader.post(ticket),
+            ticket.origin,
         )
         if not self._prefetcher.post(prefetch):
             self._reader.post(ticket)  # what is in memory
@@ -185,7 +189,9 @@ class Retrieving:
 
         leading, keys = ticket.keys[: ticket.num_held], ticket.keys[ticket.num_held : end]
         timeout_s = min(decision.saved_s, _MAX_PREFETCH_S)
-        self._prefetcher.post(Prefetch(ticket.tenant, keys, leading, timeout_s, lambda: not ticket.is_over, ended))
+        self._prefetcher.post(
+            Prefetch(ticket.tenant, keys, leading, timeout_s, lambda: not ticket.is_over, ended, ticket.origin)
+        )
 
     def _is_surely_new(self, ticket: Ticket) -> bool:
         """Whether no store has any of a prompt. Without asking: what this one's chains begin with is in memory."""

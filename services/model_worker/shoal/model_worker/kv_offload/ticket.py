@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from shoal.kv_client.origin import NOBODY, Origin
 from shoal.kv_client.pricing import Pending
 
 
@@ -57,6 +58,8 @@ class Ticket:
     """Leading ones that the device held when it was asked."""
     asked_s: float
     deadline_s: float
+    origin: Origin = NOBODY
+    """For traces."""
     peers_wait_s: float = 0.0
     """How long the store may ask other stores for it; 0: not at all."""
     stage: Stage = Stage.ASKED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from shoal.kv_client.origin import Origin
 from shoal.model_worker.block_source import BlockSource
 from shoal.model_worker.kv_cache import BlockTable, KVCacheManager
 from shoal.model_worker.request import Sequence
@@ -28,7 +29,8 @@ class Retrievals:
         keys = hittable_keys(sequence, self._cache.block_size)
         num_held = self._cache.count_cached(keys)
         request = sequence.request
-        sequence.retrieval = self._source.ask(request.tenant, request.namespace_key, keys, num_held, now_s)
+        origin = Origin(request.request_id, request.traceparent)
+        sequence.retrieval = self._source.ask(request.tenant, request.namespace_key, keys, num_held, now_s, origin)
 
     def advance(self, now_s: float, admit: Callable[[Sequence], None]) -> None:
         """Takes in what came, and hands over those whose load has ended, in the order in which they began."""

@@ -300,6 +300,32 @@ class MapResponse(_message.Message):
 Global___MapResponse: _TypeAlias = MapResponse  # noqa: Y015
 
 @_typing.final
+class Origin(_message.Message):
+    """The request that a call is made for; used in traces alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As in `x-request-id`."""
+    traceparent: _builtins.str
+    """W3C trace context of the caller's span."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Origin: _TypeAlias = Origin  # noqa: Y015
+
+@_typing.final
 class LookupRequest(_message.Message):
     """Asks for the longest visible prefix."""
 
@@ -309,6 +335,7 @@ class LookupRequest(_message.Message):
     KEYS_FIELD_NUMBER: _builtins.int
     PEERS_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     LEADING_KEYS_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     keys: _builtins.bytes
     """Packed keys, in order."""
     peers_timeout_ms: _builtins.int
@@ -319,6 +346,10 @@ class LookupRequest(_message.Message):
     def scope(self) -> Global___Scope:
         """Whose blocks."""
 
+    @_builtins.property
+    def origin(self) -> Global___Origin:
+        """On whose behalf."""
+
     def __init__(
         self,
         *,
@@ -326,10 +357,11 @@ class LookupRequest(_message.Message):
         keys: _builtins.bytes = ...,
         peers_timeout_ms: _builtins.int = ...,
         leading_keys: _builtins.bytes = ...,
+        origin: Global___Origin | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "leading_keys", b"leading_keys", "peers_timeout_ms", b"peers_timeout_ms", "scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "leading_keys", b"leading_keys", "origin", b"origin", "peers_timeout_ms", b"peers_timeout_ms", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -505,21 +537,27 @@ class AcquireRequest(_message.Message):
 
     SCOPE_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     keys: _builtins.bytes
     """Packed keys, in order."""
     @_builtins.property
     def scope(self) -> Global___Scope:
         """Whose blocks."""
 
+    @_builtins.property
+    def origin(self) -> Global___Origin:
+        """On whose behalf."""
+
     def __init__(
         self,
         *,
         scope: Global___Scope | None = ...,
         keys: _builtins.bytes = ...,
+        origin: Global___Origin | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "origin", b"origin", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -652,6 +690,7 @@ class PrefetchRequest(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     LOCAL_ONLY_FIELD_NUMBER: _builtins.int
     LEADING_KEYS_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     keys: _builtins.bytes
     """Packed keys, in order."""
     timeout_ms: _builtins.int
@@ -664,6 +703,10 @@ class PrefetchRequest(_message.Message):
     def scope(self) -> Global___Scope:
         """Whose blocks."""
 
+    @_builtins.property
+    def origin(self) -> Global___Origin:
+        """On whose behalf."""
+
     def __init__(
         self,
         *,
@@ -672,10 +715,11 @@ class PrefetchRequest(_message.Message):
         timeout_ms: _builtins.int = ...,
         local_only: _builtins.bool = ...,
         leading_keys: _builtins.bytes = ...,
+        origin: Global___Origin | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "leading_keys", b"leading_keys", "local_only", b"local_only", "scope", b"scope", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "leading_keys", b"leading_keys", "local_only", b"local_only", "origin", b"origin", "scope", b"scope", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
