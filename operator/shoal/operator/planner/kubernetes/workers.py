@@ -72,7 +72,7 @@ def workers(
 def _several_pods(service: InferenceService, group: PlannedGroup, pod: Pod) -> dict[str, Any]:
     labelled = {GROUP_LABEL: group.hash}
     # Ranks of a worker belong side by side, not spread.
-    pod = replace(pod, is_spread=False, fields={**(pod.fields or {}), "affinity": _side_by_side()})
+    pod = replace(pod, is_spread=False, fields={**(pod.fields or {}), "affinity": _side_by_side(service, group.role)})
     leader = pod_template(service, _labelled(pod, {**labelled, ENDPOINT_LABEL: endpoint_of(group.role)}))
     # Only the leader answers calls: what becomes of the others, it tells.
     probes = ("startupProbe", "readinessProbe", "livenessProbe")
@@ -97,10 +97,11 @@ def _several_pods(service: InferenceService, group: PlannedGroup, pod: Pod) -> d
     }
 
 
-def _side_by_side() -> dict[str, Any]:
+def _side_by_side(service: InferenceService, role: WorkerRole) -> dict[str, Any]:
+    """Pods of one worker in one zone, if that goes."""
     term = {
         "topologyKey": "topology.kubernetes.io/zone",
-        "labelSelector": {"matchExpressions": [{"key": _GROUP_KEY, "operator": "Exists"}]},
+        "labelSelector": {"matchLabels": selector(service.metadata.name, role.component)},
         "matchLabelKeys": [_GROUP_KEY],
     }
     return {
