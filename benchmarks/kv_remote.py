@@ -2,6 +2,9 @@
 
 Run: python benchmarks/kv_remote.py; benchmarks/kv_store.py runs it as well. Stores are processes of their own on
 addresses of the loopback; all figures are of one run, alternating.
+
+remote_floor is what is possible here: the same bytes from another process, over as many connections, by nothing but the
+system calls that a transfer is made of; no store, no checksum. Its peer is the bar that remote_tcp is held to.
 """
 
 from __future__ import annotations
@@ -10,10 +13,12 @@ import argparse
 import contextlib
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,8 +44,8 @@ def main() -> None:
 
 
 def measure_remote(rounds: int) -> list[Row]:
-    """Rows remote_tcp and remote_grpc, compared with a same-host get of as many blocks."""
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stores:
+    """Rows remote_tcp and remote_grpc, compared with a same-host get of as many blocks, and remote_floor."""
+    with _sender() as connections, tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stores:
         folder = Path(name)
         (folder / "secret").write_text("a secret for measurements")
         (folder / "peers").write_text("")
@@ -55,14 +60,16 @@ def measure_remote(rounds: int) -> list[Row]:
             _await_peers(client, keys)
         target = np.ones(BATCH * BLOCK_BYTES, np.uint8)
         addresses = [target.ctypes.data + at * BLOCK_BYTES for at in range(BATCH)]
-        times: dict[str, list[float]] = {kind: [] for kind in ("local", *BARS)}
+        times: dict[str, list[float]] = {kind: [] for kind in ("local", "floor", *BARS)}
         for _ in range(rounds):
             times["local"].append(_time_get(local, keys, addresses))
+            times["floor"].append(_time_bare(connections, target.data))
             for kind, client in clients.items():
                 times[kind].append(_time_pull(client, keys))
     size = BATCH * BLOCK_BYTES / 1e9
     speeds = {kind: size / statistics.median(seconds) for kind, seconds in times.items()}
-    return [
+    floor = Row("remote_floor", speeds["floor"], "GB/s", BARS["tcp"] * speeds["local"], None)
+    return [floor] + [
         Row(f"remote_{kind}", speeds[kind], "GB/s", speeds["local"], speeds[kind] / speeds["local"] / bar)
         for kind, bar in BARS.items()
     ]
@@ -73,6 +80,57 @@ def _time_get(client: KvClient, keys: list[bytes], addresses: list[int]) -> floa
     if client.get_at(keys, addresses) != len(keys):
         raise SystemExit(f"a local get is not whole: {client.problem}")
     return time.perf_counter() - start_s
+
+
+def _time_bare(connections: list[socket.socket], target: memoryview) -> float:
+    """All blocks, a part over each connection, in a thread each as the store does it."""
+    share = len(target) // len(connections)
+
+    def receive(number: int) -> None:
+        connections[number].sendall(b"g")
+        for start in range(number * share, (number + 1) * share, BLOCK_BYTES):
+            connections[number].recv_into(target[start : start + BLOCK_BYTES], BLOCK_BYTES, socket.MSG_WAITALL)
+
+    start_s = time.perf_counter()
+    threads = [threading.Thread(target=receive, args=(number,)) for number in range(len(connections))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - start_s
+
+
+_SENDER = """
+import socket, sys, threading
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+size, total = int(sys.argv[1]), int(sys.argv[2])
+memory = memoryview(bytearray(b"x") * total)
+def serve(connection, number):
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    share = total // 2
+    while connection.recv(1):
+        for start in range(number * share, (number + 1) * share, size):
+            connection.sendall(memory[start:start + size])
+for number in range(2):
+    threading.Thread(target=serve, args=(listener.accept()[0], number)).start()
+"""
+
+
+@contextmanager
+def _sender() -> Iterator[list[socket.socket]]:
+    """A process that sends as soon as it is told to, and the connections to it."""
+    command = [sys.executable, "-c", _SENDER, str(BLOCK_BYTES), str(BATCH * BLOCK_BYTES)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        if process.stdout is None:
+            raise SystemExit("no port")
+        port = int(process.stdout.readline())
+        connections = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(2)]
+        for connection in connections:
+            connection.settimeout(None)
+        yield connections
+        for connection in connections:
+            connection.close()
 
 
 def _time_pull(client: KvClient, keys: list[bytes]) -> float:
