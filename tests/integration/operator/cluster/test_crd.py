@@ -20,7 +20,8 @@ from support.manifests import EVERYTHING_ON_KUBERNETES, MINIMAL_ON_KUBERNETES, R
 from support.valid_specs import manifest_of, without_contradictions
 
 pytestmark = pytest.mark.cluster
-EXAMPLES = sorted((Path(__file__).parents[4] / "examples").glob("*.yaml"))
+FOLDER = Path(__file__).parents[4] / "examples"
+EXAMPLES = [*sorted(FOLDER.glob("*.yaml")), *sorted(FOLDER.glob("kubernetes/*.yaml"))]
 
 
 def create(plane: ControlPlane, namespace: str, manifest: dict[str, Any], *, dry_run: bool = False) -> dict[str, Any]:

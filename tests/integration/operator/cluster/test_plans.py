@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import urllib.error
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 
-from shoal.operator.api import InferenceService, parse_manifest
+from shoal.operator.api import InferenceService, load_manifest, parse_manifest
 from shoal.operator.planner.kubernetes import ALL_KINDS, OPTIONAL_APIS, Manifest, Owner, Platform, plan
 from shoal.operator.reconcile.api_client import collection_path
 from support.control_plane.cluster import ControlPlane
@@ -34,6 +35,10 @@ SERVICES = {
     },
     "everything": parse_manifest(EVERYTHING_ON_KUBERNETES, "everything"),
     "roles": parse_manifest(ROLES_ON_KUBERNETES, "roles"),
+    **{
+        f"example-{path.stem}": load_manifest(path)
+        for path in sorted((Path(__file__).parents[4] / "examples" / "kubernetes").glob("*.yaml"))
+    },
 }
 PLATFORM = Platform(apis=OPTIONAL_APIS)
 _PATHS = {kind.kind: kind for kind in ALL_KINDS}
