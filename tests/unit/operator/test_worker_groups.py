@@ -130,6 +130,12 @@ def test_the_next_change_finds_the_plain_name_free_again() -> None:
     assert set(settle(service_of(**{"spec.model.revision": "v3"}), live)) == {"smol-worker"}
 
 
+def test_a_copy_under_another_name_is_nobodys() -> None:
+    mine = running(workloads(service_of())["smol-worker"])
+    copy = running(mine, name="smol-copy")
+    assert set(workloads(service_of(), observe([copy, mine]))) == {"smol-worker"}
+
+
 def test_a_name_is_taken_until_its_object_is_gone() -> None:
     ending = running(workloads(service_of())["smol-worker"], deletionTimestamp="2026-01-01T00:00:00Z")
     (name,) = workloads(service_of(), observe([ending]))

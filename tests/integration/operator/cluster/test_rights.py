@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from shoal.operator.api.crd import PLURAL
+from shoal.operator.planner.kubernetes import ALL_KINDS, FIELD_MANAGER, MANAGED_BY
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.reconciler import SERVICE_KIND
 from shoal.operator.reconcile.rights import (
@@ -33,6 +34,13 @@ from support.operator_running import Namespace
 
 pytestmark = pytest.mark.cluster
 SECRET = Kind("v1", "Secret", "secrets")
+OF_OTHER_KINDS = {
+    "metadata.name": "more",
+    "spec.workers": {"device": "cuda", "parallelism": {"pipeline": 2}, "resources": {"gpus": 1}},
+    "spec.kvCache": {"cpu": "1Gi", "placement": "Node"},
+    "spec.autoscaling": {"maxReplicas": 2, "engine": "keda"},
+    "spec.slo": {"ttftMilliseconds": 500},
+}
 
 
 @pytest.fixture
@@ -95,8 +103,10 @@ async def test_the_role_is_what_the_operator_uses(
         await process.wait_logged("webhook")
         await process.wait_logged("watching")
         await space.delete(SECRET, SECRET_NAME)
-        await space.create(with_fields(MINIMAL_ON_KUBERNETES, {}))
+        await space.create(with_fields(MINIMAL_ON_KUBERNETES, {"spec.autoscaling": {"maxReplicas": 2}}))
         await space.until_phase("smol", "Ready")
+        await space.create(with_fields(MINIMAL_ON_KUBERNETES, OF_OTHER_KINDS))
+        await eventually(lambda: _has_all_kinds(space), "something of each kind is there")
         await _leave_something_of_each_kind(space)
         await eventually(lambda: _is_pruned(space), "what is not planned goes")
         await eventually(lambda: _has_secret(space), "the webhook's certificate is made anew")
@@ -136,16 +146,27 @@ async def _has_secret(space: Namespace) -> bool:
     return bool(await space.list(SECRET))
 
 
+async def _objects(space: Namespace) -> dict[Kind, dict[str, Any]]:
+    """One of each kind that plans may hold."""
+    lists = {kind: await space.list(kind, f"{MANAGED_BY}={FIELD_MANAGER}") for kind in ALL_KINDS}
+    return {kind: found[0] for kind, found in lists.items() if found}
+
+
+async def _has_all_kinds(space: Namespace) -> bool:
+    return len(await _objects(space)) == len(ALL_KINDS)
+
+
 async def _leave_something_of_each_kind(space: Namespace) -> None:
-    by_kind = {kind: found for (kind, _), found in (await space.objects("smol")).items()}
-    for kind, found in by_kind.items():
+    for kind, found in (await _objects(space)).items():
         metadata = {key: found["metadata"][key] for key in ("labels", "ownerReferences", "namespace")}
-        body: dict[str, Any] = {**found, "metadata": {**metadata, "name": "smol-old"}}
+        body: dict[str, Any] = {**found, "apiVersion": kind.api_version, "kind": kind.kind}
+        body["metadata"] = {**metadata, "name": "smol-old"}
         body.pop("status", None)
-        if kind == "Service":
+        if kind.kind == "Service":
             body["spec"] = {"ports": found["spec"]["ports"], "clusterIP": "None"}
         space.plane.kubectl("create", "-f", "-", stdin=json.dumps(body))
 
 
 async def _is_pruned(space: Namespace) -> bool:
-    return not [name for _, name in await space.objects("smol") if name == "smol-old"]
+    lists = [await space.list(kind) for kind in ALL_KINDS]
+    return not [item for found in lists for item in found if item["metadata"]["name"] == "smol-old"]

@@ -113,14 +113,13 @@ def group_hash(service: InferenceService, role: WorkerRole) -> str:
 
 def _name(service: InferenceService, role: WorkerRole, digest: str, observed: Observed) -> str:
     """That of the group if it is there; otherwise `NAME-worker`, or `NAME-worker-HASH` if another one has that."""
-    for each in _going_on(observed):
-        if each.role == role.component and _is_same(each, role, digest):
-            return each.name
-    plain = object_name(service, role.component)
-    if plain not in {each.name for each in observed.groups}:
+    plain, suffix = object_name(service, role.component), f"-{role.component}-{digest}"
+    hashed = service.metadata.name[: _MAX_NAME - len(suffix)].rstrip("-") + suffix
+    there = {each.name for each in _going_on(observed) if each.role == role.component and _is_same(each, role, digest)}
+    taken = {each.name for each in observed.groups}
+    if plain in there or (hashed not in there and plain not in taken):
         return plain
-    suffix = f"-{role.component}-{digest}"
-    return service.metadata.name[: _MAX_NAME - len(suffix)].rstrip("-") + suffix
+    return hashed
 
 
 def _is_same(each: ObservedGroup, role: WorkerRole, digest: str) -> bool:
