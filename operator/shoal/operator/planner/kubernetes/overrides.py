@@ -75,7 +75,9 @@ def _merge_lists(name: str, planned: Any, given: list[Any]) -> list[Any]:
         return [*before, *(entry for entry in given if entry not in before)]
     key = _KEYS.get(name)
     entries = [*before, *given]
-    if key is None or not all(isinstance(entry, Mapping) and key in entry for entry in entries):
+    if key is None or not all(
+        isinstance(entry, Mapping) and isinstance(entry.get(key), (str, int)) for entry in entries
+    ):
         return list(given)
     return _merge_by_key(name, key, before, given)
 
