@@ -44,10 +44,13 @@ class OperatorConfig:
         "Where the webhook learns the size of models: in their cache (SHOAL_CACHE_DIR), or also from small files "
         "of the Hugging Face Hub.",
     )
-    image_prefix: str = option("shoal/", "What comes before gateway, tokenizer, worker, operator and envoy in images.")
+    image_prefix: str = option("shoal/", "What comes before gateway, tokenizer, worker, kv-store, operator and envoy in images.")
     image_tag: str = option("0.1.0", "What comes after them.")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = option("IfNotPresent", "Of all containers.")
     cluster_domain: str = option("cluster.local", "Domain of the cluster's names.")
+    prometheus: Annotated[str, Meta(pattern=r"^https?://[^\s]+$")] = option(
+        "http://prometheus-operated.monitoring.svc:9090", "URL of the Prometheus that KEDA asks for autoscaling."
+    )
     reconcilers: Annotated[int, Meta(ge=1, le=64)] = option(4, "InferenceServices worked on at a time.")
     resync_s: Annotated[float, Meta(ge=1)] = option(
         60.0, "How often everything is listed and compared, should a watch have missed something."

@@ -114,6 +114,7 @@ def platform_of(config: OperatorConfig) -> Platform:
         image_pull_policy=config.image_pull_policy,
         control_plane=Endpoint(host, int(port)),
         cluster_domain=config.cluster_domain,
+        prometheus=config.prometheus,
     )
 
 
