@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shoal.operator.planner.kubernetes import KINDS, OWNER_LABEL, Platform
@@ -29,10 +30,11 @@ async def running_controller(
     *,
     make_client: Callable[[Any], ApiClient] = ApiClient,
     fetch: Fetch | None = None,
+    kubeconfig: Path | None = None,
     **options: Any,
 ) -> AsyncIterator[Controller]:
     """Looks after one namespace until the block ends."""
-    connected = await ApiClient.connect(plane.kubeconfig)
+    connected = await ApiClient.connect(kubeconfig or plane.kubeconfig)
     await connected.__aexit__(None, None, None)
     stop, ready = asyncio.Event(), asyncio.Event()
     async with make_client(connected.configuration) as api:

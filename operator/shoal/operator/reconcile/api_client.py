@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,15 +17,19 @@ from shoal.operator.planner.kubernetes import FIELD_MANAGER, Manifest
 from shoal.operator.planner.kubernetes.plan import Kind
 
 _TIMEOUT_S: Final = 30.0
+_MAX_ATTEMPTS: Final = 5
+_MAX_RETRY_AFTER_S: Final = 5.0
 _APPLY: Final = "application/apply-patch+yaml"
 
 
 class ApiError(Exception):
     """The API server refused a call, or could not be reached (`code` 0)."""
 
-    def __init__(self, code: int, reason: str, message: str) -> None:
+    def __init__(self, code: int, reason: str, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.retry_after_s = retry_after_s
+        """After how long the API server wants to be asked again; nothing was done."""
         self.reason = reason
         """As in the answer: `NotFound`, `Conflict`, `Invalid`, ..."""
 
@@ -139,6 +144,19 @@ class ApiClient:
         content_type: str = "application/json",
         accept: str = "application/json",
     ) -> bytes:
+        """Waits and tries again for as long as the API server says that it is busy, a few times."""
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            try:
+                return await self._send_once(method, path, body, query, content_type, accept)
+            except ApiError as error:
+                if error.retry_after_s is None or attempt == _MAX_ATTEMPTS:
+                    raise
+                await asyncio.sleep(min(error.retry_after_s, _MAX_RETRY_AFTER_S))
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _send_once(
+        self, method: str, path: str, body: Any, query: Mapping[str, str] | None, content_type: str, accept: str
+    ) -> bytes:
         headers = {"Content-Type": content_type, "Accept": accept}
         await self._api.update_params_for_auth(headers, [], ["BearerToken"])
         url = f"{self.configuration.host}{path}"
@@ -177,4 +195,13 @@ def _as_error(error: client.ApiException) -> ApiError:
     except msgspec.DecodeError:
         status = {}
     message = status.get("message") or f"{error.status} {error.reason}"
-    return ApiError(int(error.status), str(status.get("reason", error.reason)), str(message))
+    return ApiError(int(error.status), str(status.get("reason", error.reason)), str(message), _retry_after_s(error))
+
+
+def _retry_after_s(error: client.ApiException) -> float | None:
+    """Of an answer that nothing was done (429), or could be (503). Dates are not sent by API servers."""
+    if error.status not in (429, 503):
+        return None
+    headers: Mapping[str, str] = error.headers or {}
+    text = str(headers.get("Retry-After", ""))
+    return float(text) if text.isdigit() else None

@@ -170,3 +170,26 @@ async def _leave_something_of_each_kind(space: Namespace) -> None:
 async def _is_pruned(space: Namespace) -> bool:
     lists = [await space.list(kind) for kind in ALL_KINDS]
     return not [item for found in lists for item in found if item["metadata"]["name"] == "smol-old"]
+
+
+async def test_an_operator_with_a_part_of_its_rights_says_what_it_lacks_and_goes_on_once_it_has_it(
+    control_plane: ControlPlane, namespace: str, account: str, tmp_path: Path
+) -> None:
+    space = Namespace(control_plane, namespace)
+    granted = next(found for found in roles(account, namespace) if found["kind"] == "ClusterRole")
+    lacking = [rule if rule["resources"] != ["deployments"] else {**rule, "verbs": ["get", "list", "watch"]}
+               for rule in granted["rules"]]  # fmt: skip
+    control_plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps({**granted, "rules": lacking}))
+    kubeconfig = kubeconfig_of(control_plane, namespace, account, tmp_path / "kubeconfig")
+    flags = (f"--kubeconfig={kubeconfig}", f"--namespaces={namespace}", "--resync-s=2", "--log-format=json")
+    async with await LoggedProcess.launch("shoal.operator.main", *flags) as process:
+        await process.wait_logged("watching")
+        await space.create(with_fields(MINIMAL_ON_KUBERNETES, {}))
+        status = await space.until_phase("smol", "Failed")
+        planned = next(found for found in status["conditions"] if found["type"] == "Planned")
+        assert planned["reason"] == "Forbidden"
+        assert f'serviceaccount:{namespace}:{account}" cannot patch resource "deployments"' in planned["message"]
+        assert ("StatefulSet", "smol-worker") in await space.objects("smol"), "what may be done is done"
+        control_plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(granted))
+        await space.until_phase("smol", "Ready")
+        assert process.process.returncode is None

@@ -1,0 +1,79 @@
+"""Watches that expire, break or are throttled: what changed meanwhile is seen all the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.operator.planner.kubernetes.plan import Kind
+from shoal.operator.reconcile.reconciler import SERVICE_KIND
+from support.control_plane.cluster import ControlPlane
+from support.eventually import eventually
+from support.faulty_apiserver import faulty_apiserver
+from support.manifests import MINIMAL_ON_KUBERNETES, with_fields
+from support.operator_running import Namespace, running_controller
+
+pytestmark = pytest.mark.cluster
+STATEFUL_SET = Kind("apps/v1", "StatefulSet", "statefulsets")
+# Lists would find what watches miss; these tests are about watches.
+OPTIONS: dict[str, Any] = {"resync_interval_s": 300.0}
+
+
+@pytest.fixture
+def space(control_plane: ControlPlane, namespace: str) -> Namespace:
+    return Namespace(control_plane, namespace)
+
+
+async def put_away(space: Namespace) -> None:
+    """Somebody changes an object of the service."""
+    await space.patch(STATEFUL_SET, "smol-worker", {"spec": {"replicas": 0}})
+
+
+async def is_put_right(space: Namespace) -> bool:
+    return bool((await space.objects("smol"))["StatefulSet", "smol-worker"]["spec"]["replicas"] == 1)
+
+
+async def test_watches_that_expire_begin_anew_with_a_list(space: Namespace, tmp_path: Path) -> None:
+    async with (
+        faulty_apiserver(space.plane, tmp_path) as server,
+        running_controller(space.plane, space.name, kubeconfig=server.kubeconfig, **OPTIONS),
+    ):
+        await space.create(with_fields(MINIMAL_ON_KUBERNETES, {}))
+        await space.until_phase("smol", "Ready")
+        server.expires_watches = True
+        server.cut_watches()
+        await eventually(lambda: server.num_expired >= 3, "watches are told that they are too old (410)")
+        # While no watch can be opened at all.
+        await put_away(space)
+        server.expires_watches = False
+        await eventually(lambda: is_put_right(space), "what changed meanwhile is seen", 30)
+        changed = await space.patch(SERVICE_KIND, "smol", {"spec": {"workers": {"replicas": 2}}})
+        await space.until_phase("smol", "Ready", changed["metadata"]["generation"])
+
+
+async def test_watches_that_break_go_on_where_they_were(space: Namespace, tmp_path: Path) -> None:
+    async with (
+        faulty_apiserver(space.plane, tmp_path) as server,
+        running_controller(space.plane, space.name, kubeconfig=server.kubeconfig, **OPTIONS),
+    ):
+        await space.create(with_fields(MINIMAL_ON_KUBERNETES, {}))
+        await space.until_phase("smol", "Ready")
+        for _ in range(3):
+            server.cut_watches()
+            await put_away(space)
+            await eventually(lambda: is_put_right(space), "what changed meanwhile is seen", 20)
+
+
+async def test_throttling_only_takes_longer(space: Namespace, tmp_path: Path) -> None:
+    async with (
+        faulty_apiserver(space.plane, tmp_path) as server,
+        running_controller(space.plane, space.name, kubeconfig=server.kubeconfig, **OPTIONS),
+    ):
+        server.throttled_every = 4
+        await space.create(with_fields(MINIMAL_ON_KUBERNETES, {}))
+        await space.until_phase("smol", "Ready", timeout_s=60)
+        assert server.num_throttled > 3
+        server.throttled_every = 0
+        assert len(await space.objects("smol")) == 17
