@@ -54,11 +54,19 @@ class RunningEnvoy:
 
 @asynccontextmanager
 async def running_envoy(
-    run_dir: Path, *, num_workers: int = 3, balancing: Literal["orca", "prefix_hash"] = "orca"
+    run_dir: Path,
+    *,
+    num_workers: int = 3,
+    balancing: Literal["orca", "prefix_hash"] = "orca",
+    more_edges: bool = False,
+    **changes: Any,
 ) -> AsyncIterator[RunningEnvoy]:
-    """Starts Envoy with fast health checks and no endpoints."""
+    """Starts Envoy with fast health checks and no endpoints. more_edges: ports for gRPC and HTTP alone as well."""
     with PortReservations() as ports:
-        options = envoy_options(run_dir, ports, num_workers=num_workers, balancing=balancing)
+        if more_edges:
+            for name in ("edge_grpc", "edge_http"):
+                changes[name] = Endpoint("127.0.0.1", ports.reserve(name))
+        options = envoy_options(run_dir, ports, num_workers=num_workers, balancing=balancing, **changes)
         async with (
             envoy_process(options),
             grpc.aio.insecure_channel(str(options.mesh)) as mesh,

@@ -116,3 +116,43 @@ async def test_bidirectional_streams_pass(front: Front) -> None:
         assert await call.read() == message
     await call.done_writing()
     assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_ports_of_one_protocol_serve_no_other(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        gateway = await stack.enter_async_context(serving("g0"))
+        http_endpoint, _ = await stack.enter_async_context(serving_http())
+        envoy = await stack.enter_async_context(running_envoy(tmp_path, more_edges=True))
+        await envoy.join({"gateway-grpc": [gateway.endpoint], "gateway-http": [http_endpoint]})
+        answers = {name: await _answers(address) for name, address in _edges(envoy).items()}
+    assert answers == {
+        "edge": ("OK", 200, 200),
+        "edge_grpc": ("OK", 404, 200),
+        "edge_http": ("UNIMPLEMENTED", 200, 200),
+    }
+
+
+async def test_without_http_only_readiness_is_told(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        gateway = await stack.enter_async_context(serving("g0"))
+        http_endpoint, _ = await stack.enter_async_context(serving_http())
+        envoy = await stack.enter_async_context(running_envoy(tmp_path, serves_http=False))
+        await envoy.join({"gateway-grpc": [gateway.endpoint], "gateway-http": [http_endpoint]})
+        assert await _answers(envoy.options.edge) == ("OK", 404, 200)
+
+
+def _edges(envoy: RunningEnvoy) -> dict[str, Endpoint]:
+    found = {name: getattr(envoy.options, name) for name in ("edge", "edge_grpc", "edge_http")}
+    return {name: address for name, address in found.items() if address is not None}
+
+
+async def _answers(address: Endpoint) -> tuple[str, int, int]:
+    """Of a gRPC call, an HTTP request, and one for readiness."""
+    async with grpc.aio.insecure_channel(str(address)) as channel:
+        try:
+            await channel.unary_stream(GATEWAY_GENERATE)(b"", timeout=10).read()
+            code = "OK"
+        except grpc.aio.AioRpcError as error:
+            code = error.code().name
+    async with httpx.AsyncClient(base_url=f"http://{address}") as client:
+        return code, (await client.get("/v1/models")).status_code, (await client.get("/readyz")).status_code

@@ -8,7 +8,11 @@ import pytest
 import yaml
 
 from shoal.operator.api import InferenceService, parse_manifest
+from shoal.operator.envoy import render_resources
 from shoal.operator.planner.kubernetes import OPTIONAL_APIS, Manifest, Owner, Platform, find_infeasible, plan
+from shoal.operator.planner.kubernetes.envoy import envoy_options
+from shoal.operator.xds import Kind
+from shoal.operator.xds.snapshot import encode
 from support.manifests import MINIMAL_ON_KUBERNETES, with_fields
 
 OWNER = Owner(namespace="models")
@@ -91,6 +95,14 @@ def test_the_public_service_is_as_asked() -> None:
     assert public["metadata"]["annotations"] == {"example.com/a": "b"}
     assert public["spec"]["type"] == "LoadBalancer"
     assert {port["port"]: port["targetPort"] for port in public["spec"]["ports"]} == {80: 8080, 9000: 8081, 443: 8082}
+
+
+def test_envoys_are_told_of_each_port() -> None:
+    service = service_of({"spec.gateway": {"grpc": {"port": 9000}, "http": {"port": 443}}})
+    options = envoy_options(service, EVERYTHING_THERE, OWNER)
+    snapshot = encode(render_resources(options, {}))
+    edges = {"edge", "edge-grpc", "edge-http", "mesh"}
+    assert set(snapshot.of(Kind.LISTENER)) == set(snapshot.of(Kind.ROUTES)) == edges
 
 
 def test_what_a_cluster_lacks_is_named() -> None:
