@@ -74,7 +74,7 @@ async def serve(config: OperatorConfig) -> None:
         _log.info("serving", address=f"{config.host}:{server.port}")
         running = asyncio.ensure_future(controller.run(stop, ready))
         watching = asyncio.ensure_future(ready.wait())
-        answering = asyncio.ensure_future(_answer_webhook(api, config))
+        answering = asyncio.ensure_future(_answer_webhook(api, config, controller))
         try:
             await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
@@ -88,7 +88,7 @@ async def serve(config: OperatorConfig) -> None:
             await server.stop(config.drain_timeout_s)
 
 
-async def _answer_webhook(api: ApiClient, config: OperatorConfig) -> None:
+async def _answer_webhook(api: ApiClient, config: OperatorConfig, controller: Controller) -> None:
     if not config.webhook_configuration:
         return
     namespace, _, secret = config.webhook_secret.partition("/")
@@ -101,7 +101,7 @@ async def _answer_webhook(api: ApiClient, config: OperatorConfig) -> None:
     )
     models = KnownModels(asks_hub=config.model_facts == "hub")
     try:
-        await serve_webhook(api, options, models.find)
+        await serve_webhook(api, options, models.find, controller.find_infeasible)
     finally:
         models.close()
 

@@ -13,7 +13,16 @@ from typing import Any, Final
 import kopf
 import structlog
 
-from shoal.operator.planner.kubernetes import FIELD_MANAGER, KINDS, MANAGED_BY, OPTIONAL_KINDS, Manifest, Platform
+from shoal.operator.api import InferenceService, Problem
+from shoal.operator.planner.kubernetes import (
+    FIELD_MANAGER,
+    KINDS,
+    MANAGED_BY,
+    OPTIONAL_KINDS,
+    Manifest,
+    Platform,
+    find_infeasible,
+)
 from shoal.operator.planner.kubernetes.envoy import envoy_options, node_cluster
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError
@@ -138,6 +147,10 @@ class Controller:
         self._platform = replace(self._platform, apis=frozenset(kind.api_version for kind in there))
         self.reconciler.set_platform(self._platform)
         self._apis_changed.set()
+
+    def find_infeasible(self, service: InferenceService) -> list[Problem]:
+        """What the cluster, as it was last looked at, has no means for."""
+        return find_infeasible(service, self._platform)
 
     def seen(self, found: Manifest) -> None:
         """An InferenceService is there, or changed."""

@@ -1,6 +1,6 @@
 """What the API server asks before it stores an InferenceService: the third place where specs are checked.
 
-    serving = asyncio.create_task(serve_webhook(api, WebhookOptions(...)))   # HTTPS, until it is cancelled
+    serving = asyncio.create_task(serve_webhook(api, options, find_facts, find_infeasible))  # until cancelled
 
 The schema with its CEL rules comes first and refuses most; what is left are rules that need arithmetic, what is inside
 of pod templates, and what a model makes impossible. The reconciler has the same rules, so that nothing gets past them

@@ -14,6 +14,8 @@ from shoal.operator.webhook.advice import advise
 
 FindFacts = Callable[[Model], ModelFacts | None]
 """What is known of a model without fetching it."""
+FindInfeasible = Callable[[InferenceService], list[Problem]]
+"""What this cluster, as it is at the moment, has no means for: told, since what lacks may be installed next."""
 REVIEW_VERSION: Final = "admission.k8s.io/v1"
 _MAX_WARNINGS: Final = 8
 _MAX_WARNING_CHARS: Final = 256
@@ -24,7 +26,11 @@ class BadReview(Exception):
     """It is no AdmissionReview of this version."""
 
 
-def review(body: Any, find_facts: FindFacts = lambda model: None) -> dict[str, Any]:
+def review(
+    body: Any,
+    find_facts: FindFacts = lambda model: None,
+    find_infeasible: FindInfeasible = lambda service: [],
+) -> dict[str, Any]:
     """The answer to an AdmissionReview. Raises BadReview when there is nothing to answer to.
 
     What is not about an InferenceService's spec is allowed: this webhook was asked by mistake, or the spec stays as it
@@ -37,7 +43,11 @@ def review(body: Any, find_facts: FindFacts = lambda model: None) -> dict[str, A
     service, problems = _check(request["object"], find_facts)
     if service is None or problems:
         return _answer({"uid": uid, "allowed": False, "status": _status(request, problems)})
-    warnings = [text[:_MAX_WARNING_CHARS] for text in advise(service, find_facts(service.spec.model))]
+    advice = [*find_infeasible(service), *advise(service, find_facts(service.spec.model))]
+    by_field: dict[str, str] = {}
+    for told in advice:  # of several about one field the first
+        by_field.setdefault(told.path, str(told)[:_MAX_WARNING_CHARS])
+    warnings = list(by_field.values())
     return _answer({"uid": uid, "allowed": True} | ({"warnings": warnings[:_MAX_WARNINGS]} if warnings else {}))
 
 

@@ -19,7 +19,7 @@ from shoal.operator.reconcile.api_client import ApiError
 from shoal.operator.webhook.certificates import Issued
 from shoal.operator.webhook.configuration import PATH
 from shoal.operator.webhook.keeping import CertificateKeeper, Place, Requests
-from shoal.operator.webhook.review import BadReview, FindFacts, review
+from shoal.operator.webhook.review import BadReview, FindFacts, FindInfeasible, review
 
 _MAX_BODY_BYTES: Final = 8 << 20
 """A request has an object and the one before it; etcd takes 1.5 MiB of each."""
@@ -49,16 +49,16 @@ async def running_webhook(
     api: Requests,
     options: WebhookOptions,
     find_facts: FindFacts = lambda model: None,
-    make_keeper: Callable[..., CertificateKeeper] = CertificateKeeper,
+    find_infeasible: FindInfeasible = lambda service: [],
 ) -> AsyncIterator[int]:
     """Serves until the block ends; yields the port. Raises ApiError when there is no certificate to be had, OSError."""
-    keeper = make_keeper(api, options.place, options.hosts)
+    keeper = CertificateKeeper(api, options.place, options.hosts)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     served = await keeper.refresh()
     _load(context, served)
     application = web.Application(client_max_size=_MAX_BODY_BYTES)
-    application.router.add_post(PATH, _handler(find_facts))
+    application.router.add_post(PATH, _handler(find_facts, find_infeasible))
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=_END_TIMEOUT_S)
     await runner.setup()
     try:
@@ -76,11 +76,13 @@ async def running_webhook(
         await runner.cleanup()
 
 
-async def serve_webhook(api: Requests, options: WebhookOptions, find_facts: FindFacts = lambda model: None) -> None:
+async def serve_webhook(
+    api: Requests, options: WebhookOptions, find_facts: FindFacts, find_infeasible: FindInfeasible
+) -> None:
     """Until it is cancelled. What keeps it from serving is logged and tried again: the operator goes on without."""
     while True:
         try:
-            async with running_webhook(api, options, find_facts):
+            async with running_webhook(api, options, find_facts, find_infeasible):
                 await asyncio.Event().wait()
         except (ApiError, OSError) as error:
             _log.error("no webhook", error=str(error), again_in_s=options.retry_interval_s)
@@ -109,13 +111,15 @@ def _load(context: ssl.SSLContext, issued: Issued) -> None:
         context.load_cert_chain(path)
 
 
-def _handler(find_facts: FindFacts) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _handler(
+    find_facts: FindFacts, find_infeasible: FindInfeasible
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
             async with asyncio.timeout(_BODY_TIMEOUT_S):
                 body = msgspec.json.decode(await request.read())
             # Reading facts may wait for a disk.
-            answered = await asyncio.to_thread(review, body, find_facts)
+            answered = await asyncio.to_thread(review, body, find_facts, find_infeasible)
         except (msgspec.DecodeError, BadReview) as error:
             return web.Response(status=400, text=str(error))
         except TimeoutError:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shoal.operator.api import ModelFacts
 from shoal.operator.api.spec import Model
+from shoal.operator.planner.kubernetes import Platform, find_infeasible
 from shoal.operator.webhook.review import BadReview, review
 from support.bad_manifests import BAD_FOR_THE_WEBHOOK, BAD_MANIFESTS, QWEN3_8B
 from support.manifests import MINIMAL_ON_KUBERNETES, ROLES_ON_KUBERNETES, with_fields
@@ -102,6 +103,20 @@ def test_warnings_are_few_and_short() -> None:
     assert response["allowed"]
     assert 0 < len(response["warnings"]) <= 8
     assert all(len(warning) <= 256 for warning in response["warnings"])
+
+
+def test_what_the_cluster_lacks_is_told_and_not_refused() -> None:
+    manifest = yaml.safe_load(ROLES_ON_KUBERNETES)
+    response = review(
+        ask(manifest), find_infeasible=lambda service: find_infeasible(service, Platform(apis=frozenset()))
+    )
+    warnings = response["response"]["warnings"]
+    assert warnings[0].startswith(
+        "spec.decode.parallelism: 16 GPUs at 8 a pod make a worker of 2 pods, which takes Lead"
+    )
+    fields = [warning.partition(":")[0] for warning in warnings]
+    assert len(set(fields)) == len(fields), "one line a field"
+    assert {"spec.autoscaling.engine", "spec.adapters", "spec.prefill"} <= set(fields)
 
 
 def test_what_is_not_about_the_spec_is_allowed() -> None:
