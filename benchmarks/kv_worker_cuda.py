@@ -21,6 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import torch
+
 from kv_worker import Side, load, make_prompt, running_store
 from rows import Row, write_results
 from shoal.model_worker.config import WorkerConfig
@@ -46,7 +48,8 @@ def main() -> None:
     parser.add_argument("--num-blocks", type=int, default=1100, help="KV blocks of each of the two engines")
     parser.add_argument("--store-bytes", type=int, default=16 << 30)
     arguments = parser.parse_args()
-    settings = {"model": arguments.model.stem, "device": arguments.device, "rounds": arguments.rounds}
+    device = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
+    settings = {"model": arguments.model.stem, "device": device, "rounds": arguments.rounds}
     with (
         tempfile.TemporaryDirectory() as folder,
         running_store(Path(folder), arguments.store_bytes) as socket,
