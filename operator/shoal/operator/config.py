@@ -25,6 +25,12 @@ class OperatorConfig:
     control_plane: Annotated[str, Meta(pattern=r"^[^\s:]+:[0-9]{1,5}$")] = option(
         "shoal-operator.shoal-system.svc:18000", "host:port under which pods reach this operator."
     )
+    tls_certificate: str = option(
+        "", "File: certificate for discovery by TLS, which is then not to be had without; empty: no TLS."
+    )
+    tls_key: str = option("", "File: its key. Both are read again when they change, as those of a Secret do.")
+    tls_port: Port = option(18443, "Port for discovery by TLS; --port is for health checks alone then.")
+    control_plane_ca: str = option("", "File: certificates of whom pods are to trust to be this operator, with TLS.")
     lease_namespace: str = option(
         "", "Namespace of the Lease by which several operators agree on one that writes; empty: this one does."
     )
@@ -48,6 +54,9 @@ class OperatorConfig:
     image_tag: str = option("0.1.0", "What comes after them.")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = option("IfNotPresent", "Of all containers.")
     cluster_domain: str = option("cluster.local", "Domain of the cluster's names.")
+    prometheus: str = option(
+        "http://prometheus-operated.monitoring.svc:9090", "URL of the Prometheus that KEDA asks for autoscaling."
+    )
     prometheus: Annotated[str, Meta(pattern=r"^https?://[^\s]+$")] = option(
         "http://prometheus-operated.monitoring.svc:9090", "URL of the Prometheus that KEDA asks for autoscaling."
     )

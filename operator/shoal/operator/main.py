@@ -115,6 +115,7 @@ def platform_of(config: OperatorConfig) -> Platform:
         control_plane=Endpoint(host, int(port)),
         cluster_domain=config.cluster_domain,
         prometheus=config.prometheus,
+        prometheus=config.prometheus,
     )
 
 
