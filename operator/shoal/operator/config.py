@@ -50,13 +50,10 @@ class OperatorConfig:
         "Where the webhook learns the size of models: in their cache (SHOAL_CACHE_DIR), or also from small files "
         "of the Hugging Face Hub.",
     )
-    image_prefix: str = option("shoal/", "What comes before gateway, tokenizer, worker, kv-store, operator and envoy in images.")
+    image_prefix: str = option("shoal/", "What comes before gateway, worker, kv-store and so on in images.")
     image_tag: str = option("0.1.0", "What comes after them.")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = option("IfNotPresent", "Of all containers.")
     cluster_domain: str = option("cluster.local", "Domain of the cluster's names.")
-    prometheus: str = option(
-        "http://prometheus-operated.monitoring.svc:9090", "URL of the Prometheus that KEDA asks for autoscaling."
-    )
     prometheus: Annotated[str, Meta(pattern=r"^https?://[^\s]+$")] = option(
         "http://prometheus-operated.monitoring.svc:9090", "URL of the Prometheus that KEDA asks for autoscaling."
     )

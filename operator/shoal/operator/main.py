@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -26,6 +27,7 @@ from shoal.operator.webhook import WebhookOptions, serve_webhook
 from shoal.operator.webhook.keeping import Place
 from shoal.operator.webhook.known_models import KnownModels
 from shoal.operator.xds import DiscoveryServer
+from shoal.operator.xds.secure import serving_securely
 from shoal.operator.xds.server import SERVICE
 from shoal.rpc.server import Registration, ServerOptions, start_server, stop_signal
 from shoal.telemetry import serve_metrics, setup_logs
@@ -61,17 +63,24 @@ async def serve(config: OperatorConfig) -> None:
         lease_namespace=config.lease_namespace,
         identity=config.identity or f"{socket.gethostname()}-{os.getpid()}",
     )
-    async with await ApiClient.connect(kubeconfig) as api:
+    async with await ApiClient.connect(kubeconfig) as api, contextlib.AsyncExitStack() as stack:
         controller = Controller(api, platform_of(config), options)
         REGISTRY.register(OperatorCollector(controller))
         discovery = DiscoveryServer(controller.snapshots)
 
         def add(_: object, server: grpc.aio.Server) -> None:
-            discovery.add_to(server)
+            if not config.tls_certificate:
+                discovery.add_to(server)
 
         listening = ServerOptions(config.host, config.port, config.drain_timeout_s)
         server = await start_server(listening, [Registration(add, discovery, SERVICE)])
         _log.info("serving", address=f"{config.host}:{server.port}")
+        if config.tls_certificate:
+            files = Path(config.tls_certificate), Path(config.tls_key)
+            port = await stack.enter_async_context(
+                serving_securely(discovery, config.host, config.tls_port, *files, drain_timeout_s=config.drain_timeout_s)
+            )
+            _log.info("serving by TLS", address=f"{config.host}:{port}")
         running = asyncio.ensure_future(controller.run(stop, ready))
         watching = asyncio.ensure_future(ready.wait())
         answering = asyncio.ensure_future(_answer_webhook(api, config, controller))
@@ -107,14 +116,14 @@ async def _answer_webhook(api: ApiClient, config: OperatorConfig, controller: Co
 
 
 def platform_of(config: OperatorConfig) -> Platform:
-    """What plans need to know of this operator and its cluster."""
+    """What plans need to know of this operator and its cluster. Raises OSError."""
     host, _, port = config.control_plane.rpartition(":")
     return Platform(
         images={name: f"{config.image_prefix}{name}:{config.image_tag}" for name in IMAGES},
         image_pull_policy=config.image_pull_policy,
         control_plane=Endpoint(host, int(port)),
+        control_plane_ca=Path(config.control_plane_ca).read_text() if config.control_plane_ca else "",
         cluster_domain=config.cluster_domain,
-        prometheus=config.prometheus,
         prometheus=config.prometheus,
     )
 
