@@ -68,7 +68,7 @@ def main() -> None:
         stored, plain = load(replace(common, kv_store_socket=socket)), load(common)
         rows = list(_measure(stored, plain, random.Random(0), arguments.rounds, arguments.prefix))
         assert stored.parts.offload is not None
-        print(stored.parts.offload.stats)
+        print(stored.parts.offload.stats, f"prompts seem to take {stored.parts.offload.rate.tokens_per_s:,.0f} tokens/s")
         stored.parts.offload.close()
     for row in rows:
         print(f"{row.name:52} {row.value:10.3f} {row.unit:8} {row.peer or 0:10.3f} {row.ratio or 0:8.2f}")

@@ -14,7 +14,7 @@ from shoal.model_worker.messages import Add, Cancel, Command, StepFrame, Stop
 from shoal.model_worker.request import Request
 from shoal.model_worker.sampling.params import SamplingParams
 from shoal.model_worker.scheduler import FcfsPolicy, Scheduler, SchedulerConfig
-from shoal.model_worker.step import StepPlan, StepResult
+from shoal.model_worker.step import EndedStep, StepPlan, StepResult
 from support.engine_requests import make_request
 from support.history_runner import HistoryRunner, expected_output
 
@@ -158,20 +158,21 @@ def test_a_step_is_submitted_before_the_result_of_the_one_before_is_taken() -> N
     assert frames_at == [0, 0, 1, 2, 3]
 
 
-def test_a_step_that_samples_nothing_is_timed_with_the_next_one_where_nobody_waits_for_it() -> None:
+def test_a_step_whose_submission_takes_long_is_not_timed_from_its_end() -> None:
+    now_s = [0.0]
+
+    class SlowToSubmit(HistoryRunner):
+        def submit(self, plan: StepPlan) -> EndedStep:
+            now_s[0] += plan.total_tokens
+            return super().submit(plan)
+
     prompt = make_request(1, range(40), sampling=SamplingParams(max_tokens=2))  # three steps of at most 16 tokens
-
-    def timed(max_pending_steps: int) -> list[tuple[float, int]]:
-        now_s = iter(range(1000))
-        engine, _, frames = make_engine(
-            [[Add(prompt)]], max_pending_steps=max_pending_steps, clock=lambda: float(next(now_s))
-        )
-        with pytest.raises(ChannelClosed):
-            engine.run()
-        return [(frame.step_s, frame.num_step_tokens) for frame in frames]
-
-    assert [num_tokens for _, num_tokens in timed(1)] == [16, 16, 8, 1]
-    ahead = timed(2)
-    assert [num_tokens for _, num_tokens in ahead][:3] == [0, 0, 40]
-    assert [step_s for step_s, num_tokens in ahead if not num_tokens] == [0.0, 0.0]
-    assert all(step_s > 0 for step_s, num_tokens in ahead if num_tokens)
+    engine, _, frames = make_engine(
+        [[Add(prompt)]], max_pending_steps=2, runner_class=SlowToSubmit, clock=lambda: now_s[0]
+    )
+    with pytest.raises(ChannelClosed):
+        engine.run()
+    timed = [(frame.num_step_tokens, frame.step_s) for frame in frames if frame.num_step_tokens]
+    assert [num_tokens for num_tokens, _ in timed][:3] == [16, 16, 8]
+    assert timed[0] == (16, 32.0), "the next step was submitted before the first was done"
+    assert sum(step_s for _, step_s in timed) == now_s[0]

@@ -63,9 +63,8 @@ class Engine:
         self._emit = emit
         self._clock = clock
         self._pending: deque[tuple[StepPlan, PendingStep, float]] = deque()
-        self._is_asynchronous = runner.max_pending_steps > 1
+        """With the time when it was planned, since submitting a large step may itself wait for the device."""
         self._last_end_s = 0.0
-        self._untimed_since_s, self._num_untimed_tokens = math.inf, 0
 
     def run(self) -> None:
         """Serves until told to stop. Whatever the runner or the inbox raises ends the engine."""
@@ -111,16 +110,11 @@ class Engine:
         result = step.result()
         end_s = self._clock()
         self._scheduler.update(plan, result)
-        self._untimed_since_s = min(self._untimed_since_s, max(start_s, self._last_end_s))
-        self._num_untimed_tokens += plan.total_tokens
-        if self._is_asynchronous and not plan.samples.any():
-            self._say(0.0, 0, changed=True)  # nobody waits for a step that samples nothing: its time shows in the next
-            return
-        self._say(end_s - self._untimed_since_s, self._num_untimed_tokens, changed=True)
-        self._last_end_s, self._untimed_since_s, self._num_untimed_tokens = end_s, math.inf, 0
+        self._say(end_s - max(start_s, self._last_end_s), plan.total_tokens, changed=True)
+        self._last_end_s = end_s
 
     def _say(self, step_s: float, num_tokens: int, *, changed: bool) -> None:
-        """Sends a frame. step_s: time that its `num_tokens` added; 0 and 0 where a later step tells."""
+        """Sends a frame. step_s: time that the step added."""
         scheduler = self._scheduler
         output = scheduler.take_output()
         if output.empty and not changed:

@@ -85,7 +85,7 @@ class StepFrame(msgspec.Struct, array_like=True, tag=4):
     kv_events: list[KvEvent]
     stats: SchedulerStats
     step_s: float
-    """Time the runner took; 0 when no step ran, or the next one tells of both."""
+    """Time the runner took; 0 when no step ran."""
     num_step_tokens: int
     kv_store: KvStoreStats | None = None
     """Counters of the use of a KV store, when they may have changed."""
