@@ -78,7 +78,9 @@ async def serve(config: OperatorConfig) -> None:
         if config.tls_certificate:
             files = Path(config.tls_certificate), Path(config.tls_key)
             port = await stack.enter_async_context(
-                serving_securely(discovery, config.host, config.tls_port, *files, drain_timeout_s=config.drain_timeout_s)
+                serving_securely(
+                    discovery, config.host, config.tls_port, *files, drain_timeout_s=config.drain_timeout_s
+                )
             )
             _log.info("serving by TLS", address=f"{config.host}:{port}")
         running = asyncio.ensure_future(controller.run(stop, ready))

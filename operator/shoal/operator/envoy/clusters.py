@@ -58,8 +58,11 @@ def gateway_http(xds_dir: str | None) -> dict[str, Any]:
     return _cluster(GATEWAY_HTTP, xds_dir, {"explicit_http_config": {"http_protocol_options": {}}})
 
 
-def control_plane(address: Endpoint) -> dict[str, Any]:
-    """The one cluster that no control plane can tell of."""
+def control_plane(address: Endpoint, authority: str = "") -> dict[str, Any]:
+    """The one cluster that no control plane can tell of.
+
+    authority: PEM of certificates, one of which must have signed the control plane's for `address.host`; empty: no TLS.
+    """
     socket = {"socket_address": {"address": address.host, "port_value": address.port}}
     members = [{"endpoint": {"address": socket}}]
     return {
@@ -70,6 +73,22 @@ def control_plane(address: Endpoint) -> dict[str, Any]:
         "typed_extension_protocol_options": _protocol_options(
             {"explicit_http_config": {"http2_protocol_options": {"connection_keepalive": _KEEPALIVE}}}
         ),
+        **({"transport_socket": _trusting(authority, address.host)} if authority else {}),
+    }
+
+
+def _trusting(authority: str, host: str) -> dict[str, Any]:
+    """TLS with a server of that name."""
+    is_address = host.replace(".", "").isdigit() or ":" in host
+    names = [{"san_type": "IP_ADDRESS" if is_address else "DNS", "matcher": {"exact": host}}]
+    validation = {"trusted_ca": {"inline_string": authority}, "match_typed_subject_alt_names": names}
+    return {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "common_tls_context": {"alpn_protocols": ["h2"], "validation_context": validation},
+            **({} if is_address else {"sni": host}),
+        },
     }
 
 

@@ -42,6 +42,8 @@ class EnvoyOptions:
     grpc_health_interval_s: float = 1.0
     control_plane: Endpoint | None = None
     """Where resources come from; None: from files in `run_dir`."""
+    control_plane_ca: str = ""
+    """PEM of whom to trust to be it; empty: no TLS."""
     xds_protocol: Literal["DELTA_GRPC", "GRPC"] = "DELTA_GRPC"
     """What is spoken with it: changes, or the state of the world."""
 
@@ -167,5 +169,5 @@ def _sources(options: EnvoyOptions) -> dict[str, Any]:
             "cds_config": ads,
             "lds_config": ads,
         },
-        "static_resources": {"clusters": [clusters.control_plane(options.control_plane)]},
+        "static_resources": {"clusters": [clusters.control_plane(options.control_plane, options.control_plane_ca)]},
     }

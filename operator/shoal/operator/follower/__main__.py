@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import grpc
 import grpc.aio
 import structlog
 
@@ -22,7 +23,7 @@ from shoal.telemetry import setup_logs
 
 
 def main() -> None:
-    """Follows until SIGTERM. Exits 2 for wrong settings, 1 when files cannot be written."""
+    """Follows until SIGTERM. Exits 2 for wrong settings, 1 when files cannot be written, or certificates not read."""
     config = load_or_exit(FollowerConfig, program="shoal-follower")
     setup_logs("follower", level=config.log_level)
     log = structlog.get_logger("shoal.follower")
@@ -31,7 +32,7 @@ def main() -> None:
         (Path(config.folder) / XDS_FOLDER).mkdir(mode=0o700, exist_ok=True)
         asyncio.run(_follow(config))
     except OSError as error:
-        log.error("cannot write endpoints", error=str(error))
+        log.error("cannot follow", error=str(error))
         sys.exit(1)
 
 
@@ -47,7 +48,7 @@ async def _follow(config: FollowerConfig) -> None:
     def write(cluster: str, endpoints: Sequence[Endpoint]) -> None:
         replace_file(Path(config.folder), eds_file(cluster), render(endpoints_file(cluster, endpoints)))
 
-    async with grpc.aio.insecure_channel(config.control_plane, options) as channel:
+    async with _channel(config, options) as channel:
         node = (config.service_cluster, config.service_node)
         following = asyncio.create_task(Follower(channel, node, config.clusters.split(","), write).run())
         stopping = asyncio.create_task(stop.wait())
@@ -58,6 +59,14 @@ async def _follow(config: FollowerConfig) -> None:
         following.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await following
+
+
+def _channel(config: FollowerConfig, options: Sequence[tuple[str, int]]) -> grpc.aio.Channel:
+    """Raises OSError."""
+    if not config.control_plane_ca:
+        return grpc.aio.insecure_channel(config.control_plane, options)
+    authority = Path(config.control_plane_ca).read_bytes()
+    return grpc.aio.secure_channel(config.control_plane, grpc.ssl_channel_credentials(authority), options)
 
 
 if __name__ == "__main__":

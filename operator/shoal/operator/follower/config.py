@@ -15,6 +15,7 @@ class FollowerConfig:
     """Writes the endpoints of some clusters to files, one each, as the discovery service tells them."""
 
     control_plane: str = option(help="host:port of the discovery service.")
+    control_plane_ca: str = option("", "File with certificates of whom to trust to be that; empty: no TLS.")
     service_cluster: str = option(help="Whose endpoints: namespace/name of the InferenceService.")
     service_node: str = option(help="A name of its own: the pod's.")
     folder: str = option(help="Where files go, as <folder>/xds/eds-<cluster>.json; it exists.")

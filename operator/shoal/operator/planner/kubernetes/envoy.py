@@ -41,4 +41,5 @@ def envoy_options(service: InferenceService, platform: Platform, owner: Owner) -
         balancing="prefix_hash" if spec.routing.policy == "prefix_hash" else "orca",
         access_log=_ACCESS_LOG if spec.observability.access_log else None,
         control_plane=platform.control_plane,
+        control_plane_ca=platform.control_plane_ca,
     )

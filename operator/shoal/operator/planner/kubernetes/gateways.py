@@ -39,6 +39,7 @@ HTTP_PORT: Final = 8000
 PEER_PORT: Final = 50052
 API_KEYS_DIR: Final = "/etc/shoal/api-keys"
 API_KEYS_FILE: Final = "api-keys"
+_AUTHORITY_FILE: Final = "control-plane-ca.crt"
 _CONFIG_DIR: Final = "/etc/shoal/envoy"
 _DRAIN_TIMEOUT_S: Final = 60.0
 _START_DEADLINE_S: Final = 120.0
@@ -79,7 +80,7 @@ def gateways(service: InferenceService, observed: Observed, platform: Platform, 
         "template": pod_template(service, pod),
     }
     return [
-        manifest(service, owner, "v1", "ConfigMap", COMPONENT, data={BOOTSTRAP_FILE: config}),
+        manifest(service, owner, "v1", "ConfigMap", COMPONENT, data={BOOTSTRAP_FILE: config, **_authority(platform)}),
         manifest(service, owner, "apps/v1", "Deployment", COMPONENT, spec=deployment),
     ]
 
@@ -161,6 +162,11 @@ def _edge_ports(service: InferenceService) -> dict[str, int]:
     }
 
 
+def _authority(platform: Platform) -> dict[str, str]:
+    """For the follower; Envoy has it in its bootstrap."""
+    return {_AUTHORITY_FILE: platform.control_plane_ca} if platform.control_plane_ca else {}
+
+
 def _follower(service: InferenceService, platform: Platform, owner: Owner) -> dict[str, Any]:
     """Writes what the discovery service says of workers and gateways to files that the gateway watches."""
     followed = [clusters.WORKER, *([clusters.GATEWAY_PEERS] if service.spec.gateway.replicas > 1 else [])]
@@ -171,6 +177,10 @@ def _follower(service: InferenceService, platform: Platform, owner: Owner) -> di
         f"--folder={RUN_DIR}",
         f"--clusters={','.join(followed)}",
     ]
+    mounts = {"run": RUN_DIR}
+    if platform.control_plane_ca:
+        args.append(f"--control-plane-ca={_CONFIG_DIR}/{_AUTHORITY_FILE}")
+        mounts["envoy"] = _CONFIG_DIR
     return container(
         platform,
         "follower",
@@ -181,6 +191,6 @@ def _follower(service: InferenceService, platform: Platform, owner: Owner) -> di
         from_pod={"POD_NAME": "metadata.name"},
         ports={},
         resources=_RESOURCES["follower"],
-        mounts={"run": RUN_DIR},
+        mounts=mounts,
         lifecycle=leave_first(),
     )

@@ -27,6 +27,8 @@ class Platform:
     image_pull_policy: str = "IfNotPresent"
     control_plane: Endpoint = _CONTROL_PLANE
     """Where Envoys and gateways learn their endpoints: the operator's discovery service."""
+    control_plane_ca: str = ""
+    """PEM of whom they trust to be that; empty: no TLS."""
     cluster_domain: str = "cluster.local"
     prometheus: str = "http://prometheus-operated.monitoring.svc:9090"
     """Whom KEDA asks."""
