@@ -310,6 +310,14 @@ BAD_MANIFESTS: list[tuple[dict[str, Any], str, str]] = [
 # Whose contents a schema does not see: what only `shoal validate` and the webhook refuse, with their messages.
 BAD_FOR_THE_WEBHOOK: list[tuple[dict[str, Any], str, str]] = [
     ({"spec.kvCache": {"cpu": "1Mi"}}, "spec.kvCache.cpu", "'1Mi' is too small for a KV store; give 16.0Mi or more"),
+    ({"spec.model.uri": "hf://org/model/../x"}, "spec.model.uri", "'../x' is not a plain relative path"),
+    ({"spec.model.uri": "pypi://a/b"}, "spec.model.uri", "expected pypi://project==version/path/inside/the/wheel"),
+    (
+        {"spec.model.sha256": "0" * 64},
+        "spec.model.sha256",
+        "a sha256 pins one file; name it (hf://org/model@revision/file) or pin a commit",
+    ),
+    ({"spec.adapters": [{"name": "a", "uri": "hf://?"}]}, "spec.adapters[0].uri", "model sources take no query (?)"),
     ({"spec.kvCache": {"memory": "0Mi"}}, "spec.kvCache.memory", "'0Mi' is nothing; give 64Mi or more"),
     (
         {"spec.kvCache": {"memory": "2Gi"}, "spec.workers.resources": {"memory": "1Gi"}},

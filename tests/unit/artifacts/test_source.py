@@ -52,6 +52,7 @@ def test_sources_are_read(uri: str, expected: Source) -> None:
         ("pypi://project==1.0/a#md5=1", "unknown fragment"),
         ("pypi://project==1.0/a#sha256=12", "64 hex digits"),
         ("pypi://project==1.0/a?b", "no query"),
+        ("~no-such-user/model", "~no-such-user is no user of this machine"),
     ],
 )
 def test_wrong_sources_are_refused_with_the_reason(uri: str, named: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from shoal.artifacts import ArtifactError, parse_source
 from shoal.operator.api.defaults import kv_store_sizes, worker_sizes
 from shoal.operator.api.laptop_rules import find_local_contradictions
 from shoal.operator.api.model_rules import (
@@ -142,10 +143,31 @@ def _check_batch(spec: InferenceServiceSpec) -> list[Problem]:
 
 def _check_model_source(spec: InferenceServiceSpec) -> list[Problem]:
     model = spec.model
+    problems = []
     if model.revision is not None and not model.uri.startswith("hf://"):
         message = f"{model.revision!r} has no meaning for {model.uri!r}; only hf:// models have revisions"
-        return [Problem("spec.model.revision", message)]
-    return []
+        problems.append(Problem("spec.model.revision", message))
+    sources = {"spec.model": (model.uri, model.sha256)}
+    sources |= {f"spec.adapters[{index}]": (each.uri, each.sha256) for index, each in enumerate(spec.adapters)}
+    draft = None if spec.speculative is None else spec.speculative.draft_model
+    if draft is not None:
+        sources["spec.speculative.draftModel"] = (draft.uri, draft.sha256)
+    for path, (uri, sha256) in sources.items():
+        problem = _problem_of_source(uri, None)
+        if problem is not None:
+            problems.append(Problem(f"{path}.uri", problem))
+        elif (problem := _problem_of_source(uri, sha256)) is not None:
+            problems.append(Problem(f"{path}.sha256", problem))
+    return problems
+
+
+def _problem_of_source(uri: str, sha256: str | None) -> str | None:
+    """What is wrong with it, if it is none that could be fetched."""
+    try:
+        parse_source(uri, sha256)
+    except ArtifactError as error:
+        return str(error)
+    return None
 
 
 def _check_flow_control(spec: InferenceServiceSpec) -> list[Problem]:
