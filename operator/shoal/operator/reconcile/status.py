@@ -16,7 +16,7 @@ from shoal.operator.api.status import (
     Phase,
     RoleStatus,
 )
-from shoal.operator.planner.kubernetes import selector
+from shoal.operator.planner.kubernetes import workers_selector
 from shoal.operator.planner.kubernetes.envoy import EDGE_PORT
 from shoal.operator.reconcile.caches import CachesState
 from shoal.operator.reconcile.observing import ENGINES, FRONTS, PODS, RoleState
@@ -54,7 +54,6 @@ def status_of(findings: Findings, before: Sequence[Condition], now: str) -> Infe
         )
     name, roles = service.metadata.name, findings.roles
     engines = [roles[role] for role in ENGINES if role in roles]
-    labels = selector(name, engines[0].component if engines else "worker")
     host = f"{name}.{findings.namespace}.svc"
     port = service.spec.gateway.port or EDGE_PORT
     return InferenceServiceStatus(
@@ -63,12 +62,12 @@ def status_of(findings: Findings, before: Sequence[Condition], now: str) -> Infe
         message=message,
         gateways=_role(roles.get("gateway")),
         tokenizers=_role(roles.get("tokenizer")),
-        workers=_role(roles.get("worker")),
+        workers=_total_of(engines) if engines else None,
         prefill=_role(roles.get("prefill")),
         decode=_role(roles.get("decode")),
         kv_stores=_role(roles.get("kv-store")),
         workers_ready=_ready_of(engines) if engines else None,
-        worker_selector=",".join(f"{key}={value}" for key, value in labels.items()),
+        worker_selector=workers_selector(name),
         endpoints=Endpoints(grpc=f"{host}:{port}", http=f"http://{host}:{port}"),
         conditions=conditions,
     )
@@ -189,6 +188,11 @@ def _condition(
 
 def _role(role: RoleState | None) -> RoleStatus | None:
     return None if role is None else RoleStatus(desired=role.desired, ready=role.ready)
+
+
+def _total_of(roles: Sequence[RoleState]) -> RoleStatus:
+    """Of all roles: what scaling goes by."""
+    return RoleStatus(desired=sum(role.desired for role in roles), ready=sum(role.ready for role in roles))
 
 
 def _ready_of(roles: Sequence[RoleState]) -> str:

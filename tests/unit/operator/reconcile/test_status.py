@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shoal.operator.api import parse_manifest
-from shoal.operator.api.status import Condition, InferenceServiceStatus
+from shoal.operator.api.status import Condition, InferenceServiceStatus, RoleStatus
 from shoal.operator.planner.kubernetes import Manifest, Owner, Platform, plan
 from shoal.operator.reconcile.caches import CachesState
 from shoal.operator.reconcile.events import events_of
@@ -105,11 +105,14 @@ def test_the_two_halves_of_a_service_are_told_apart() -> None:
     halves = {name: RoleState(name, 2, 2, True) for name in ("gateway", "tokenizer", "prefill")}
     halves["decode"] = RoleState("decode", 4, 0, True, "d: no", "Unschedulable")
     status = told(halves)
-    assert (status.workers, status.workers_ready, status.phase) == (None, "2/6", "Starting")
+    workers = RoleStatus(desired=6, ready=2)
+    assert (status.workers, status.workers_ready, status.phase) == (workers, "2/6", "Starting")
     assert status.message == "0 of 4 decode workers ready; d: no"
     assert status.prefill is not None
     assert status.prefill.ready == 2
-    assert "prefill" in (status.worker_selector or "")
+    assert status.workers is not None
+    assert status.workers.ready == 2
+    assert status.worker_selector == "shoal.dev/inferenceservice=smol,shoal.dev/endpoint"
     assert told({**halves, "decode": RoleState("decode", 4, 1, True)}).phase == "Degraded"
     stores = {**READY, "kv-store": RoleState("kv-store", 2, 0, True)}
     assert (told(stores).phase, told(stores).message) == ("Degraded", "0 of 2 KV stores ready")

@@ -8,7 +8,7 @@ files are in `tests/unit/operator/golden/kubernetes`; the real API server takes 
 """
 
 from shoal.operator.planner.kubernetes.feasibility import find_infeasible
-from shoal.operator.planner.kubernetes.names import FIELD_MANAGER, MANAGED_BY, OWNER_LABEL, selector
+from shoal.operator.planner.kubernetes.names import FIELD_MANAGER, MANAGED_BY, OWNER_LABEL, selector, workers_selector
 from shoal.operator.planner.kubernetes.observed import Observed, ObservedGroup, observe
 from shoal.operator.planner.kubernetes.plan import ALL_KINDS, KINDS, OPTIONAL_APIS, OPTIONAL_KINDS, plan
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
@@ -30,4 +30,5 @@ __all__ = [
     "observe",
     "plan",
     "selector",
+    "workers_selector",
 ]

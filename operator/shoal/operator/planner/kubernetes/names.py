@@ -31,6 +31,11 @@ def selector(name: str, component: str) -> dict[str, str]:
     return {OWNER_LABEL: name, COMPONENT_LABEL: component}
 
 
+def workers_selector(name: str) -> str:
+    """The pods that answer for its workers, of all roles and groups: one for each worker, whatever it is made of."""
+    return f"{OWNER_LABEL}={name},{ENDPOINT_LABEL}"
+
+
 def labels(service: InferenceService, component: str) -> dict[str, str]:
     """What every object gets: its selector, and what Kubernetes recommends."""
     return {
