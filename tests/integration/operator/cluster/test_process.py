@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from shoal.operator.envoy import Endpoint
-from shoal.operator.follower.following import Follower
+from shoal.operator.follower.following import METHOD, Follower
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import collection_path, object_path
 from shoal.operator.reconcile.reconciler import SERVICE_KIND
+from shoal.operator.webhook.certificates import issue
 from support.control_plane.cluster import ControlPlane
 from support.eventually import eventually
 from support.logged_process import LoggedProcess
@@ -36,9 +41,9 @@ def space(control_plane: ControlPlane, namespace: str) -> Namespace:
 
 
 @asynccontextmanager
-async def operator(space: Namespace) -> AsyncIterator[LoggedProcess]:
+async def operator(space: Namespace, *more: str) -> AsyncIterator[LoggedProcess]:
     flags = (f"--kubeconfig={space.plane.kubeconfig}", f"--namespaces={space.name}", "--log-format=json")
-    async with await LoggedProcess.launch("shoal.operator.main", *flags) as process:
+    async with await LoggedProcess.launch("shoal.operator.main", *flags, *more) as process:
         await process.wait_logged("watching")
         yield process
 
@@ -65,6 +70,35 @@ async def test_it_serves_and_drains(space: Namespace) -> None:
             following.cancel()
         process.signal(signal.SIGTERM)
         assert await process.wait_ended() == 0, process.logs[-8:]
+
+
+async def test_with_a_certificate_nothing_is_told_without(space: Namespace, tmp_path: Path) -> None:
+    issued = issue(["127.0.0.1"], datetime.datetime.now(datetime.UTC))
+    for name, content in (("tls.crt", issued.certificate), ("tls.key", issued.key), ("ca.crt", issued.ca_bundle)):
+        (tmp_path / name).write_bytes(content)
+    flags = [f"--tls-certificate={tmp_path}/tls.crt", f"--tls-key={tmp_path}/tls.key", "--tls-port=0"]
+    async with operator(space, *flags, f"--control-plane-ca={tmp_path}/ca.crt") as process:
+        await space.create(with_fields(MINIMAL_ON_KUBERNETES, {}))
+        await space.until_phase("smol", "Ready")
+        config = (await space.objects("smol"))["ConfigMap", "smol-gateway"]["data"]
+        assert config["control-plane-ca.crt"] == issued.ca_bundle.decode()
+        followed: list[Sequence[Endpoint]] = []
+        node = (f"{space.name}/smol", "test")
+        credentials = grpc.ssl_channel_credentials(issued.ca_bundle)
+        address = process.logged("serving by TLS")["address"]
+        async with grpc.aio.secure_channel(address, credentials) as channel:
+            follower = Follower(channel, node, ["worker"], lambda _, endpoints: followed.append(endpoints))
+            following = asyncio.ensure_future(follower.run())
+            await eventually(lambda: bool(followed), "who trusts it is told")
+            following.cancel()
+        async with grpc.aio.insecure_channel(process.address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await anext(aiter(channel.stream_stream(METHOD, bytes, bytes)(iter([b""]))))
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            health = health_pb2_grpc.HealthStub(channel)
+            assert (
+                await health.Check(health_pb2.HealthCheckRequest())
+            ).status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_envoys_hear_of_pods_within_milliseconds(space: Namespace) -> None:
