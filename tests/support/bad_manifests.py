@@ -352,12 +352,16 @@ BAD_FOR_THE_WEBHOOK: list[tuple[dict[str, Any], str, str]] = [
     (
         {
             "spec.model.config": QWEN3_8B,
-            "spec.workers": {"device": "cuda", "resources": {"gpuProduct": "NVIDIA-L4"}},
+            "spec.workers": {
+                "device": "cuda",
+                "gpuMemoryUtilization": 0.85,
+                "resources": {"gpuProduct": "NVIDIA-L4"},
+            },
             "spec.model.maxModelLen": 40960,
         },
         "spec.model.maxModelLen",
         "one sequence of 40960 tokens needs 6.0 GB of KV cache on each GPU (0.147 MB a token), but weights of 16.4 GB "
-        "on each GPU (16.4 GB / 1) leave 5.2 GB (0.9 of a GPU's 24.0 GB, as NVIDIA-L4 have), for 35264 tokens; give "
+        "on each GPU (16.4 GB / 1) leave 5.5 GB (0.85 of a GPU's 25.8 GB, as NVIDIA-L4 have), for 37312 tokens; give "
         "at most that, or spec.workers.parallelism.tensor of more than 1",
     ),
     (

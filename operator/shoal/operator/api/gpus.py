@@ -9,7 +9,8 @@ from shoal.operator.api.quantity import parse_quantity
 from shoal.operator.api.spec import Resources
 
 _SIZE: Final = re.compile(r"(?:^|-)(\d+)GB(?:-|$)")
-# For names that do not say it. In GB as sold, like the names that do: what CUDA can use is a few percent less or more.
+_SLICE: Final = re.compile(r"-MIG-\d+g\.(\d+)gb")
+# For names that do not say it. As in the names that do, a GB is 2^30 bytes, and CUDA can use up to 6% less than that.
 _KNOWN_GB: Final = (
     ("GB300", 279),
     ("GB200", 186),
@@ -20,7 +21,6 @@ _KNOWN_GB: Final = (
     ("H100-NVL", 94),
     ("H100", 80),
     ("H800", 80),
-    ("GH200", 96),
     ("A800", 80),
     ("L40S", 48),
     ("L40", 48),
@@ -49,8 +49,9 @@ def gpu_memory_bytes(resources: Resources) -> int | None:
     if resources.gpu_product is None:
         return None
     name = resources.gpu_product.removesuffix("-SHARED")
-    said = _SIZE.search(name)
+    # Of a GH200 the name says how much memory its CPU has.
+    said = _SLICE.search(name) or (None if "GH200" in name else _SIZE.search(name))
     if said is not None:
-        return int(said.group(1)) * 10**9
+        return int(said.group(1)) << 30
     padded = f"-{name}-"
-    return next((size * 10**9 for known, size in _KNOWN_GB if f"-{known}-" in padded), None)
+    return next((size << 30 for known, size in _KNOWN_GB if f"-{known}-" in padded), None)

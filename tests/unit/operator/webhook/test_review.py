@@ -68,7 +68,7 @@ def test_facts_that_are_at_hand_count() -> None:
     (warning,) = answer(fields)["warnings"]
     assert warning.startswith("spec.model.config: what smol needs of its GPUs was not checked")
     response = answer(fields, LLAMA_8B)
-    assert "weights of 16.1 GB on each GPU (16.1 GB / 1) do not fit 14.4 GB (0.9 of" in response["status"]["message"]
+    assert "weights of 16.1 GB on each GPU (16.1 GB / 1) do not fit 15.5 GB (0.9 of" in response["status"]["message"]
     wrong = fields | {"spec.model.config": {**QWEN3_8B, "numHiddenLayers": 33}}
     response = answer(wrong, LLAMA_8B)
     assert "spec.model.config.numHiddenLayers: 33, but the model has 32; give that" in response["status"]["message"]
