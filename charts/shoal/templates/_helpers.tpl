@@ -36,6 +36,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if or (eq $wish "true") (and (eq $wish "auto") ($root.Capabilities.APIVersions.Has (index . 2))) -}}yes{{- end -}}
 {{- end -}}
 
+{{/* Where Envoys and gateways learn their endpoints. */}}
+{{- define "shoal.discoveryPort" -}}
+{{- ternary 18443 18000 (not (empty .Values.discovery.tlsSecret)) -}}
+{{- end -}}
+
 {{- define "shoal.webhookSecret" -}}
 {{- printf "%s-webhook" (include "shoal.fullname" .) -}}
 {{- end -}}

@@ -6,6 +6,7 @@ import json
 import secrets
 import subprocess
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from shoal.config import load
 from shoal.operator.config import OperatorConfig
 from shoal.operator.main import platform_of
-from shoal.operator.planner.kubernetes.platform import IMAGES
+from shoal.operator.planner.kubernetes import Platform
 from shoal.operator.reconcile import rights
 from shoal.operator.webhook.configuration import ServiceTarget, validating_webhook_configuration
 from support.control_plane.cluster import ControlPlane
@@ -65,13 +66,17 @@ def test_the_operator_takes_its_flags(helm: Helm, flags: list[str]) -> None:
     config = load(OperatorConfig, program="shoal-operator", argv=container["args"], environ={})
     service = find(objects, "Service", deployment["metadata"]["name"])
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports["discovery"] == config.port
+    assert ports["discovery"] == (config.tls_port if config.tls_certificate else config.port)
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    for path in filter(None, (config.tls_certificate, config.tls_key, config.control_plane_ca)):
+        assert str(Path(path).parent) in mounts
     assert ports["metrics"] == config.metrics_port
     host = f"{service['metadata']['name']}.shoal-system.svc"
     assert config.control_plane == f"{host}:{service['spec']['ports'][0]['port']}"
-    assert container["image"] == platform_of(config).images["operator"]
+    platform = platform_of(replace(config, control_plane_ca=""))  # which is there in pods alone
+    assert container["image"] == platform.images["operator"]
     if not flags:
-        assert platform_of(config).images == IMAGES
+        assert platform == Platform()
     webhooks = [found for found in objects if found["kind"] == "ValidatingWebhookConfiguration"]
     assert [found["metadata"]["name"] for found in webhooks] == list(filter(None, [config.webhook_configuration]))
     for found in webhooks:

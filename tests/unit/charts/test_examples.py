@@ -29,7 +29,7 @@ def test_it_is_valid_for_a_cluster(path: Path) -> None:
 def test_it_says_how_to_use_it(path: Path) -> None:
     text = path.read_text()
     name = path.relative_to(ROOT)
-    refused = any("refuse" in line for line in advise(load_manifest(path)))
+    refused = any("refuse" in line for line in map(str, advise(load_manifest(path))))
     assert (REFUSED in text) == refused, "what workers refuse is said, and nothing else is"
     assert f"#   {'shoal plan' if refused else 'kubectl apply'} -f {name}\n" in text
 
@@ -37,7 +37,7 @@ def test_it_says_how_to_use_it(path: Path) -> None:
 @every_example
 def test_whether_its_model_fits_was_checked_or_does_not_matter(path: Path) -> None:
     service = load_manifest(path)
-    unchecked = [line for line in advise(service) if "was not checked" in line]
+    unchecked = [line for line in map(str, advise(service)) if "was not checked" in line]
     assert not unchecked or service.spec.model.config is None
 
 
