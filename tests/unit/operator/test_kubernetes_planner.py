@@ -238,6 +238,14 @@ def test_stores_of_nodes_know_each_other_by_address() -> None:
     assert config["data"]["peers"].split() == ["10.0.0.2:50064", "10.0.0.3:50064"]
 
 
+def test_stores_are_where_workers_are_sent() -> None:
+    chosen = {"spec": {"nodeSelector": {"pool": "a"}, "tolerations": [{"key": "dedicated", "operator": "Exists"}]}}
+    service = made(with_fields(MINIMAL_ON_KUBERNETES, {**KV_ON_NODES, "spec.podTemplate": {"worker": chosen}}))
+    pod = planned(service)["DaemonSet", "kv-on-nodes-kv-store"]["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"pool": "a"}
+    assert [each["key"] for each in pod["tolerations"]] == ["nvidia.com/gpu", "dedicated"]
+
+
 def test_stores_alone_have_no_peers() -> None:
     service = SERVICES["kv-store"]
     assert ("ConfigMap", "kv-store-kv-store") not in planned(service)

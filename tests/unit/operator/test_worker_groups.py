@@ -159,6 +159,29 @@ def test_roles_take_over_from_a_group_that_did_everything_and_back() -> None:
     assert set(settle(both, live)) == {"smol-worker"}
 
 
+def test_what_a_leaving_role_needs_stays_with_it() -> None:
+    both, apart = service_of(**{"spec.workers.device": "cuda"}), service_of(**PREFILL_AND_DECODE)
+    live = {name: running(found) for name, found in workloads(apart).items()}
+    step = {(found["kind"], found["metadata"]["name"]) for found in plan(both, PLATFORM, OWNER, observe(live.values()))}
+    for name in ("smol-worker", "smol-prefill", "smol-decode"):
+        assert {(kind, name) for kind in ("ServiceAccount", "NetworkPolicy", "PodDisruptionBudget")} <= step
+    after = {found["metadata"]["name"] for found in plan(both, PLATFORM, OWNER)}
+    assert "smol-decode" not in after
+
+
+def test_ranks_of_a_leaving_group_still_reach_each_other() -> None:
+    whole = service_of(**{"spec.workers": {"device": "cuda", "replicas": 2}})
+    live = {name: running(found) for name, found in workloads(service_of(**ON_TWO_PODS)).items()}
+
+    def has_ranks(observed: Observed | None) -> bool:
+        objects = plan(whole, PLATFORM, OWNER, observed)
+        policies = {found["metadata"]["name"]: found for found in objects if found["kind"] == "NetworkPolicy"}
+        return any("ports" not in rule for rule in policies["smol-worker"]["spec"]["ingress"])
+
+    assert has_ranks(observe(live.values()))
+    assert not has_ranks(None)
+
+
 def test_an_old_group_is_applied_as_it_is() -> None:
     """What the API server filled in stays, and so does what an earlier operator had planned otherwise."""
     live = running(workloads(service_of())["smol-worker"], annotations={"a": "b"}, resourceVersion="5")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shoal.operator.api import InferenceService
-from shoal.operator.api.roles import WorkerRole, worker_roles
+from shoal.operator.api.roles import worker_roles
 from shoal.operator.planner.kubernetes import gateways, kv_stores, tokenizers, workers
 from shoal.operator.planner.kubernetes.envoy import EDGE_GRPC_PORT, EDGE_HTTP_PORT, EDGE_PORT
 from shoal.operator.planner.kubernetes.groups import endpoint_of
@@ -56,8 +56,11 @@ def _public_ports(service: InferenceService) -> list[dict[str, Any]]:
     return ports if picker is None else [*ports, _port("picker", picker.port, picker.port)]
 
 
-def network_policies(service: InferenceService, owner: Owner) -> list[Manifest]:
-    """Clients reach Envoy, gateways reach everything, and metrics are there for everybody."""
+def network_policies(service: InferenceService, owner: Owner, engines: Mapping[str, bool]) -> list[Manifest]:
+    """Clients reach Envoy, gateways reach everything, and metrics are there for everybody.
+
+    engines: workers' components, and whether one of those workers is several pods.
+    """
     ours = {"podSelector": {"matchLabels": selector(service.metadata.name, gateways.COMPONENT)}}
     public = [METRICS_PORT, *(port["targetPort"] for port in _public_ports(service))]
     behind = [GRPC_PORT, *(port for name, port in gateways.gateway_ports(service).items() if name != "picker")]
@@ -66,21 +69,25 @@ def network_policies(service: InferenceService, owner: Owner) -> list[Manifest]:
         gateways.COMPONENT: [_allow(public), _allow(behind, ours)],
         tokenizers.COMPONENT: for_gateways,
     }
-    for role in worker_roles(service.spec):
-        rules[role.component] = [*for_gateways, *_among_ranks(service, role)]
-    return [_policy(service, owner, component, ingress) for component, ingress in _with_kv_stores(service, rules)]
+    for component, is_several_pods in engines.items():
+        # Pods of one worker agree on ports among themselves.
+        ranks = [{"from": [_pods_of(service, [component])]}] if is_several_pods else []
+        rules[component] = [*for_gateways, *ranks]
+    found = _with_kv_stores(service, rules, list(engines))
+    return [_policy(service, owner, component, ingress) for component, ingress in found]
 
 
-def _with_kv_stores(service: InferenceService, rules: Mapping[str, list[_Rule]]) -> list[tuple[str, list[_Rule]]]:
+def _with_kv_stores(
+    service: InferenceService, rules: Mapping[str, list[_Rule]], engines: Sequence[str]
+) -> list[tuple[str, list[_Rule]]]:
     """Stores have metrics too, and meet each other if they share. One of a node is asked by workers."""
     where = kv_stores.kv_store_placement(service)
     if where is None:
         return list(rules.items())
-    roles = [role.component for role in worker_roles(service.spec)]
-    holders = roles if where == "Pod" else [kv_stores.COMPONENT]
+    holders = engines if where == "Pod" else [kv_stores.COMPONENT]
     found = {component: list(allowed) for component, allowed in rules.items()}
     if where == "Node":
-        found[kv_stores.COMPONENT] = [_allow([kv_stores.STORE_PORT], _pods_of(service, roles))]
+        found[kv_stores.COMPONENT] = [_allow([kv_stores.STORE_PORT], _pods_of(service, engines))]
     for component in holders:
         found[component].append(_allow([kv_stores.STORE_METRICS_PORT]))
         if service.spec.kv_cache.peers_secret is not None:
@@ -91,14 +98,6 @@ def _with_kv_stores(service: InferenceService, rules: Mapping[str, list[_Rule]])
 def _pods_of(service: InferenceService, components: Sequence[str]) -> _Rule:
     chosen = {"key": COMPONENT_LABEL, "operator": "In", "values": sorted(components)}
     return {"podSelector": {"matchLabels": {OWNER_LABEL: service.metadata.name}, "matchExpressions": [chosen]}}
-
-
-def _among_ranks(service: InferenceService, role: WorkerRole) -> list[_Rule]:
-    """Pods of one worker agree on ports among themselves."""
-    if role.num_pods == 1:
-        return []
-    ranks = {"podSelector": {"matchLabels": selector(service.metadata.name, role.component)}}
-    return [{"from": [ranks]}]
 
 
 def _for_workers(service: InferenceService, owner: Owner, endpoint: str, ports: Sequence[dict[str, Any]]) -> Manifest:

@@ -9,12 +9,11 @@ import msgspec
 from msgspec.structs import replace
 
 from shoal.operator.api import InferenceService, Machine
-from shoal.operator.api.roles import worker_roles
 from shoal.operator.api.spec import Auth
 from shoal.operator.planner.kubernetes import gateways, kv_stores, network, tokenizers
 from shoal.operator.planner.kubernetes.groups import GroupPlan, plan_groups
 from shoal.operator.planner.kubernetes.monitoring import MONITORING_API, monitors
-from shoal.operator.planner.kubernetes.names import manifest, selector
+from shoal.operator.planner.kubernetes.names import COMPONENT_LABEL, manifest, selector
 from shoal.operator.planner.kubernetes.observed import Observed
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
 from shoal.operator.planner.kubernetes.scaling import HPA_API, KEDA_API, autoscaling, within_bounds
@@ -75,14 +74,15 @@ def plan(
         envoy="envoy",
         ports={},
     )
-    components = (gateways.COMPONENT, tokenizers.COMPONENT, *(role.component for role in worker_roles(seen.spec)))
+    there = observed or Observed()
+    groups = plan_groups(seen, there)
+    engines = _engines(groups)
+    components = (gateways.COMPONENT, tokenizers.COMPONENT, *engines)
     objects = [
         manifest(seen, owner, "v1", "ServiceAccount", name, automountServiceAccountToken=False) for name in components
     ]
-    objects += network.network_policies(seen, owner) + network.services(seen, owner)
+    objects += network.network_policies(seen, owner, engines) + network.services(seen, owner)
     objects += [_disruption_budget(seen, owner, name) for name in components]
-    there = observed or Observed()
-    groups = plan_groups(seen, there)
     objects += [*groups.draining, *(workers(seen, in_pods, platform, owner, group) for group in groups.groups)]
     objects += _kv_stores(seen, in_pods, platform, owner, groups, there)
     for component in (tokenizers.tokenizers, gateways.gateways):
@@ -92,6 +92,14 @@ def plan(
     # Copied, so that no two places are one value: what changes one must not change the other.
     copies: list[Manifest] = msgspec.json.decode(msgspec.json.encode(objects))
     return tuple(sorted(copies, key=lambda found: (order[found["kind"]], found["metadata"]["name"])))
+
+
+def _engines(groups: GroupPlan) -> dict[str, bool]:
+    """Components of workers, and whether one of those is several pods. Pods of a role that the spec has no more may
+    have to be made again until they are all gone."""
+    kinds = [(group.role.component, group.kind) for group in groups.groups]
+    kinds += [(each["metadata"]["labels"][COMPONENT_LABEL], each["kind"]) for each in groups.draining]
+    return {component: (component, "LeaderWorkerSet") in kinds for component, _ in kinds}
 
 
 def _kv_stores(

@@ -4,7 +4,7 @@ a group of a LeaderWorkerSet, whose first pod answers for all of them."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from shoal.operator.planner import commands
 from shoal.operator.planner.kubernetes import kv_stores
 from shoal.operator.planner.kubernetes.groups import PlannedGroup, endpoint_of
 from shoal.operator.planner.kubernetes.names import ENDPOINT_LABEL, GROUP_LABEL, manifest, selector
+from shoal.operator.planner.kubernetes.overrides import merge, overrides_for
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
 from shoal.operator.planner.kubernetes.pods import (
     GRPC_PORT,
@@ -41,6 +42,8 @@ _GPU_NODE_LABELS: Final = (
     "eks.amazonaws.com/instance-gpu-name",
     "kubernetes.azure.com/accelerator",
 )
+_CHOICES: Final[Sequence[str]] = ("nodeSelector", "tolerations")
+"""How manifests choose nodes for workers, which holds for what is to be there too."""
 _ON_GPU_NODES: Final = [{"key": _GPU, "operator": "Exists", "effect": "NoSchedule"}]
 _CORES: Final = {"cpu": 4, "cuda": 4, "simulated": 1}
 
@@ -183,6 +186,12 @@ def placement(role: WorkerRole) -> dict[str, Any]:
 
 def nodes_of(service: InferenceService) -> dict[str, Any]:
     """Fields of a pod that is to be on every node that workers may be on, and asks for no GPU itself."""
+    overrides = overrides_for(service.spec, COMPONENT)
+    given = {} if overrides is None else {name: overrides.spec[name] for name in _CHOICES if name in overrides.spec}
+    return merge(_gpu_nodes(service), given)
+
+
+def _gpu_nodes(service: InferenceService) -> dict[str, Any]:
     if service.spec.workers.device != "cuda":
         return {}
     products = sorted({role.resources.gpu_product for role in worker_roles(service.spec) if role.resources.gpu_product})
