@@ -120,7 +120,7 @@ def _handler(
                 body = msgspec.json.decode(await request.read())
             # Reading facts may wait for a disk.
             answered = await asyncio.to_thread(review, body, find_facts, find_infeasible)
-        except (msgspec.DecodeError, BadReview) as error:
+        except (msgspec.DecodeError, RecursionError, BadReview) as error:
             return web.Response(status=400, text=str(error))
         except TimeoutError:
             return web.Response(status=408, text=f"the request did not arrive within {_BODY_TIMEOUT_S:g} s")

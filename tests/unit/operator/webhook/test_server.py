@@ -1,0 +1,103 @@
+"""The webhook over HTTPS."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+from shoal.operator.reconcile.api_client import ApiError
+from shoal.operator.substrate.ports import PortReservations
+from shoal.operator.webhook import WebhookOptions, running_webhook, serve_webhook
+from shoal.operator.webhook.configuration import PATH, bundle_of
+from support.eventually import eventually
+from support.fake_secrets import PLACE, FakeSecrets
+from support.manifests import MINIMAL_ON_KUBERNETES
+
+OPTIONS = WebhookOptions(host="127.0.0.1", port=0, hosts=("127.0.0.1",), place=PLACE)
+
+
+def review_of(spec: Any) -> dict[str, Any]:
+    manifest = yaml.safe_load(MINIMAL_ON_KUBERNETES)
+    request = {
+        "uid": "u",
+        "operation": "CREATE",
+        "resource": {"group": "shoal.dev", "version": "v1alpha1", "resource": "inferenceservices"},
+        "object": {**manifest, "spec": {**manifest["spec"], **spec}},
+    }
+    return {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}
+
+
+@contextlib.asynccontextmanager
+async def client(api: FakeSecrets, port: int) -> AsyncIterator[aiohttp.ClientSession]:
+    """Trusts whom the configuration trusts."""
+    assert api.configuration is not None
+    bundle = base64.b64decode(bundle_of(api.configuration) or "").decode()
+    connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cadata=bundle))
+    timeout = aiohttp.ClientTimeout(total=20)
+    async with aiohttp.ClientSession(f"https://127.0.0.1:{port}", connector=connector, timeout=timeout) as session:
+        yield session
+    await asyncio.sleep(0.05)  # TLS connections close by and by
+
+
+async def test_reviews_are_answered() -> None:
+    api = FakeSecrets()
+    async with running_webhook(api, OPTIONS) as port, client(api, port) as session:
+        async with session.post(PATH, json=review_of({})) as response:
+            assert (await response.json())["response"] == {"uid": "u", "allowed": True}
+        async with session.post(PATH, json=review_of({"kvCache": {"cpu": "1Mi"}})) as response:
+            assert response.status == 200
+            assert not (await response.json())["response"]["allowed"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"", 400), (b"{", 400), (b"[]", 400), (b"[" * 100_000, 400), (b" " * (9 << 20), 413)],
+    ids=["empty", "cut", "other", "deep", "large"],
+)
+async def test_other_bodies_are_refused(body: bytes, status: int) -> None:
+    api = FakeSecrets()
+    async with running_webhook(api, OPTIONS) as port, client(api, port) as session:
+        async with session.post(PATH, data=io.BytesIO(body)) as response:
+            assert response.status == status
+        async with session.post("/other", data=b"") as response:
+            assert response.status == 404
+        async with session.post(PATH, data=json.dumps(review_of({}))) as response:
+            assert response.status == 200
+
+
+async def test_what_keeps_it_from_serving_passes() -> None:
+    api = FakeSecrets()
+    api.failures = [ApiError(403, "Forbidden", "no"), ApiError(0, "Unreachable", "gone")]
+    with PortReservations() as ports:
+        options = WebhookOptions(
+            host="127.0.0.1", port=ports.reserve("a"), hosts=("127.0.0.1",), place=PLACE, retry_interval_s=0.01
+        )
+        serving = asyncio.ensure_future(serve_webhook(api, options, lambda model: None, lambda service: []))
+        try:
+
+            async def is_told() -> bool:
+                return api.configuration is not None and bool(bundle_of(api.configuration))
+
+            await eventually(is_told, "the authority is told")
+
+            async def answers() -> bool:
+                try:
+                    async with client(api, options.port) as session, session.post(PATH, json=review_of({})) as found:
+                        return found.status == 200
+                except aiohttp.ClientConnectionError:
+                    return False
+
+            await eventually(answers, "it serves")
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
