@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--services", type=int, default=500)
-    parser.add_argument("--moves", type=int, default=100)
+    parser.add_argument("--moves", type=int, default=200)
     parser.add_argument("--first-tokens", type=int, default=3)
     parser.add_argument("--skip", choices=PARTS, action="append", default=[])
     arguments = parser.parse_args()

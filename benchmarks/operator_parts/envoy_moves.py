@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 import tempfile
 import time
@@ -51,7 +52,7 @@ def measure_moves(number: int) -> list[Row]:
     for what in ("added", "removed"):
         delays_ms = sorted(found[what])
         for name, part in (("p50", 0.5), ("p99", 0.99)):
-            value = delays_ms[min(len(delays_ms) - 1, int(part * len(delays_ms)))]
+            value = delays_ms[math.ceil(part * len(delays_ms)) - 1]
             bar = _BAR_MS if name == "p99" else None
             ratio = None if bar is None else bar / max(value, 1e-3)
             rows.append(Row(f"EndpointSlice to Envoy, worker {what}, {name}", value, "ms", bar, ratio))
