@@ -23,7 +23,9 @@ def command(session: Session, path: Path, kubernetes: bool) -> None:
     api, _ = require_operator()
     service = load_for_kubernetes(api, path) if kubernetes else api.load_manifest(path)
     spec = service.spec
-    workers = "1 worker" if spec.workers.replicas == 1 else f"{spec.workers.replicas} workers"
+    roles = api.worker_roles(spec)
+    counts = [f"{role.replicas} {'' if role.name == 'both' else f'{role.name} '}" for role in roles]
+    workers = f"{'and '.join(counts)}worker{'' if sum(role.replicas for role in roles) == 1 else 's'}"
     session.out.print(
         f"{path}: valid. {service.metadata.name} serves {spec.model.name} with {workers} on {spec.workers.device}.",
         markup=False,

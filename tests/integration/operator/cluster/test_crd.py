@@ -137,6 +137,20 @@ def test_replicas_scale(control_plane: ControlPlane, namespace: str) -> None:
     assert "spec.workers.replicas" in caught.value.stderr
 
 
+def test_roles_scale_together_by_their_ratio(control_plane: ControlPlane, namespace: str) -> None:
+    manifest = yaml.safe_load(ROLES_ON_KUBERNETES)
+    create(control_plane, namespace, manifest)
+    control_plane.kubectl("scale", "isvc", "roles", "-n", namespace, "--replicas=12")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        control_plane.kubectl("scale", "isvc", "roles", "-n", namespace, "--replicas=1")
+    assert "cannot be divided between two roles; give at least 2" in caught.value.stderr
+    apart = with_fields(MINIMAL_ON_KUBERNETES, {"spec.prefill": {}, "spec.decode": {"replicas": 3}})
+    create(control_plane, namespace, apart)
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        control_plane.kubectl("scale", "isvc", "smol", "-n", namespace, "--replicas=2")
+    assert "give their replicas, or spec.ratio, which divides it" in caught.value.stderr
+
+
 def test_status_is_the_operators(control_plane: ControlPlane, namespace: str) -> None:
     manifest = yaml.safe_load(MINIMAL_ON_KUBERNETES)
     created = create(control_plane, namespace, {**manifest, "status": {"phase": "Ready"}})
