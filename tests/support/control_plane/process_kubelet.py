@@ -93,6 +93,7 @@ class ProcessKubelet:
         self._note(name, "started")
         pod = _Pod(name, self._tokenizer if is_tokenizer else next(self._addresses), self._folder / name)
         (pod.folder / "run" / "xds").mkdir(parents=True)
+        (pod.folder / "run-kv").mkdir()
         for volume in item["spec"]["volumes"]:
             if "configMap" in volume:
                 path = f"/api/v1/namespaces/{self._namespace}/configmaps/{volume['configMap']['name']}"
@@ -126,7 +127,8 @@ class ProcessKubelet:
         folders = {"/run/shoal": pod.folder / "run", "/etc/shoal/envoy": pod.folder, "/models": self._cache}
         for path, folder in folders.items():
             text = text.replace(path, str(folder))
-        return text.replace("--host=0.0.0.0", f"--host={pod.address}")
+        # Pods have loopbacks of their own; here there is one.
+        return text.replace("=0.0.0.0", f"={pod.address}").replace("=127.0.0.1:50054", f"={pod.address}:50054")
 
     async def _report(self, item: Mapping[str, Any], pod: _Pod) -> None:
         target = Readiness(kind=ReadinessKind.GRPC_HEALTH, target=f"{pod.address}:{_GRPC_PORT}")

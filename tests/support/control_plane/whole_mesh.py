@@ -14,12 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shoal.client import AsyncClient
 from shoal.operator.api.crd import custom_resource_definition
+from shoal.operator.planner.kubernetes.kv_stores import STORE_METRICS_PORT
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.reconciler import SERVICE_KIND
 from support.control_plane.binaries import find_binaries
@@ -85,8 +87,17 @@ async def _use(
         routes = next(c["status"] for c in status["conditions"] if c["type"] == "RoutesProgrammed")
         timeline = [(round(at_s - started_s, 2), pod, what) for at_s, pod, what in kubelet.timeline]
         answer = {"ready_s": ready_s, "first_token_s": first_s, "text": text, "routes": routes, "timeline": timeline}
+        if (await space.service(name))["spec"]["kvCache"].get("cpu"):
+            await eventually(lambda: _has_stored(space), "a worker's KV store has blocks of the answer", 30)
         print(json.dumps(answer), flush=True)
         return await _change_under_load(space, client, name, changes)
+
+
+async def _has_stored(space: Namespace) -> bool:
+    [worker] = await space.list(POD, "app.kubernetes.io/component=worker")
+    url = f"http://{worker['status']['podIP']}:{STORE_METRICS_PORT}/metrics"
+    text = (await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read())).decode()
+    return any(line.startswith("shoal_kv_store_blocks ") and float(line.split()[1]) > 0 for line in text.splitlines())
 
 
 async def _change_under_load(

@@ -78,7 +78,9 @@ async def run(tmp_path: Path, manifest: str, *changes: dict[str, Any], **environ
 @pytest.mark.slow
 async def test_a_manifest_becomes_a_chat(tmp_path: Path) -> None:
     # Two workers share the cores of this machine with everything else.
-    manifest = EXAMPLE.read_text().replace("# threads: 2", "threads: 1")
+    manifest = (
+        EXAMPLE.read_text().replace("# threads: 2", "threads: 1").replace("  kvCache:", "  kvCache:\n    cpu: 64Mi")
+    )
     up, down = ({"workers": {"replicas": replicas}} for replicas in (2, 1))
     answer, scaled = await run(tmp_path, manifest, up, down)
     assert answer["routes"] == "True"
