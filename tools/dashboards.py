@@ -22,7 +22,7 @@ class Panel:
 
     title: str
     queries: Sequence[tuple[str, str]]
-    """(PromQL, legend). `{W}` in it is where the dashboard's choice of namespace goes."""
+    """(PromQL, legend). `{W}` in it is where the reader's choices go."""
     unit: str = "short"
     text: str = ""
     stacked: bool = False
@@ -34,6 +34,20 @@ class Row:
 
     title: str
     panels: Sequence[Panel]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the dashboard's reader may look at alone."""
+
+    name: str
+    title: str
+    label: str
+
+
+NAMESPACE: Final = Choice("namespace", "Namespace", "namespace")
+# As the planner's ServiceMonitors name it.
+SERVICE: Final = Choice("service", "InferenceService", "shoal_dev_inferenceservice")
 
 
 def quantiles(metric: str, by: str = "", names: Sequence[float] = (0.5, 0.95, 0.99)) -> list[tuple[str, str]]:
@@ -310,15 +324,17 @@ OPERATOR: Final = (
 
 def make_dashboards() -> dict[str, dict[str, Any]]:
     """Name of the file -> dashboard."""
+    mesh = (NAMESPACE, SERVICE)
     return {
-        "serving": _dashboard("serving", "Shoal: serving", SERVING, "shoal_gateway_requests_total"),
-        "caches": _dashboard("caches", "Shoal: caches and workers", CACHES, "shoal_worker_kv_cache_blocks"),
-        "kv-store": _dashboard("kv-store", "Shoal: KV store", KV_STORE, "shoal_kv_store_blocks"),
-        "operator": _dashboard("operator", "Shoal: operator", OPERATOR, "shoal_operator_leads"),
+        "serving": _dashboard("serving", "Shoal: serving", SERVING, "shoal_gateway_requests_total", mesh),
+        "caches": _dashboard("caches", "Shoal: caches and workers", CACHES, "shoal_worker_kv_cache_blocks", mesh),
+        "kv-store": _dashboard("kv-store", "Shoal: KV store", KV_STORE, "shoal_kv_store_blocks", mesh),
+        "operator": _dashboard("operator", "Shoal: operator", OPERATOR, "shoal_operator_leads", (NAMESPACE,)),
     }
 
 
-def _dashboard(name: str, title: str, rows: Sequence[Row], known_by: str) -> dict[str, Any]:
+def _dashboard(name: str, title: str, rows: Sequence[Row], known_by: str, choices: Sequence[Choice]) -> dict[str, Any]:
+    """`known_by`: a metric that everything has that can be chosen."""
     return {
         "uid": f"shoal-{name}",
         "title": title,
@@ -327,12 +343,12 @@ def _dashboard(name: str, title: str, rows: Sequence[Row], known_by: str) -> dic
         "editable": True,
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},
-        "templating": {"list": [_data_source(), _namespace(known_by)]},
-        "panels": list(_panels(rows)),
+        "templating": {"list": [_data_source(), *(_variable(choice, known_by) for choice in choices)]},
+        "panels": list(_panels(rows, ",".join(f'{choice.label}=~"${choice.name}"' for choice in choices))),
     }
 
 
-def _panels(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+def _panels(rows: Sequence[Row], chosen: str) -> Iterator[dict[str, Any]]:
     ids = itertools.count(1)
     for index, row in enumerate(rows):
         top = index * (_HEIGHT + 1)
@@ -348,11 +364,10 @@ def _panels(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
         width = _WIDTH // len(row.panels)
         for column, panel in enumerate(row.panels):
             position = {"h": _HEIGHT, "w": width, "x": column * width, "y": top + 1}
-            yield {"id": next(ids), "gridPos": position, **_graph(panel)}
+            yield {"id": next(ids), "gridPos": position, **_graph(panel, chosen)}
 
 
-def _graph(panel: Panel) -> dict[str, Any]:
-    chosen = 'namespace=~"$namespace"'
+def _graph(panel: Panel, chosen: str) -> dict[str, Any]:
     targets = [
         {
             "refId": chr(ord("A") + index),
@@ -384,14 +399,13 @@ def _data_source() -> dict[str, Any]:
     return {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source"}
 
 
-def _namespace(known_by: str) -> dict[str, Any]:
-    query = f"label_values({known_by}, namespace)"
+def _variable(choice: Choice, known_by: str) -> dict[str, Any]:
     return {
-        "name": "namespace",
+        "name": choice.name,
         "type": "query",
-        "label": "Namespace",
+        "label": choice.title,
         "datasource": _SOURCE,
-        "query": {"query": query, "refId": "namespaces"},
+        "query": {"query": f"label_values({known_by}, {choice.label})", "refId": choice.name},
         "refresh": 2,
         "includeAll": True,
         "multi": True,

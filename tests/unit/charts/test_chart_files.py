@@ -22,10 +22,12 @@ import shoal.rpc.interceptor  # noqa: F401 - all three register metrics
 from shoal.kv_store.metrics import StoreCollector
 from shoal.kv_store.remote.metrics import PeerCollector
 from shoal.model_worker.metrics import WorkerMetrics
-from shoal.operator.planner.kubernetes import Platform
+from shoal.operator.api import parse_manifest
+from shoal.operator.planner.kubernetes import OPTIONAL_APIS, Owner, Platform, plan
 from shoal.operator.reconcile.controller import Controller
 from shoal.operator.reconcile.metrics import OperatorCollector
 from support.kv_store_core import open_core
+from support.manifests import MINIMAL_ON_KUBERNETES
 from support.memory_disk import MemoryDisk
 
 ROOT = Path(__file__).parents[3]
@@ -35,7 +37,8 @@ SUFFIXES = {
     "gauge": ("",),
     "histogram": ("_bucket", "_sum", "_count"),
 }
-METRIC = re.compile(r"\b(?:shoal|process)_[a-z0-9_]+")
+# Prometheus writes the label shoal.dev/... with underscores.
+METRIC = re.compile(r"\b(?:shoal|process)_(?!dev_)[a-z0-9_]+")
 
 
 def test_generated_files_are_up_to_date() -> None:
@@ -71,6 +74,16 @@ async def test_every_metric_that_is_looked_at_exists() -> None:
     unknown = {(place, name) for place, query in queries for name in METRIC.findall(query) if name not in known}
     assert unknown == set()
     assert all(METRIC.search(query) for _, query in queries)
+
+
+def test_a_mesh_is_chosen_by_the_label_that_monitors_give() -> None:
+    objects = plan(parse_manifest(MINIMAL_ON_KUBERNETES, "m"), Platform(apis=OPTIONAL_APIS), Owner(namespace="models"))
+    [monitor] = [found for found in objects if found["kind"] == "ServiceMonitor"]
+    labels = {re.sub(r"[^a-z0-9]", "_", label) for label in monitor["spec"]["targetLabels"]}
+    for name in ("serving", "caches", "kv-store"):
+        dashboard = json.loads((CHART / "files" / "dashboards" / f"{name}.json").read_text())
+        [query] = [each["query"]["query"] for each in dashboard["templating"]["list"] if each["name"] == "service"]
+        assert query.rpartition(", ")[2].rstrip(")") in labels
 
 
 @pytest.mark.parametrize("path", sorted((CHART / "files" / "dashboards").glob("*.json")), ids=lambda path: path.stem)
