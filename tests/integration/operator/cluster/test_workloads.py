@@ -75,9 +75,8 @@ async def test_workers_of_several_pods_answer_by_their_first(space: Namespace) -
         await space.until_phase("smol", "Ready", changed["metadata"]["generation"], timeout_s=60)
 
         async def is_replaced() -> bool:
-            left = await space.list(LEADER_WORKER_SET)
-            (group,) = await space.list(STATEFUL_SET, OF_WORKERS) or [None]
-            return not left and group is not None and len(await endpoints(space)) == 2
+            left, groups = await space.list(LEADER_WORKER_SET), await space.list(STATEFUL_SET, OF_WORKERS)
+            return not left and len(groups) == 1 and len(await endpoints(space)) == 2
 
         await eventually(is_replaced, "one kind of workload takes over from the other", 60)
 
