@@ -71,9 +71,9 @@ async def test_throttling_only_takes_longer(space: Namespace, tmp_path: Path) ->
         faulty_apiserver(space.plane, tmp_path) as server,
         running_controller(space.plane, space.name, kubeconfig=server.kubeconfig, **OPTIONS),
     ):
-        server.throttled_every = 4
+        server.throttled_every = 8
         await space.create(with_fields(MINIMAL_ON_KUBERNETES, {}))
         await space.until_phase("smol", "Ready", timeout_s=60)
-        assert server.num_throttled > 3
+        assert server.num_throttled > 1
         server.throttled_every = 0
         assert len(await space.objects("smol")) == 17
