@@ -138,5 +138,26 @@ async def test_an_autoscaler_scales_the_service_itself(space: Namespace) -> None
         assert scaler["spec"]["scaleTargetRef"]["kind"] == "InferenceService"
 
 
+async def test_one_number_scales_both_roles(space: Namespace) -> None:
+    async with running_controller(space.plane, space.name):
+        roles = {"prefill": {}, "decode": {}, "ratio": {"prefill": 1, "decode": 3}}
+        await space.create(
+            manifest(spec__workers__replicas=4, **{f"spec__{name}": each for name, each in roles.items()})
+        )
+        status = await space.until_phase("smol", "Ready")
+        assert (status["prefill"]["desired"], status["decode"]["desired"], status["workers"]["ready"]) == (1, 3, 4)
+        assert len(await endpoints(space)) == 3, "requests go to decode"
+        space.plane.kubectl("scale", "isvc", "smol", "-n", space.name, "--replicas=8")
+        changed = await space.service("smol")
+        status = await space.until_phase("smol", "Ready", changed["metadata"]["generation"])
+        assert (status["prefill"]["desired"], status["decode"]["desired"]) == (2, 6)
+        scale = json.loads(
+            space.plane.kubectl("get", "isvc", "smol", "-n", space.name, "--subresource=scale", "-o", "json")
+        )
+        assert (scale["spec"]["replicas"], scale["status"]["replicas"]) == (8, 8)
+        answering = await space.list(POD, scale["status"]["selector"])
+        assert len(answering) == 8
+
+
 async def _has_workers(space: Namespace, num: int) -> bool:
     return len(await space.list(POD, OF_WORKERS)) == num

@@ -8,6 +8,7 @@ from shoal.operator.api import InferenceService
 from shoal.operator.api.roles import worker_roles
 from shoal.operator.envoy import Endpoint, EnvoyOptions
 from shoal.operator.planner.kubernetes.platform import Owner, Platform
+from shoal.operator.planner.kubernetes.scaling import within_bounds
 
 EDGE_PORT: Final = 8080
 EDGE_GRPC_PORT: Final = 8081
@@ -37,7 +38,7 @@ def envoy_options(service: InferenceService, platform: Platform, owner: Owner) -
         edge_http=None if spec.gateway.http.port is None else Endpoint(_ANY, EDGE_HTTP_PORT),
         serves_http=spec.gateway.http.enabled,
         mesh=Endpoint("127.0.0.1", MESH_PORT),
-        num_workers=worker_roles(spec)[-1].replicas,
+        num_workers=worker_roles(within_bounds(spec))[-1].replicas,
         balancing="prefix_hash" if spec.routing.policy == "prefix_hash" else "orca",
         access_log=_ACCESS_LOG if spec.observability.access_log else None,
         control_plane=platform.control_plane,
