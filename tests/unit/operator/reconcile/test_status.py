@@ -202,3 +202,54 @@ def test_pods_that_may_not_be_made_are_told_of() -> None:
     failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"}
     role = observe_roles(PLAN, [live("gateway", "Deployment", observedGeneration=2, conditions=[failure])])["gateway"]
     assert (role.reason, role.trouble) == ("FailedCreate", "smol-gateway: exceeded quota")
+
+
+def test_two_groups_of_a_component_are_one_being_replaced() -> None:
+    old, new = live("worker", "StatefulSet"), live("worker", "StatefulSet")
+    counts = {"replicas": 1, "updatedReplicas": 1, "readyReplicas": 1, "observedGeneration": 2}
+    found = [
+        {**each, "metadata": {**each["metadata"], "name": name}, "status": counts}
+        for each, name in ((old, "smol-worker"), (new, "smol-worker-0a1b2c3d"))
+    ]
+    role = observe_roles(found, found)["worker"]
+    assert (role.desired, role.ready, role.is_ready, role.reason) == (2, 2, False, "BeingReplaced")
+    leaving = observe_roles(found[:1], found, leaving=["worker"])["worker"]
+    assert (leaving.ready, leaving.is_ready, leaving.reason) == (1, False, "BeingReplaced")
+    assert observe_roles(found[:1], found)["worker"].is_ready
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "status", "wanted"),
+    [
+        (
+            "DaemonSet",
+            {},
+            {
+                "observedGeneration": 2,
+                "desiredNumberScheduled": 3,
+                "currentNumberScheduled": 3,
+                "numberReady": 2,
+                "updatedNumberScheduled": 3,
+            },
+            (3, 2, True),
+        ),
+        ("DaemonSet", {}, {}, (0, 0, False)),
+        # Its status names no generation.
+        ("LeaderWorkerSet", {"replicas": 2}, {"replicas": 2, "readyReplicas": 1, "updatedReplicas": 2}, (2, 1, True)),
+        # Left to an autoscaler, whose wish the cluster has.
+        (
+            "StatefulSet",
+            {},
+            {"observedGeneration": 2, "replicas": 5, "readyReplicas": 5, "updatedReplicas": 5},
+            (5, 5, True),
+        ),
+    ],
+)
+def test_each_kind_says_how_many_pods_it_has(
+    kind: str, spec: dict[str, Any], status: dict[str, Any], wanted: tuple[int, int, bool]
+) -> None:
+    labels = {"app.kubernetes.io/component": "worker"}
+    planned: Manifest = {"kind": kind, "metadata": {"name": "x", "labels": labels}, "spec": spec}
+    found = {**planned, "metadata": {**planned["metadata"], "generation": 2}, "spec": {"replicas": 5}, "status": status}
+    role = observe_roles([planned], [found])["worker"]
+    assert (role.desired, role.ready, role.is_current) == wanted
