@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from shoal.kv_client.origin import NOBODY, Origin
 from shoal.model_worker.block_source import Retrieval
+from shoal.model_worker.step import LayerFeed
 
 
 @dataclass(eq=False)
@@ -23,6 +24,12 @@ class FakeRetrieval:
     first: int = 0
     block_ids: Sequence[int] = ()
     num_loaded: int = 0
+    by_layer: bool = False
+    feed: LayerFeed | None = None
+
+    @property
+    def num_loading(self) -> int:
+        return len(self.block_ids)
 
 
 @dataclass
@@ -54,7 +61,9 @@ class FakeBlockSource:
     def advance(self, now_s: float) -> None:
         pass
 
-    def load(self, retrieval: Retrieval, first: int, block_ids: Sequence[int], now_s: float) -> int:
+    def load(
+        self, retrieval: Retrieval, first: int, block_ids: Sequence[int], now_s: float, *, by_layer: bool = False
+    ) -> int:
         assert isinstance(retrieval, FakeRetrieval)
         assert retrieval in self.open
         assert not retrieval.block_ids
@@ -63,7 +72,7 @@ class FakeBlockSource:
         num = 0
         while num < len(block_ids) and retrieval.keys[first + num] in self.blocks:
             num += 1
-        retrieval.first, retrieval.block_ids = first, list(block_ids[:num])
+        retrieval.first, retrieval.block_ids, retrieval.by_layer = first, list(block_ids[:num]), by_layer
         retrieval.is_settled, retrieval.deadline_s = False, now_s + self.wait_s
         return num
 

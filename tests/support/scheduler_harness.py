@@ -73,7 +73,7 @@ class SchedulerHarness:
         if plan is not None:
             assert plan.total_tokens <= self.max_num_batched_tokens
             self.pending.append((plan, self.runner.execute(plan)))
-        if plan is None or plan.forks:
+        if plan is None or plan.forks or plan.feed is not None:
             self._update(len(self.pending))
         else:
             self._update(len(self.pending) - self.steps_ahead)

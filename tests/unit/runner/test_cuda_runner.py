@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="needs triton")
 
@@ -19,7 +20,7 @@ from shoal.model_worker.runner.cpu import CpuRunner
 from shoal.model_worker.runner.cuda import CudaRunner
 from shoal.model_worker.sampling.params import SamplingParams
 from shoal.model_worker.sampling.sampler import Sampler
-from shoal.model_worker.step import Admission, Fork, PendingStep, StepPlan, StepResult
+from shoal.model_worker.step import Admission, Fork, LayerFeed, PendingStep, StepPlan, StepResult
 from support.gpu_kernels import DEVICE, gpu_kernels
 from support.runner_driving import GREEDY, RunnerDriver, assert_alike
 from support.tiny_models import save_tiny
@@ -92,6 +93,41 @@ def test_forks_and_prompt_logprobs(loaded: dict[str, LoadedModel]) -> None:
         results.append(mine)
     for expected, actual in zip(*results, strict=True):
         assert_alike(actual, expected)
+
+
+class CopyingFeed:
+    """Brings each layer of some blocks just before the step needs it."""
+
+    def __init__(self, source: torch.Tensor, target: torch.Tensor, block_ids: list[int]) -> None:
+        self._source, self._target, self._block_ids = source, target, block_ids
+        self.waits: list[int] = []
+
+    def wait(self, layer: int) -> None:
+        self.waits.append(layer)
+        for block_id in self._block_ids:
+            self._target[block_id, layer] = self._source[block_id, layer]
+
+    def wait_end(self) -> None:
+        raise AssertionError("a runner does not ask what came of it")
+
+
+@pytest.mark.parametrize("make", ["cpu", "gpu"])
+def test_a_step_finds_each_layer_when_it_gets_there(loaded: dict[str, LoadedModel], make: str) -> None:
+    runners = [cpu_runner(loaded) if make == "cpu" else gpu_runner(loaded) for _ in range(2)]
+    first, second = runners
+    second.kv_cache.fill_(float("nan"))
+    prompt, blocks = PROMPTS[2], (3, 7, 5)
+
+    def plan(num_computed: int, num_tokens: int, feed: LayerFeed | None) -> StepPlan:
+        admission = Admission(0, np.array(prompt, np.int32), len(prompt), num_computed, blocks, GREEDY, 0, 0)
+        counts = np.array([num_tokens], np.int32)
+        return StepPlan((), (admission,), (), (), np.array([0], np.int32), counts, np.array([True]), (), feed)
+
+    expected = first.submit(plan(0, 33, None)).result()
+    feed = CopyingFeed(first.kv_cache, second.kv_cache, [3, 7])
+    found = second.submit(plan(32, 1, feed)).result()
+    assert found.token_ids.tolist() == expected.token_ids.tolist()
+    assert feed.waits == list(range(loaded["cpu"].config.num_layers))
 
 
 def test_a_step_builds_on_tokens_that_the_host_has_not_seen(loaded: dict[str, LoadedModel]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from shoal.kv_client.origin import NOBODY, Origin
+from shoal.model_worker.step import LayerFeed
 
 
 class Retrieval(Protocol):
@@ -17,6 +18,14 @@ class Retrieval(Protocol):
     @property
     def is_settled(self) -> bool:
         """Whether what was under way has ended."""
+
+    @property
+    def feed(self) -> LayerFeed | None:
+        """What a step may wait for layer by layer, once that has begun to flow."""
+
+    @property
+    def num_loading(self) -> int:
+        """Blocks that are being filled."""
 
 
 class BlockSource(Protocol):
@@ -39,9 +48,12 @@ class BlockSource(Protocol):
     def advance(self, now_s: float) -> None:
         """Takes in answers that came. Called once a step."""
 
-    def load(self, retrieval: Retrieval, first: int, block_ids: Sequence[int], now_s: float) -> int:
+    def load(
+        self, retrieval: Retrieval, first: int, block_ids: Sequence[int], now_s: float, *, by_layer: bool = False
+    ) -> int:
         """Begins to fill `block_ids`, which hold the keys from `first` on; how many of them, 0 if computing is better.
 
+        by_layer: nobody else computes, so a step may begin before the load has ended; see `Retrieval.feed`.
         What it fills belongs to it until `end`.
         """
 

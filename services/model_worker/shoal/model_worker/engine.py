@@ -88,7 +88,7 @@ class Engine:
         plan = scheduler.schedule()
         if plan is not None:
             pending.append((plan, self._runner.submit(plan), start_s))
-            if len(pending) < self._runner.max_pending_steps and not plan.forks:
+            if len(pending) < self._runner.max_pending_steps and not _is_awaited(plan):
                 return
         elif not pending:
             until_s = scheduler.waiting_until_s if scheduler.has_work else None
@@ -99,10 +99,10 @@ class Engine:
                 self._inbox.wait(until_s - self._clock())
             return
         self._finish_oldest()
-        # Nothing may be planned after forks before they have their first tokens. Without work, what was planned for
-        # those who have ended would wait for the next request.
-        has_forks = plan is not None and plan.forks
-        while pending and (has_forks or not scheduler.has_work):
+        # Nothing may be planned after forks before they have their first tokens, or while it is open whether a step
+        # counts. Without work, what was planned for those who have ended would wait for the next request.
+        is_awaited = plan is not None and _is_awaited(plan)
+        while pending and (is_awaited or not scheduler.has_work):
             self._finish_oldest()
 
     def _finish_oldest(self) -> None:
@@ -110,6 +110,10 @@ class Engine:
         result = step.result()
         end_s = self._clock()
         self._scheduler.update(plan, result)
+        if plan.feed is not None:  # it mostly waited for a load: that says nothing of how fast prompts are computed
+            self._say(0.0, 0, changed=True)
+            self._last_end_s = end_s
+            return
         self._say(end_s - max(start_s, self._last_end_s), plan.total_tokens, changed=True)
         self._last_end_s = end_s
 
@@ -135,6 +139,11 @@ class Engine:
             self._scheduler.add(command.request)
         except RequestRefused as refusal:
             self._scheduler.refuse(command.request.stream_id, refusal.failure)
+
+
+def _is_awaited(plan: StepPlan) -> bool:
+    """Whether nothing may be planned before the result is in."""
+    return bool(plan.forks) or plan.feed is not None
 
 
 def to_frame(

@@ -63,6 +63,17 @@ class BlockAssignment:
     block_id: int
 
 
+class LayerFeed(Protocol):
+    """KV of earlier blocks that arrives layer by layer while a step computes."""
+
+    def wait(self, layer: int) -> None:
+        """Returns when what is launched from here on finds a layer's, and those of layers before it; or when they will
+        not come any more, and the step is for nothing. By the runner's thread, which computes on its current stream."""
+
+    def wait_end(self) -> None:
+        """Returns when it is known whether all of it came."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step. Applied in the order of the fields."""
@@ -80,6 +91,8 @@ class StepPlan:
     samples: NDArray[np.bool_]
     """[S] whether this step reaches the slot's last known token, so that the next one is sampled."""
     forks: tuple[Fork, ...]
+    feed: LayerFeed | None = None
+    """To wait for before each layer, where a load is under way. The result counts only if all of it came."""
 
     @property
     def total_tokens(self) -> int:

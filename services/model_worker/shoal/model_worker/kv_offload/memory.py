@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from shoal.kv_client.lease import Lease, Reading
 from shoal.kv_client.link import MappedMemory
+from shoal.model_worker.kv_offload.layer_feed import LayerFeed
 
 
 class Loaded(NamedTuple):
@@ -34,6 +35,10 @@ class KvMemory(Protocol):
     def blocks_at_once(self) -> int:
         """Most blocks of one call of `store`."""
 
+    @property
+    def num_layers_fed(self) -> int:
+        """Layers that `feed` brings one after the other; 0 where there is nothing to gain by it."""
+
     def mark(self) -> object:
         """The device's work so far, in which steps may still use blocks that were just given out anew. Called by the
         engine's thread; `load` comes behind it."""
@@ -43,6 +48,12 @@ class KvMemory(Protocol):
         hold what they should; no more follows one that does not. They are there for any step that is submitted after
         `settle`. It may be closed after any of them, and is before the lease; the blocks belong to others then, as soon
         as `settle` was called."""
+
+    def feed(
+        self, lease: Lease, block_ids: Sequence[int], mark: object, feed: LayerFeed
+    ) -> Generator[Loaded, None, None] | None:
+        """`load`, but a few layers of all blocks at a time, of which `feed` is told; no block counts before the last
+        layer. None, and nothing done, where that cannot be."""
 
     def settle(self) -> None:
         """Puts steps that are submitted from here on behind all loads so far. Called by the engine's thread."""

@@ -66,7 +66,14 @@ class KvOffload:
         )
         self._storing = Storing(options.write_back, cache, self.rate, self.stats, self.writer)
         self._retrieving = Retrieving(
-            options, memory, cache.block_size, self.rate, self.stats, self._reader, self._prefetcher
+            options,
+            memory,
+            cache.block_size,
+            self.rate,
+            self.stats,
+            self._reader,
+            self._prefetcher,
+            flowing=lambda: self.wake(),
         )
 
     def ask(
@@ -91,9 +98,12 @@ class KvOffload:
         """See `BlockSource.advance`."""
         self._retrieving.advance()
 
-    def load(self, retrieval: Retrieval, first: int, block_ids: Sequence[int], now_s: float) -> int:
+    def load(
+        self, retrieval: Retrieval, first: int, block_ids: Sequence[int], now_s: float, *, by_layer: bool = False
+    ) -> int:
         """See `BlockSource.load`."""
-        return self._retrieving.load(cast(Ticket, retrieval), first, block_ids, now_s) if block_ids else 0
+        ticket = cast(Ticket, retrieval)
+        return self._retrieving.load(ticket, first, block_ids, now_s, by_layer=by_layer) if block_ids else 0
 
     def end(self, retrieval: Retrieval, now_s: float) -> int:
         """See `BlockSource.end`."""

@@ -71,7 +71,10 @@ class Reader:
         while (ticket := self._tickets.get()) is not None:
             if ticket.load is not None:
                 self._load(ticket, ticket.load)
+                ticket.load.ended_s = self._clock()
                 ticket.stage = Stage.LOADED
+                if ticket.load.feed is not None:
+                    ticket.load.feed.finish()
                 self._settled(ticket)
             elif ticket.stage is Stage.ASKED:
                 self._ask(ticket)
@@ -117,7 +120,10 @@ class Reader:
         with client.view(keys, origin=origin) as lease:
             self._asking_since_s = None
             self._sessions.note(client)
-            with closing(self._memory.load(lease, load.block_ids[: len(lease)], load.mark)) as steps:
+            block_ids, feed = load.block_ids[: len(lease)], load.feed
+            is_whole = len(block_ids) == len(load.block_ids)
+            fed = self._memory.feed(lease, block_ids, load.mark, feed) if feed is not None and is_whole else None
+            with closing(self._memory.load(lease, block_ids, load.mark) if fed is None else fed) as steps:
                 reading = self._follow(load, steps)
             if load.is_given_up:
                 return

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from shoal.kv_client.origin import NOBODY, Origin
 from shoal.kv_client.pricing import Action, ComputeTime, Offer, Pricer, TierSpeed, prefill_time, price, price_lookup
+from shoal.model_worker.kv_offload.layer_feed import LayerFeed
 from shoal.model_worker.kv_offload.memory import KvMemory
 from shoal.model_worker.kv_offload.options import OffloadOptions
 from shoal.model_worker.kv_offload.prefetching import Prefetch, Prefetcher
@@ -32,6 +33,8 @@ _WEIGHT: Final = 0.1
 """Of the latest lookup."""
 _MAX_PREFETCH_S: Final = 5.0
 """Others wait behind it."""
+_LAUNCH_S_PER_LAYER: Final = 0.6e-3
+"""What the host takes to launch a layer's operations one by one."""
 _PROBE_EVERY_S: Final = 0.5
 """While the store is of no use one request this often has it asked, and does not wait for the answer."""
 
@@ -48,7 +51,10 @@ class Retrieving:
         stats: KvStoreStats,
         reader: Reader,
         prefetcher: Prefetcher,
+        flowing: Callable[[], None] = lambda: None,
     ) -> None:
+        """flowing: called by the reader when a load's first layers are on their way."""
+        self._flowing = flowing
         self._options = options
         self._memory = memory
         self._block_size = block_size
@@ -114,7 +120,9 @@ class Retrieving:
             if not ticket.is_over and ticket.num_with_peers > ticket.num_in_memory:
                 self._prefetch(ticket)
 
-    def load(self, ticket: Ticket, first: int, block_ids: Sequence[int], now_s: float) -> int:
+    def load(
+        self, ticket: Ticket, first: int, block_ids: Sequence[int], now_s: float, *, by_layer: bool = False
+    ) -> int:
         """See `BlockSource.load`."""
         compute = self._compute_time(first)
         if ticket.stage is not Stage.ANSWERED:
@@ -131,6 +139,8 @@ class Retrieving:
             first, block_ids[:num_blocks], self._memory.mark(), pending, pending.tiers[-1], now_s, self._loading_bytes
         )
         self._loading_bytes += num_blocks * self._memory.block_bytes
+        if by_layer and self._pays_by_layer(ticket, load):
+            load.feed = LayerFeed(now_s + pending.decision.deadline_s, self._flowing)
         ticket.load, ticket.stage, ticket.deadline_s = load, Stage.LOADING, now_s + pending.decision.deadline_s
         self._start(ticket, load)
         return num_blocks
@@ -148,7 +158,7 @@ class Retrieving:
         self._loading_bytes -= num_bytes
         is_complete = num_loaded == len(load.block_ids)
         is_late = not was_settled and now_s >= ticket.deadline_s
-        seconds = now_s - load.start_s
+        seconds = (now_s if load.ended_s is None else load.ended_s) - load.start_s
         if is_complete or is_late:
             self._pricer.observe(load.tier, num_bytes + load.queued_bytes, seconds)
         # Who is cancelled has waited for nothing: that costs no budget.
@@ -158,6 +168,13 @@ class Retrieving:
             self._stats.count(self._stats.unused, load.failure or "late")
         self._count(ticket, load, num_loaded, seconds)
         return list(load.block_ids[:num_loaded])
+
+    def _pays_by_layer(self, ticket: Ticket, load: Load) -> bool:
+        """Whether launching a step operation by operation, as one that waits has to be, is hidden behind the load."""
+        num_bytes = len(load.block_ids) * self._memory.block_bytes
+        launch_s = self._memory.num_layers_fed * _LAUNCH_S_PER_LAYER
+        is_in_memory = load.first + len(load.block_ids) <= ticket.num_in_memory
+        return launch_s > 0 and is_in_memory and num_bytes / self._options.memory_bytes_per_s >= launch_s
 
     def _start(self, ticket: Ticket, load: Load) -> None:
         end = load.first + len(load.block_ids)

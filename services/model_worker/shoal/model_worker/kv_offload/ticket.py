@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from shoal.kv_client.origin import NOBODY, Origin
 from shoal.kv_client.pricing import Pending
+from shoal.model_worker.kv_offload.layer_feed import LayerFeed
 
 
 class Stage(enum.Enum):
@@ -41,6 +42,10 @@ class Load:
     """Held while blocks are written to."""
     is_given_up: bool = False
     """Set by the engine's thread, and seen by the reader before it writes on."""
+    feed: LayerFeed | None = None
+    """By which a step may begin before the load has ended."""
+    ended_s: float | None = None
+    """When the reader was through with it."""
     num_loaded: int = 0
     """Leading blocks that hold what they should."""
     failure: str = ""
@@ -83,3 +88,14 @@ class Ticket:
     def is_settled(self) -> bool:
         """See `Retrieval.is_settled`."""
         return self.stage is Stage.ANSWERED or self.stage is Stage.LOADED
+
+    @property
+    def feed(self) -> LayerFeed | None:
+        """See `Retrieval.feed`."""
+        feed = None if self.load is None else self.load.feed
+        return feed if feed is not None and feed.is_flowing else None
+
+    @property
+    def num_loading(self) -> int:
+        """See `Retrieval.num_loading`."""
+        return 0 if self.load is None else len(self.load.block_ids)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from shoal.kernels.paged_attention import AttentionPlan
+from shoal.model_worker.step import LayerFeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +24,5 @@ class ForwardBatch:
     """Query starts, KV lengths and block tables of the sequences."""
     output_rows: Tensor | None = None
     """[R] int64: the tokens whose hidden states are wanted; None: all of them."""
+    feed: LayerFeed | None = None
+    """What to wait for before each layer's attention."""

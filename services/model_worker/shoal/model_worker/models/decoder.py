@@ -42,14 +42,16 @@ class DecoderModel(ABC):
     def forward(self, batch: ForwardBatch, kv_cache: Tensor) -> Tensor:
         """See `Model.forward`."""
         residual = self._embed(batch.token_ids)
-        if self._native is not None and self._native.accepts(batch.attention, residual.shape[0]):
+        if self._native is not None and batch.feed is None and self._native.accepts(batch.attention, residual.shape[0]):
             x = self._native.run(residual, batch.positions, batch.slot_mapping, kv_cache, batch.attention)
             return x if batch.output_rows is None else x[batch.output_rows]
         return self._run_layers(residual, batch, kv_cache)
 
     def _run_layers(self, residual: Tensor, batch: ForwardBatch, kv_cache: Tensor) -> Tensor:
         x: Tensor | None = None
-        for layer in self._layers:
+        for index, layer in enumerate(self._layers):
+            if batch.feed is not None:
+                batch.feed.wait(index)
             x = layer.attend(x, residual, batch, kv_cache)
             if layer is self._layers[-1] and batch.output_rows is not None:
                 # From here on rows do not see each other: the last feed-forward, 2.5% of a 135M model's prefill, is

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -89,7 +91,8 @@ class CpuRunner(SynchronousRunner):
                 return StepResult(np.empty(0, np.int32), np.empty(0, np.int32), {}, {})
             sequences, model = self._sequences, self._model
             batch = build_batch(plan, self._slots, self._shape, all_outputs=sequences.wants_prompt_logprobs)
-            hidden = model.forward(batch.forward, self._kv_cache)
+            forward = batch.forward if plan.feed is None else replace(batch.forward, feed=plan.feed)
+            hidden = model.forward(forward, self._kv_cache)
             self._slots.num_computed[plan.slots] += plan.num_tokens
             reported: dict[int, tuple[TokenLogprobs, ...]] = {}
             if sequences.wants_prompt_logprobs:

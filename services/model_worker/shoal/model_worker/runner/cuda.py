@@ -33,7 +33,7 @@ from shoal.model_worker.runner.step_graphs import (
     mixed_sizes,
 )
 from shoal.model_worker.sampling.device import DeviceSampler
-from shoal.model_worker.step import EndedStep, IntArray, PendingStep, StepPlan, StepResult, TokenLogprobs
+from shoal.model_worker.step import EndedStep, IntArray, LayerFeed, PendingStep, StepPlan, StepResult, TokenLogprobs
 
 Progress = Callable[[float], None]
 
@@ -128,7 +128,7 @@ class CudaRunner:
             if not len(plan.slots):
                 return EndedStep(StepResult(np.empty(0, np.int32), np.empty(0, np.int32), {}, {}))
             decodes = plan.samples.all() and (plan.num_tokens == 1).all() and not plan.forks
-            return self._decode(plan) if decodes else self._mixed(plan)
+            return self._decode(plan) if decodes and plan.feed is None else self._mixed(plan)
 
     def _apply_changes(self, plan: StepPlan) -> None:
         for slot in plan.released:
@@ -171,16 +171,18 @@ class CudaRunner:
             self._slots.num_computed[fork.target] = self._slots.num_computed[fork.source]
         self._on_device[slots] = True
         prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
-        graph = self._find_graph(num_tokens, len(slots), has_low=bool(len(arrays.work.low.items)))
+        # A graph cannot wait for what is not launched yet.
+        has_low = bool(len(arrays.work.low.items))
+        graph = None if plan.feed is not None else self._find_graph(num_tokens, len(slots), has_low=has_low)
         if self._sequences.wants_prompt_logprobs:
             inputs = self._write(arrays)
-            hidden = self._forward(inputs, all_rows=True)
+            hidden = self._forward(inputs, all_rows=True, feed=plan.feed)
             prompt_logprobs = self._sequences.report_prompts(plan, arrays.tokens, hidden, self._model.compute_logits)
             logits, token_ids = self._choose(inputs, hidden[inputs["sample_rows"]])
         elif graph is not None:
             logits, token_ids = graph.run(arrays.named())
         else:
-            logits, token_ids = self._mixed_step(self._write(arrays))
+            logits, token_ids = self._mixed_step(self._write(arrays), plan.feed)
         return self._mail.send(slots, token_ids, self._gather(logits, slots, token_ids), prompt_logprobs)
 
     def _find_graph(self, num_tokens: int, num_sampled: int, *, has_low: bool) -> MixedGraph | None:
@@ -227,17 +229,17 @@ class CudaRunner:
         record_tokens(state, inputs.slots, token_ids, inputs.seq_lens)
         return logits, token_ids
 
-    def _mixed_step(self, inputs: PackedInputs) -> Chosen:
+    def _mixed_step(self, inputs: PackedInputs, feed: LayerFeed | None = None) -> Chosen:
         """The device's part of any step. Captured in graphs."""
-        return self._choose(inputs, self._forward(inputs, all_rows=False))
+        return self._choose(inputs, self._forward(inputs, all_rows=False, feed=feed))
 
-    def _forward(self, inputs: PackedInputs, *, all_rows: bool) -> Tensor:
+    def _forward(self, inputs: PackedInputs, *, all_rows: bool, feed: LayerFeed | None = None) -> Tensor:
         """Hidden states of all tokens, or of those that are sampled from."""
         state, token_ids = self._device_slots.state, inputs["token_ids"]
         resolve_tokens(token_ids, state)
         attention = attention_plan(self._shape, self._pages, inputs, state.block_tables)
         rows = None if all_rows else inputs["sample_rows"]
-        batch = ForwardBatch(token_ids, inputs["positions"], inputs["slot_mapping"], attention, rows)
+        batch = ForwardBatch(token_ids, inputs["positions"], inputs["slot_mapping"], attention, rows, feed)
         return self._model.forward(batch, self._kv_cache)
 
     def _choose(self, inputs: PackedInputs, hidden: Tensor) -> Chosen:

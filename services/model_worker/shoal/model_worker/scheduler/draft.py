@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.model_worker.step import Admission, BlockAssignment, Fork, IntArray, StepPlan
+from shoal.model_worker.step import Admission, BlockAssignment, Fork, IntArray, LayerFeed, StepPlan
 
 _A = TypeVar("_A", bound=NDArray[Any])
 
@@ -55,7 +55,9 @@ class PlanDraft:
         """(source, target): KV to copy before anything is computed."""
         self._copies.append(blocks)
 
-    def build(self, decoding: IntArray, completes: list[bool], forks: tuple[Fork, ...]) -> StepPlan:
+    def build(
+        self, decoding: IntArray, completes: list[bool], forks: tuple[Fork, ...], feed: LayerFeed | None = None
+    ) -> StepPlan:
         """The plan: `decoding` slots with one token each, then `parts`, of which `completes` reach their last token.
 
         Leaves the draft empty. A step in which everyone decodes reuses the arrays of the step before.
@@ -74,6 +76,7 @@ class PlanDraft:
             num_tokens=num_tokens,
             samples=samples,
             forks=forks,
+            feed=feed,
         )
         self.parts, self._released, self._admitted, self._copies, self._assigned = {}, [], [], [], []
         return plan

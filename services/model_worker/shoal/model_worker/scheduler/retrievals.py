@@ -63,13 +63,33 @@ class Retrievals:
             return False
         first = table.num_committed
         num_blocks = len(hittable_keys(sequence, self._cache.block_size))
-        if not source.load(retrieval, first, table.block_ids[first:num_blocks], now_s):
+        is_alone = self._slots.num_filled == 1 and sequence.group.forked
+        if not source.load(retrieval, first, table.block_ids[first:num_blocks], now_s, by_layer=is_alone):
             self.give_up(sequence, now_s)
             return False
         sequence.is_loading = True
         self._loading.append(sequence)
         self._wait_until(retrieval.deadline_s)
         return True
+
+    def fed(self) -> Sequence | None:
+        """The first whose blocks arrive layer by layer, and have begun to."""
+        flowing = (each for each in self._loading if each.retrieval is not None and each.retrieval.feed is not None)
+        return next(flowing, None)
+
+    def end_fed(self, sequence: Sequence, now_s: float) -> bool:
+        """The step that did not wait for a load has ended: whether all came that it took for granted."""
+        retrieval, table = sequence.retrieval, sequence.table
+        assert retrieval is not None
+        assert retrieval.feed is not None
+        assert table is not None
+        retrieval.feed.wait_end()
+        num_loading, first = retrieval.num_loading, table.num_committed
+        num_loaded = self._end(sequence, now_s)
+        sequence.is_loading = False
+        self._cache.commit(table, sequence.block_keys[first : first + num_loaded])
+        self._slots.num_committed[sequence.slot] = table.num_committed
+        return num_loaded == num_loading
 
     def give_up(self, sequence: Sequence, now_s: float) -> None:
         """The sequence needs nothing of the store any more: it starts without, ends, or is preempted."""

@@ -33,7 +33,7 @@ from shoal.model_worker.scheduler.policy import Policy
 from shoal.model_worker.scheduler.retrievals import Retrievals, hittable_keys
 from shoal.model_worker.scheduler.slots import SlotTable
 from shoal.model_worker.scheduler.waiting_queue import WaitingQueue
-from shoal.model_worker.step import Admission, Fork, IntArray, StepPlan, StepResult
+from shoal.model_worker.step import Admission, Fork, IntArray, LayerFeed, StepPlan, StepResult
 
 
 class Scheduler:
@@ -41,7 +41,7 @@ class Scheduler:
 
     `schedule` may run ahead: it plans a step before the results of those before it are known, taking for granted that
     everyone who decodes goes on. Whoever turns out to have ended has computed a token that nobody gets. After a plan
-    with forks nothing is planned until its result is in.
+    with forks, or with a feed, nothing is planned until its result is in.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Scheduler:
         self._queue_rate = Rate(clock())
         self._num_arrivals = 0
         self._short_of_blocks = False
+        self._fed: Sequence | None = None  # began before all of its blocks were there
         self._stats = self._outcome.stats
 
     @property
@@ -157,10 +158,12 @@ class Scheduler:
                 break
             if not head.is_loading:
                 budget -= self._plan_part(head, budget)
-        return self._build()
+        return self._build(self._begin_fed())
 
     def update(self, plan: StepPlan, result: StepResult) -> None:
         """Takes in what the runner made of the oldest plan that has no result yet."""
+        if plan.feed is not None:
+            self._end_fed()
         planned = self._planned.popleft()
         assert planned.plan is plan, "results must come in the order of the plans"
         for group in self._outcome.apply(planned, result):
@@ -259,6 +262,28 @@ class Scheduler:
         )
         insort(self._prefilling, sequence, key=_place)
 
+    def _begin_fed(self) -> LayerFeed | None:
+        """Begins the first sequence whose blocks arrive layer by layer, when nobody else has anything to compute."""
+        slots = self._slots
+        if self._draft.parts or self._planned or len(slots.decoding()):
+            return None
+        sequence = self._retrievals.fed()
+        if sequence is None or sequence.retrieval is None or sequence.table is None:
+            return None
+        num_blocks = sequence.table.num_committed + sequence.retrieval.num_loading
+        slots.num_computed[sequence.slot] = num_blocks * self._cache.block_size
+        self._begin(sequence)
+        self._plan_part(sequence, self._config.max_num_batched_tokens)
+        self._fed = sequence
+        return sequence.retrieval.feed
+
+    def _end_fed(self) -> None:
+        """Whoever began before all of its blocks were there keeps what it computed only if they came."""
+        sequence, self._fed = self._fed, None
+        is_open = sequence is not None and sequence.retrieval is not None  # or it was cancelled
+        if sequence is not None and is_open and not self._retrievals.end_fed(sequence, self._clock()):
+            self._preempt(sequence, asks=False)  # or a store that lies would be asked again and again
+
     def _note_start(self, sequence: Sequence, num_hit: int) -> None:
         group = sequence.group
         if not group.started:
@@ -279,13 +304,17 @@ class Scheduler:
         self._preempt(victim)
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
-        """Sends a running sequence back to the queue, to be recomputed (from the prefix cache where that still can)."""
+    def _preempt(self, sequence: Sequence, *, asks: bool = True) -> None:
+        """Sends a running sequence back to the queue, to be recomputed (from the prefix cache where that still can).
+
+        asks: whether the KV store may have some of it.
+        """
         sequence.token_ids = self._slots.known_token_ids(sequence.slot)
         self._release(sequence)
         self._outcome.prompt_logprobs.pop(sequence.stream_id, None)
         self._queue.push(sequence)
-        self._retrievals.ask(sequence, self._clock())
+        if asks:
+            self._retrievals.ask(sequence, self._clock())
         self._stats.num_preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
@@ -294,7 +323,7 @@ class Scheduler:
         self._retrievals.give_up(sequence, self._clock())
         self._outcome.release(sequence)
 
-    def _build(self) -> StepPlan | None:
+    def _build(self, feed: LayerFeed | None) -> StepPlan | None:
         slots, parts = self._slots, self._draft.parts
         decoding = slots.decoding()
         if not parts and not len(decoding):
@@ -308,7 +337,7 @@ class Scheduler:
                 self._completing.append(sequence)
                 self._prefilling.remove(sequence)
                 forks += [Fork(slot, target, choice) for choice, target in enumerate(sequence.reserved_slots, 1)]
-        plan = self._draft.build(decoding, completes, tuple(forks))
+        plan = self._draft.build(decoding, completes, tuple(forks), feed)
         self._run_ahead(plan)
         return plan
 
