@@ -52,6 +52,8 @@ def _unchecked(spec: InferenceServiceSpec, model: ModelFacts | None) -> Iterator
 
 def _volumes(spec: InferenceServiceSpec) -> Iterator[Problem]:
     volume = spec.kv_cache.ssd_volume
+    message = "only namespaces with the privileged pod security standard allow it"
     if volume is not None and volume.host_path is not None:
-        message = "only namespaces with the privileged pod security standard allow it"
         yield Problem("spec.kvCache.ssdVolume.hostPath", message)
+    elif spec.kv_cache.placement == "Node":
+        yield Problem("spec.kvCache.placement", f"Node takes a folder of each node; {message}")

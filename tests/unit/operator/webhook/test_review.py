@@ -85,6 +85,11 @@ def test_facts_that_are_at_hand_count() -> None:
             "spec.model.config.weights: whether the weights fit was not checked",
         ),
         (
+            {"spec.kvCache": {"cpu": "1Gi", "placement": "Node"}},
+            None,
+            "spec.kvCache.placement: Node takes a folder of each node; only namespaces with the privileged",
+        ),
+        (
             {"spec.kvCache": {"cpu": "1Gi", "ssd": "1Gi", "placement": "Node", "ssdVolume": {"hostPath": "/kv"}}},
             None,
             "spec.kvCache.ssdVolume.hostPath: only namespaces with the privileged",
