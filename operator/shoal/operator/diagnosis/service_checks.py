@@ -17,6 +17,8 @@ _PATIENCE_S: Final = 15.0
 _NOT_APPLIED: Final = {
     "Forbidden": (84, "give the operator the right (chart's ClusterRole), or change the policy that refuses it"),
     "NameTaken": (74, "rename or delete that object, or rename the InferenceService"),
+    "Infeasible": (75, "install what the message names, or change the spec"),
+    "PlanFailed": (75, "report it, with the spec; what runs goes on"),
     "Invalid": (73, "a cluster of another version may refuse what is planned: see the message"),
 }
 

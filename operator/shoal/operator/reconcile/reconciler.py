@@ -124,7 +124,14 @@ class Reconciler:
         # Without an owner Kubernetes leaves them when the service goes: nothing has to be done then, by nobody.
         outlive = service.spec.deletion_policy == "Orphan"
         owner = Owner(namespace=namespace, uid=None if outlive else metadata["uid"])
-        objects = self._plan(key, service, owner)
+        try:
+            objects = self._plan(key, service, owner)
+        except Exception as error:  # one spec that nobody foresaw must be seen where people look
+            text = f"the operator has a bug: it cannot plan this ({type(error).__name__}: {error})"
+            findings = Findings(
+                generation=generation, service=service, not_applied=("PlanFailed", text), namespace=namespace
+            )
+            return findings, error
         failure: Exception | None = None
         not_applied: tuple[str, str] | None = None
         infeasible = find_infeasible(service, self._platform)

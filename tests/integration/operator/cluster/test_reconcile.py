@@ -268,6 +268,19 @@ async def test_a_cache_that_silently_stopped_working_is_a_condition(space: Names
     assert events["CacheEventsFlowing"] == "Normal"
 
 
+async def test_a_spec_that_the_planner_fails_at_is_told_of(space: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise KeyError("unforeseen")
+
+    async with running_controller(space.plane, space.name):
+        with monkeypatch.context() as patched:
+            patched.setattr("shoal.operator.reconcile.reconciler.plan", fail)
+            await space.create(manifest())
+            status = await space.until_phase("smol", "Failed")
+            assert "cannot plan this (KeyError: 'unforeseen')" in status["message"]
+        await space.until_phase("smol", "Ready")
+
+
 async def test_a_name_that_is_taken_is_told_of_and_left_alone(space: Namespace) -> None:
     stranger = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "smol-gateway"}}
     await space.call("POST", f"/api/v1/namespaces/{space.name}/serviceaccounts", stranger)
