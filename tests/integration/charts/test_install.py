@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from shoal.operator.api.crd import GROUP, PLURAL
 from shoal.operator.reconcile.reconciler import SERVICE_KIND
 from support.control_plane.cluster import ControlPlane
-from support.control_plane.helm import CHART, Helm
+from support.control_plane.helm import CHART, OPERATOR, Helm, operator_flags
 from support.eventually import eventually
 from support.logged_process import LoggedProcess
 from support.operator_running import Namespace
@@ -23,7 +22,6 @@ from support.operator_running import Namespace
 pytestmark = pytest.mark.cluster
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "smollm2-135m.yaml"
-OPERATOR = "shoal-operator"
 DEFINITION = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{PLURAL}.{GROUP}"
 CONFIGURATION = f"/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/{OPERATOR}"
 
@@ -61,7 +59,9 @@ async def test_a_manifest_becomes_a_mesh(
     cluster: ControlPlane, helm: Helm, models: Namespace, installed: str, tmp_path: Path
 ) -> None:
     """The operator is a process, started as the chart's pods say and with their account; kwok plays what it plans."""
-    async with await LoggedProcess.launch("shoal.operator.main", *_flags(cluster, installed, tmp_path)) as operator:
+    async with await LoggedProcess.launch(
+        "shoal.operator.main", *operator_flags(cluster, installed, tmp_path)
+    ) as operator:
         await operator.wait_logged("watching")
         cluster.kubectl("apply", f"--namespace={models.name}", "-f", str(EXAMPLE))
         await models.until_phase("smollm2-135m", "Ready", timeout_s=60.0)
@@ -69,8 +69,8 @@ async def test_a_manifest_becomes_a_mesh(
         assert line.split()[0] == "smollm2-135m"
         bundle = await _bundle(models)
 
-        flags = ["--reuse-values", "--set=operator.replicas=3"]
-        helm("upgrade", "shoal", str(CHART), f"--namespace={installed}", *flags)
+        values = ["--reuse-values", "--set=operator.replicas=3"]
+        helm("upgrade", "shoal", str(CHART), f"--namespace={installed}", *values)
         assert await _bundle(models) == bundle, "what operators put into the webhook outlives an upgrade"
         deployments = f"/apis/apps/v1/namespaces/{installed}/deployments/{OPERATOR}"
         assert (await models.call("GET", deployments))["spec"]["replicas"] == 3
@@ -83,6 +83,10 @@ async def test_a_manifest_becomes_a_mesh(
         await models.call("GET", CONFIGURATION)
     assert [found["metadata"]["name"] for found in await models.list(SERVICE_KIND)] == ["smollm2-135m"]
     assert (await models.call("GET", DEFINITION))["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    # Another release finds what was kept, or somebody else's definition.
+    helm("install", "again", str(CHART), f"--namespace={installed}", "--take-ownership")
+    assert [found["metadata"]["name"] for found in await models.list(SERVICE_KIND)] == ["smollm2-135m"]
+    helm("uninstall", "again", f"--namespace={installed}")
 
 
 async def _bundle(space: Namespace) -> str:
@@ -96,23 +100,3 @@ async def _bundle(space: Namespace) -> str:
 
     await eventually(is_there, "the operator puts its authority into the webhook", 30.0)
     return bundle
-
-
-def _flags(plane: ControlPlane, namespace: str, folder: Path) -> list[str]:
-    """Those of the pods, but for addresses, which are this machine's."""
-    deployment = plane.request("GET", f"/apis/apps/v1/namespaces/{namespace}/deployments/{OPERATOR}")
-    spec = deployment["spec"]["template"]["spec"]
-    [container] = spec["containers"]
-    kubeconfig = _kubeconfig(plane, namespace, spec["serviceAccountName"], folder / "kubeconfig")
-    here = ["--host=127.0.0.1", "--port=0", "--metrics-port=0", "--webhook-port=0", f"--kubeconfig={kubeconfig}"]
-    return [*container["args"], *here, "--identity=here"]
-
-
-def _kubeconfig(plane: ControlPlane, namespace: str, account: str, path: Path) -> Path:
-    url = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
-    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
-    token = plane.request("POST", url, json.dumps(body).encode())["status"]["token"]
-    config = yaml.safe_load(plane.kubeconfig.read_text())
-    config["users"] = [{"name": "admin", "user": {"token": token}}]
-    path.write_text(yaml.safe_dump(config))
-    return path

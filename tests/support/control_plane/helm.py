@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,11 @@ from typing import Any, Final
 
 import yaml
 
+from support.control_plane.cluster import ControlPlane
+
 CHART: Final = Path(__file__).parents[3] / "charts" / "shoal"
+OPERATOR: Final = "shoal-operator"
+"""What a release called shoal calls it."""
 _TIMEOUT_S: Final = 120.0
 
 
@@ -41,3 +46,23 @@ def find(objects: Sequence[dict[str, Any]], kind: str, name: str = "") -> dict[s
     """The only one of that kind, and name if it is given."""
     [found] = [each for each in objects if each["kind"] == kind and name in ("", each["metadata"]["name"])]
     return found
+
+
+def operator_flags(plane: ControlPlane, namespace: str, folder: Path) -> list[str]:
+    """Those of the release's pods, with their account; but addresses are this machine's."""
+    deployment = plane.request("GET", f"/apis/apps/v1/namespaces/{namespace}/deployments/{OPERATOR}")
+    spec = deployment["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    kubeconfig = _kubeconfig(plane, namespace, spec["serviceAccountName"], folder / "kubeconfig")
+    here = ["--host=127.0.0.1", "--port=0", "--metrics-port=0", "--webhook-port=0", f"--kubeconfig={kubeconfig}"]
+    return [*container["args"], *here, "--identity=here"]
+
+
+def _kubeconfig(plane: ControlPlane, namespace: str, account: str, path: Path) -> Path:
+    url = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
+    token = plane.request("POST", url, json.dumps(body).encode())["status"]["token"]
+    config = yaml.safe_load(plane.kubeconfig.read_text())
+    config["users"] = [{"name": "admin", "user": {"token": token}}]
+    path.write_text(yaml.safe_dump(config))
+    return path
