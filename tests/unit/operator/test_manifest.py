@@ -192,7 +192,10 @@ def test_duplicate_keys_deep_down_are_all_found() -> None:
         ),
         ({"routing": "{policy: best}"}, "spec.routing.policy: 'best' is not allowed; give one of least_load, orca"),
         ({"observability": "{otlpEndpoint: 'x:4317'}"}, "'x:4317' is not allowed; give an http:// or https:// addr"),
-        ({"zzz": "{}"}, "spec.zzz: unknown field; known: adapters, autoscaling, decode, deletionPolicy, failover, flow"),
+        (
+            {"zzz": "{}"},
+            "spec.zzz: unknown field; known: adapters, autoscaling, decode, deletionPolicy, failover, flow",
+        ),
         ({"failover": "{maxMoves: -1}"}, "spec.failover.maxMoves: -1 is not allowed; give"),
         (
             {"gateway": "{replicas: 2, endpointPicker: {port: 9002}}"},
