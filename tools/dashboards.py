@@ -1,18 +1,15 @@
 """Grafana's dashboards of Shoal, as data: rows of panels, each with what Prometheus is asked.
 
-`tools/generate_chart.py` writes them to the chart. Every metric named here must exist; a test looks.
+`tools/generate_chart.py` writes them to the chart, as `tools/grafana.py` renders them. Every metric named here must
+exist; a test looks.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-_WIDTH: Final = 24
-_HEIGHT: Final = 8
-_SOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 _RATE: Final = "$__rate_interval"
 
 
@@ -43,6 +40,18 @@ class Choice:
     name: str
     title: str
     label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dashboard:
+    """A page."""
+
+    name: str
+    title: str
+    rows: Sequence[Row]
+    known_by: str
+    """A metric that everything has that can be chosen."""
+    choices: Sequence[Choice]
 
 
 NAMESPACE: Final = Choice("namespace", "Namespace", "namespace")
@@ -322,93 +331,10 @@ OPERATOR: Final = (
 )
 
 
-def make_dashboards() -> dict[str, dict[str, Any]]:
-    """Name of the file -> dashboard."""
-    mesh = (NAMESPACE, SERVICE)
-    return {
-        "serving": _dashboard("serving", "Shoal: serving", SERVING, "shoal_gateway_requests_total", mesh),
-        "caches": _dashboard("caches", "Shoal: caches and workers", CACHES, "shoal_worker_kv_cache_blocks", mesh),
-        "kv-store": _dashboard("kv-store", "Shoal: KV store", KV_STORE, "shoal_kv_store_blocks", mesh),
-        "operator": _dashboard("operator", "Shoal: operator", OPERATOR, "shoal_operator_leads", (NAMESPACE,)),
-    }
-
-
-def _dashboard(name: str, title: str, rows: Sequence[Row], known_by: str, choices: Sequence[Choice]) -> dict[str, Any]:
-    """`known_by`: a metric that everything has that can be chosen."""
-    return {
-        "uid": f"shoal-{name}",
-        "title": title,
-        "tags": ["shoal"],
-        "schemaVersion": 39,
-        "editable": True,
-        "refresh": "30s",
-        "time": {"from": "now-1h", "to": "now"},
-        "templating": {"list": [_data_source(), *(_variable(choice, known_by) for choice in choices)]},
-        "panels": list(_panels(rows, ",".join(f'{choice.label}=~"${choice.name}"' for choice in choices))),
-    }
-
-
-def _panels(rows: Sequence[Row], chosen: str) -> Iterator[dict[str, Any]]:
-    ids = itertools.count(1)
-    for index, row in enumerate(rows):
-        top = index * (_HEIGHT + 1)
-        position = {"h": 1, "w": _WIDTH, "x": 0, "y": top}
-        yield {
-            "id": next(ids),
-            "type": "row",
-            "title": row.title,
-            "collapsed": False,
-            "panels": [],
-            "gridPos": position,
-        }
-        width = _WIDTH // len(row.panels)
-        for column, panel in enumerate(row.panels):
-            position = {"h": _HEIGHT, "w": width, "x": column * width, "y": top + 1}
-            yield {"id": next(ids), "gridPos": position, **_graph(panel, chosen)}
-
-
-def _graph(panel: Panel, chosen: str) -> dict[str, Any]:
-    targets = [
-        {
-            "refId": chr(ord("A") + index),
-            "datasource": _SOURCE,
-            "expr": query.replace("{W}", f"{{{chosen}}}").replace("{W,", f"{{{chosen},"),
-            "legendFormat": legend,
-        }
-        for index, (query, legend) in enumerate(panel.queries)
-    ]
-    stacking = {"mode": "normal" if panel.stacked else "none", "group": "A"}
-    custom = {
-        "drawStyle": "line",
-        "fillOpacity": 20 if panel.stacked else 0,
-        "showPoints": "never",
-        "stacking": stacking,
-    }
-    return {
-        "type": "timeseries",
-        "title": panel.title,
-        "description": panel.text,
-        "datasource": _SOURCE,
-        "targets": targets,
-        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0, "custom": custom}, "overrides": []},
-        "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
-    }
-
-
-def _data_source() -> dict[str, Any]:
-    return {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source"}
-
-
-def _variable(choice: Choice, known_by: str) -> dict[str, Any]:
-    return {
-        "name": choice.name,
-        "type": "query",
-        "label": choice.title,
-        "datasource": _SOURCE,
-        "query": {"query": f"label_values({known_by}, {choice.label})", "refId": choice.name},
-        "refresh": 2,
-        "includeAll": True,
-        "multi": True,
-        "allValue": ".*",
-        "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
-    }
+MESH: Final = (NAMESPACE, SERVICE)
+DASHBOARDS: Final = (
+    Dashboard("serving", "Shoal: serving", SERVING, "shoal_gateway_requests_total", MESH),
+    Dashboard("caches", "Shoal: caches and workers", CACHES, "shoal_worker_kv_cache_blocks", MESH),
+    Dashboard("kv-store", "Shoal: KV store", KV_STORE, "shoal_kv_store_blocks", MESH),
+    Dashboard("operator", "Shoal: operator", OPERATOR, "shoal_operator_leads", (NAMESPACE,)),
+)
