@@ -31,6 +31,15 @@ _ELEMENT_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 _log = structlog.get_logger("shoal.operator")
 
 
+@dataclasses.dataclass(slots=True)
+class _Question:
+    """What is being read, or was."""
+
+    answer: concurrent.futures.Future[ModelFacts | None] = dataclasses.field(init=False)
+    answered_s: float | None = None
+    """When there was an answer; None until then."""
+
+
 class KnownModels:
     """Answers within `wait_s`; what arrives later is there for the next question. Thread-safe.
 
@@ -53,7 +62,7 @@ class KnownModels:
         self._keep_s = keep_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._asked: OrderedDict[str, tuple[float, concurrent.futures.Future[ModelFacts | None]]] = OrderedDict()
+        self._asked: OrderedDict[str, _Question] = OrderedDict()
         self._readers = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="model facts")
 
     def close(self) -> None:
@@ -70,14 +79,21 @@ class KnownModels:
             return None
 
     def _ask(self, uri: str) -> concurrent.futures.Future[ModelFacts | None]:
-        now_s = self._clock()
         with self._lock:
             known = self._asked.get(uri)
-            if known is None or (known[1].done() and now_s - known[0] >= self._keep_s):
-                known = self._asked[uri] = now_s, self._readers.submit(self._read, uri)
-                while len(self._asked) > _MAX_KNOWN:
-                    self._asked.popitem(last=False)[1][1].cancel()
-            return known[1]
+            if known is not None and (known.answered_s is None or self._clock() - known.answered_s < self._keep_s):
+                return known.answer
+            question = self._asked[uri] = _Question()
+            question.answer = self._readers.submit(self._answer, question, uri)
+            while len(self._asked) > _MAX_KNOWN:
+                self._asked.popitem(last=False)[1].answer.cancel()
+            return question.answer
+
+    def _answer(self, question: _Question, uri: str) -> ModelFacts | None:
+        try:
+            return self._read(uri)
+        finally:
+            question.answered_s = self._clock()
 
     def _read(self, uri: str) -> ModelFacts | None:
         try:
