@@ -16,6 +16,7 @@ from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.api.kv_store.v1 import kv_store_pb2_grpc
 from shoal.api.worker.v1 import worker_pb2
 from shoal.kv_client import KvClient, KvClientOptions
+from support.eventually import eventually
 from support.kv_store_process import launch_kv_store, start_kv_store
 from support.kv_store_running import BLOCK_BYTES, ROOT, key, payload
 from support.logged_process import LoggedProcess
@@ -165,8 +166,13 @@ async def test_metrics_count_hits_and_misses(service: LoggedProcess, client: KvC
     assert 'shoal_kv_store_refusals_total{reason="no_space"} 0.0' in text
     assert "shoal_kv_store_blocks 2.0" in text
     assert f'shoal_kv_store_used_bytes{{tier="memory"}} {2 * BLOCK_BYTES:.1f}' in text
-    assert 'shoal_kv_store_call_seconds_count{method="lookup"} 1.0' in text
-    assert 'shoal_kv_store_call_seconds_bucket{le="+Inf",method="commit"} 1.0' in text
+
+    async def are_timed() -> bool:  # which is noted when the answers are on their way
+        text = await asyncio.to_thread(service.read_metrics)
+        timed = ('count{method="lookup"} 1.0', 'bucket{le="+Inf",method="commit"} 1.0')
+        return all(f"shoal_kv_store_call_seconds_{each}" in text for each in timed)
+
+    await eventually(are_timed, "both calls are timed")
 
 
 async def test_a_killed_store_is_a_miss_and_its_successor_serves(tmp_path: Path) -> None:
