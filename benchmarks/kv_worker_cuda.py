@@ -3,7 +3,7 @@
     python benchmarks/kv_worker_cuda.py --json kv_worker_cuda.json
 
 Llama-3.1-8B's shape with made-up weights, blocks of 64 tokens. Two engines in this process, one with a store (a process
-of its own), take turns. A prefix comes with 64 new tokens each time, as it did when vLLM was measured, with its KV
+of its own), take turns. A prefix comes with new tokens each time: 64 as when vLLM was measured, with its KV
 offloading to 16 GiB of CPU memory on the same kind of GPU.
 """
 
@@ -28,7 +28,7 @@ from rows import Row, write_results
 from shoal.model_worker.config import WorkerConfig
 
 MODEL = Path(__file__).resolve().parent / "models" / "llama-3.1-8b.json"
-NEW_TOKENS = 64
+NEW_TOKENS = (64, 1024)
 RELOAD_BARS_MS = {8192: 35.0, 32_768: 110.0}
 PEER_RELOAD_MS = {8192: 55.9, 32_768: 155.3}
 """vLLM 0.25.1 on an H100 80GB HBM3."""
@@ -63,12 +63,13 @@ def main() -> None:
             device=arguments.device,
             block_size=64,
             num_blocks=arguments.num_blocks,
-            max_model_len=max(arguments.prefix) + 1024,
+            max_model_len=max(arguments.prefix) + 2 * max(NEW_TOKENS),
         )
         stored, plain = load(replace(common, kv_store_socket=socket)), load(common)
         rows = list(_measure(stored, plain, random.Random(0), arguments.rounds, arguments.prefix))
         assert stored.parts.offload is not None
-        print(stored.parts.offload.stats, f"prompts seem to take {stored.parts.offload.rate.tokens_per_s:,.0f} tokens/s")
+        print(stored.parts.offload.stats)
+        print(f"prompts seem to be computed at {stored.parts.offload.rate.tokens_per_s:,.0f} tokens/s")
         stored.parts.offload.close()
     for row in rows:
         print(f"{row.name:52} {row.value:10.3f} {row.unit:8} {row.peer or 0:10.3f} {row.ratio or 0:8.2f}")
@@ -83,38 +84,50 @@ def _measure(
         side.run([make_prompt(randomness, 4096)], 4)
     for num_tokens in prefixes:
         prefix = make_prompt(randomness, num_tokens)
-        for side in (stored, plain):  # the first of its size may still compile
-            side.run([prefix + make_prompt(randomness, NEW_TOKENS)], 4)
-        stored.forget()
-        hits = [_first_token_s(plain, prefix, randomness, num_tokens) for _ in range(rounds + 1)][1:]
-        loads, bytes_before = [], _loaded_bytes(stored)
-        for _ in range(rounds + 1):
-            loads.append(_first_token_s(stored, prefix, randomness, num_tokens))
-            stored.forget()
-        num_bytes = (_loaded_bytes(stored) - bytes_before) // (rounds + 1)
-        yield from _rows_of_reload(num_tokens, num_bytes, statistics.median(loads[1:]), statistics.median(hits))
+        for num_new in NEW_TOKENS:
+            yield from _measure_reload(stored, plain, randomness, rounds, prefix, num_new)
     yield _measure_storing(stored, plain, randomness, rounds, max(prefixes))
 
 
-def _first_token_s(side: Side, prefix: list[int], randomness: random.Random, num_cached: int) -> float:
-    outcome = side.run([prefix + make_prompt(randomness, NEW_TOKENS)], 4)
-    if outcome.num_cached < num_cached:
+def _measure_reload(
+    stored: Side, plain: Side, randomness: random.Random, rounds: int, prefix: list[int], num_new: int
+) -> Iterator[Row]:
+    num_tokens, hits, loads, num_alike = len(prefix), [], [], 0
+    for number in range(rounds + 2):
+        prompt = prefix + make_prompt(randomness, num_new)
+        hit, bytes_before = plain.run([prompt], 4), _loaded_bytes(stored)
+        load = stored.run([prompt], 4)
+        stored.forget()
+        if number > 1:  # the first computes, and the second of a size may still compile
+            _check_cached(plain, hit.num_cached, num_tokens)
+            _check_cached(stored, load.num_cached, num_tokens)
+            hits.append(hit.first_token_s)
+            loads.append(load.first_token_s)
+            num_alike += hit.token_ids == load.token_ids
+    load_s, hit_s = statistics.median(loads), statistics.median(hits)
+    print(
+        f"{num_tokens:,} stored and {num_new} new: tokens as of the prefix on the device {num_alike} of {rounds} times"
+    )
+    name = f"first token, {num_tokens:,} tokens stored and {num_new:,} new"
+    if num_new > NEW_TOKENS[0]:
+        yield Row(name, 1e3 * load_s, "ms", None, None)
+        yield Row(f"the same, held by the device: {num_tokens:,} and {num_new:,}", 1e3 * hit_s, "ms", None, None)
+        return
+    bar_ms, rate = RELOAD_BARS_MS.get(num_tokens, 0.0), (_loaded_bytes(stored) - bytes_before) / (load_s - hit_s)
+    yield Row(name, 1e3 * load_s, "ms", PEER_RELOAD_MS.get(num_tokens), bar_ms / (1e3 * load_s))
+    yield Row(f"the same, held by the device: {num_tokens:,}", 1e3 * hit_s, "ms", None, None)
+    yield Row(f"bytes over the difference, {num_tokens:,}", rate / 1e9, "GB/s", 53.5, rate / MIN_BYTES_PER_S)
+
+
+def _check_cached(side: Side, num_cached: int, num_expected: int) -> None:
+    if num_cached < num_expected:
         stats = side.parts.offload and side.parts.offload.stats
-        raise SystemExit(f"only {outcome.num_cached} of {num_cached} tokens were cached or loaded: {stats}")
-    return outcome.first_token_s
+        raise SystemExit(f"only {num_cached} of {num_expected} tokens were cached or loaded: {stats}")
 
 
 def _loaded_bytes(side: Side) -> int:
     assert side.parts.offload is not None
     return side.parts.offload.stats.loaded_bytes
-
-
-def _rows_of_reload(num_tokens: int, num_bytes: int, load_s: float, hit_s: float) -> Iterator[Row]:
-    bar_ms, rate = RELOAD_BARS_MS.get(num_tokens, 0.0), num_bytes / max(load_s - hit_s, 1e-6)
-    name = f"first token, {num_tokens:,} tokens stored and {NEW_TOKENS} new"
-    yield Row(name, 1e3 * load_s, "ms", PEER_RELOAD_MS.get(num_tokens), bar_ms / (1e3 * load_s))
-    yield Row(f"the same, held by the device: {num_tokens:,}", 1e3 * hit_s, "ms", None, None)
-    yield Row(f"bytes over the difference, {num_tokens:,}", rate / 1e9, "GB/s", 53.5, rate / MIN_BYTES_PER_S)
 
 
 def _measure_storing(stored: Side, plain: Side, randomness: random.Random, rounds: int, num_tokens: int) -> Row:

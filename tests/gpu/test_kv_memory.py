@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import torch
 
 from shoal.kv_client import KvClient
 from shoal.kv_client.lease import Reading
+from shoal.model_worker.kv_offload.layer_feed import LayerFeed
 from shoal.model_worker.kv_offload.memory import Loaded
 from shoal.model_worker.runner.cuda_kv_memory import CudaKvMemory
 from support.kv_store_running import BLOCK_BYTES, ROOT, key, running_store
@@ -61,3 +66,36 @@ def test_blocks_come_back_as_they_were_and_later_work_sees_them(client: KvClient
     assert torch.equal(later[places], source[block_ids])
     others = [block_id for block_id in range(64) if block_id not in places]
     assert torch.equal(later[others], kept[others])
+
+
+def test_layers_are_there_for_what_waits_for_them(client: KvClient) -> None:
+    num_layers = 8
+    source, target = (make_cache(seed).view(64, num_layers, -1) for seed in (3, 4))
+    keys, block_ids = [key(number) for number in range(1, NUM_BLOCKS + 1)], list(range(40, 40 + NUM_BLOCKS))
+    store, load = CudaKvMemory(source), CudaKvMemory(target)
+    reserved = client.reserve(keys, parent_key=ROOT, namespace_key=ROOT)
+    assert reserved is not None
+    sums = store.store(block_ids, list(reserved.addresses.values()), reserved.staging)
+    client.commit(reserved, dict(enumerate(sums)))
+    places, flowing = list(range(NUM_BLOCKS)), threading.Event()
+    feed = LayerFeed(time.monotonic() + 30, flowing.set)
+    seen = torch.empty_like(target[places])
+
+    def read() -> list[Loaded]:
+        with client.view(keys) as lease:
+            steps = load.feed(lease, places, load.mark(), feed)
+            assert steps is not None
+            with contextlib.closing(steps):
+                found = list(steps)
+        feed.finish()
+        return found
+
+    with ThreadPoolExecutor(1) as reader:
+        loaded = reader.submit(read)
+        assert flowing.wait(30)
+        for layer in range(num_layers):
+            feed.wait(layer)
+            seen[:, layer] = target[places, layer]
+        feed.wait_end()
+        assert loaded.result(30)[-1] == Loaded(NUM_BLOCKS, Reading.VERIFIED)
+    assert torch.equal(seen, source[block_ids])

@@ -150,7 +150,7 @@ class PatientMemory(CudaKvMemory):
         yield from steps
 
 
-SLOW: dict[str, Any] = {"tokens_per_s": 50.0, "memory_bytes_per_s": 1e4}
+SLOW: dict[str, Any] = {"tokens_per_s": 50.0, "memory_bytes_per_s": 1e4, "by_layer": True}
 """Loads are expected to take long enough to hide the launches of a step, and computing longer than that."""
 
 

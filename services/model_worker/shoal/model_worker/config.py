@@ -136,6 +136,11 @@ class WorkerConfig:
     kv_store_wait_budget_ms: Annotated[int, Meta(ge=0, le=60_000)] = option(
         250, "What waiting for it in vain may cost at first, all requests together; it grows by what loads save."
     )
+    kv_store_by_layer: bool = option(
+        False,
+        "Whether a request that is alone on a GPU computes behind its blocks as they arrive, layer by layer. On an H100 "
+        "its first token was later by that: many small copies, and a step without a graph.",
+    )
     kv_store_queued_bytes: Positive = option(
         8 << 30, "Blocks that may wait on the device to be stored; more wait until the device is about to give them up."
     )

@@ -27,6 +27,8 @@ class OffloadOptions:
     """Longest time that the store may ask other stores for what it lacks; 0: they are not asked."""
     wait_budget_s: float = 0.25
     """What waiting in vain may cost at first, of all requests together; see `shoal.kv_client.pricing`."""
+    by_layer: bool = False
+    """Whether blocks of a request that is alone come layer by layer, where the device can."""
     tokens_per_s: float = 500.0
     """How fast prompts are computed, until some were."""
     memory_bytes_per_s: float = 4e9

@@ -174,7 +174,8 @@ class Retrieving:
         num_bytes = len(load.block_ids) * self._memory.block_bytes
         launch_s = self._memory.num_layers_fed * _LAUNCH_S_PER_LAYER
         is_in_memory = load.first + len(load.block_ids) <= ticket.num_in_memory
-        return launch_s > 0 and is_in_memory and num_bytes / self._options.memory_bytes_per_s >= launch_s
+        can = self._options.by_layer and launch_s > 0 and is_in_memory
+        return can and num_bytes / self._options.memory_bytes_per_s >= launch_s
 
     def _start(self, ticket: Ticket, load: Load) -> None:
         end = load.first + len(load.block_ids)
