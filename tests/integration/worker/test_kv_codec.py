@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from pathlib import Path
 
+import pytest
+
 from shoal.api.worker.v1 import worker_pb2
 from support.kv_store_process import start_kv_store
 from support.model import smollm2_path
@@ -22,6 +24,7 @@ async def layout_of(worker: WorkerProcess) -> str:
         return str((await stub.GetInfo(worker_pb2.GetInfoRequest())).kv_layout)
 
 
+@pytest.mark.slow
 async def test_blocks_in_fp8_are_for_workers_that_use_fp8(tmp_path: Path) -> None:
     sizes = ("--memory-bytes=134217728", "--chunk-bytes=33554432")
     flags = ("--num-blocks=32", "--threads=1", "--dtype=float32", f"--kv-store-socket={tmp_path / 'kv.sock'}")

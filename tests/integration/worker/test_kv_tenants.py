@@ -23,7 +23,12 @@ async def test_tenants_with_tokens_share_a_store_and_no_blocks(tmp_path: Path) -
     (tmp_path / "tenants.toml").write_text("".join(tables))
     (tmp_path / "tokens.toml").write_text("".join(f'"{name}" = "{text}"\n' for name, text in SECRETS.items()))
     sizes = ("--memory-bytes=134217728", "--chunk-bytes=33554432")
-    flags = ("--num-blocks=32", "--threads=1", "--dtype=float32", f"--kv-store-socket={tmp_path / 'kv.sock'}")
+    flags: tuple[str, ...] = (
+        "--num-blocks=32",
+        "--threads=1",
+        "--dtype=float32",
+        f"--kv-store-socket={tmp_path / 'kv.sock'}",
+    )
     flags += (f"--kv-store-tokens-file={tmp_path / 'tokens.toml'}", "--kv-store-lookup-wait-ms=1000")
     acme, zeta, stranger = ({"cache_salt": tenant_salt(name)} for name in ("acme", "zeta", "stranger"))
     async with start_kv_store(tmp_path, *sizes, f"--tenants-file={tmp_path / 'tenants.toml'}") as store:

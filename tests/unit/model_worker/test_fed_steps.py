@@ -159,7 +159,7 @@ def test_the_engine_plans_nothing_before_it_is_known_whether_a_step_counts(num_g
     assert sum(len(frame.finished) for frame in frames) == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(2, 30), st.integers(0, 8), st.booleans()), min_size=1, max_size=6),
     st.integers(0, 1),
