@@ -82,11 +82,13 @@ async def test_a_manifest_becomes_a_chat(tmp_path: Path) -> None:
         EXAMPLE.read_text().replace("# threads: 2", "threads: 1").replace("  kvCache:", "  kvCache:\n    cpu: 64Mi")
     )
     up, down = ({"workers": {"replicas": replicas}} for replicas in (2, 1))
-    answer, scaled = await run(tmp_path, manifest, up, down)
+    other_arithmetic = {"model": {"dtype": "float32"}}
+    answer, changed = await run(tmp_path, manifest, up, down, other_arithmetic)
     assert answer["routes"] == "True"
     assert len(answer["text"]) > 10
-    assert scaled["failed"] == []
-    assert scaled["answered"] > 0
+    assert changed["failed"] == []
+    assert changed["answered"] > 0
+    assert changed["groups"][-1] != ["smollm2-135m-worker"]
 
 
 async def test_workers_are_scaled_and_replaced_without_losing_a_stream(tmp_path: Path) -> None:
