@@ -167,6 +167,16 @@ def test_a_request_begins_while_its_blocks_arrive(store: RunningStore) -> None:
         assert second.offload.stats.num_loads == 1, "what came is in the prefix cache"
 
 
+def test_unless_it_is_wanted_loads_are_whole(store: RunningStore) -> None:
+    whole = SLOW | {"by_layer": False}
+    with offloading(store) as first, offloading(store, memory=PatientMemory, **whole) as second:
+        request = make_request(1, PROMPT, sampling=exactly(4))
+        first.run(request)
+        first.flush()
+        assert second.run(request) == NUM_FULL
+        assert all(plan.feed is None for plan in second.runner.plans)
+
+
 def test_a_wrong_block_costs_the_step_and_no_wrong_token(store: RunningStore) -> None:
     with offloading(store) as first, offloading(store, memory=PatientMemory, **SLOW) as second:
         request = make_request(1, PROMPT, sampling=exactly(4))
