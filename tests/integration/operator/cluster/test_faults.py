@@ -13,6 +13,7 @@ from shoal.operator.reconcile.api_client import ApiClient, ApiError
 from shoal.operator.reconcile.reconciler import SERVICE_KIND
 from support.control_plane.cluster import ControlPlane
 from support.eventually import eventually
+from support.failing_api_client import LOST, Failing
 from support.manifests import MINIMAL_ON_KUBERNETES, with_fields
 from support.operator_running import Namespace, running_controller
 
@@ -21,33 +22,6 @@ NUM_WRITES = 21
 """Of the first reconcile: 17 objects, the status, and Events."""
 
 
-class Failing(ApiClient):
-    """Fails as told at writes from the `start`th on, `times` times. Counts writes from 1."""
-
-    def __init__(self, configuration: Any, error: ApiError, start: int, times: int, *, after: bool = False) -> None:
-        super().__init__(configuration)
-        self.error = error
-        self.writes = 0
-        self.failures = 0
-        self._span = range(start, start + times)
-        self._after = after
-
-    async def request(self, method: str, *arguments: Any, **fields: Any) -> Manifest:
-        if method == "GET":
-            return await super().request(method, *arguments, **fields)
-        self.writes += 1
-        fails = self.writes in self._span
-        if fails and not self._after:
-            self.failures += 1
-            raise self.error
-        answer = await super().request(method, *arguments, **fields)
-        if fails:  # it was done, but nobody hears of it
-            self.failures += 1
-            raise self.error
-        return answer
-
-
-LOST = ApiError(0, "Unreachable", "the connection broke")
 BUSY = ApiError(429, "TooManyRequests", "come back later")
 CONFLICT = ApiError(409, "Conflict", "somebody else was faster")
 BROKEN = ApiError(500, "InternalError", "etcd has no leader")

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from shoal.operator.planner.kubernetes.plan import Kind
+from shoal.operator.reconcile.api_client import ApiClient
 from shoal.operator.reconcile.reconciler import SERVICE_KIND
 from support.control_plane.cluster import ControlPlane
 from support.eventually import eventually
+from support.failing_api_client import LOST, Failing
 from support.manifests import MINIMAL_ON_KUBERNETES, with_fields
 from support.operator_running import POD, Namespace, running_controller
 
@@ -117,6 +119,29 @@ async def test_workers_become_prefill_and_decode_and_change_their_ratio(space: N
         assert status["workersReady"] == "3/3"
         await change(space, {"prefill": {"replicas": 2}, "decode": {"replicas": 4}}, least=3)
         assert await groups(space) == {"smol-prefill": 2, "smol-decode": 4}
+
+
+@pytest.mark.parametrize("start", [13, 15, 16, 17, 19])
+async def test_killed_at_a_write_of_a_rollout_another_operator_gets_there(space: Namespace, start: int) -> None:
+    """The second operator applies everything once, the new group near the end, and never gets a write through again."""
+    async with running_controller(space.plane, space.name):
+        await space.create(with_fields(MINIMAL_ON_KUBERNETES, {"spec.workers": GPUS}))
+        await space.until_phase("smol", "Ready")
+    changed = await space.patch(SERVICE_KIND, "smol", {"spec": {"workers": {"parallelism": {"tensor": 2}}}})
+    made: list[Failing] = []
+
+    def make(configuration: Any) -> ApiClient:
+        made.append(Failing(configuration, LOST, start, 10**6))
+        return made[0]
+
+    async with running_controller(space.plane, space.name, make_client=make):
+        await eventually(lambda: made[0].failures > 0, f"write {start} fails")
+        assert await ready_engines(space) >= 2
+    async with running_controller(space.plane, space.name):
+        await space.until_phase("smol", "Ready", changed["metadata"]["generation"])
+        [[name, replicas]] = (await groups(space)).items()
+        assert name.startswith("smol-worker-")
+        assert replicas == 2
 
 
 async def test_an_operator_killed_on_the_way_is_followed_by_another(space: Namespace) -> None:
