@@ -13,6 +13,7 @@ from support.control_plane.binaries import BinariesMissing, find_binaries
 from support.control_plane.cluster import running_control_plane
 from support.control_plane.definitions import find_definitions
 from support.control_plane.lws import start_lws
+from support.control_plane.promql import find_query_errors
 
 
 def main() -> int:
@@ -24,6 +25,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if "--build-only" in sys.argv[1:]:
+        find_query_errors([])
         return 0
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
