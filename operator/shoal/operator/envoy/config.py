@@ -13,6 +13,8 @@ from shoal.operator.envoy.endpoints import Endpoint, cluster_load_assignment, en
 
 BOOTSTRAP_FILE = "envoy.json"
 XDS_FOLDER = "xds"
+_RECONNECT = {"retry_back_off": {"base_interval": "0.5s", "max_interval": "5s"}}
+"""Of an Envoy whose control plane is gone. By default intervals grow to 30 s: so long would new workers get nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +166,7 @@ def _sources(options: EnvoyOptions) -> dict[str, Any]:
             "ads_config": {
                 "api_type": options.xds_protocol,
                 "transport_api_version": "V3",
-                "grpc_services": [{"envoy_grpc": {"cluster_name": clusters.CONTROL_PLANE}}],
+                "grpc_services": [{"envoy_grpc": {"cluster_name": clusters.CONTROL_PLANE, "retry_policy": _RECONNECT}}],
             },
             "cds_config": ads,
             "lds_config": ads,
