@@ -104,6 +104,8 @@ class Side:
         while self.parts.scheduler.has_work:
             self._engine.turn()
         end_s = time.perf_counter() - start_s
+        if self.parts.offload is not None:
+            self.parts.offload.rest()  # as an engine without work does
         num_cached = 0
         for frame in self._frames:
             ids = memoryview(frame.stream_ids).cast("q")

@@ -63,6 +63,11 @@ class RunningStore:
         return KvClient(KvClientOptions(**(defaults | options)))
 
 
+def num_stored(store: RunningStore) -> int:
+    """Blocks that it has."""
+    return store.do(lambda running: len(running.index))
+
+
 @contextmanager
 def running_store(
     folder: Path,

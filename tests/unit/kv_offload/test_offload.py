@@ -25,7 +25,7 @@ from shoal.model_worker.runner.cpu_kv_memory import CpuKvMemory
 from shoal.model_worker.runner.cuda_kv_memory import CudaKvMemory
 from support.engine_requests import exactly, make_request
 from support.eventually import wait_until
-from support.kv_store_running import RunningStore, running_store
+from support.kv_store_running import RunningStore, num_stored, running_store
 from support.offload_harness import offloading
 
 PROMPT = list(range(42))
@@ -41,10 +41,6 @@ def store(tmp_path: Path) -> Iterator[RunningStore]:
 def request(stream_id: int, prompt: list[int] | None = None, max_tokens: int = 4, tenant: str = "a") -> Request:
     made = make_request(stream_id, prompt or PROMPT, sampling=exactly(max_tokens), tenant=tenant.encode())
     return Request(**{name: getattr(made, name) for name in Request.__dataclass_fields__} | {"tenant": tenant})
-
-
-def num_stored(store: RunningStore) -> int:
-    return store.do(lambda running: len(running.index))
 
 
 def flip(store: Store, key: bytes) -> None:

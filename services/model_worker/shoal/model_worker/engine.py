@@ -32,6 +32,9 @@ class Offload(Protocol):
     def report(self) -> KvStoreStats | None:
         """The counters, if they changed since the last report."""
 
+    def rest(self) -> None:
+        """Nothing is computed until the next request is asked for."""
+
     def stepped(self, events: Sequence[KvEvent], num_tokens: int, step_s: float) -> None:
         """A step has ended, its tokens are on their way, and these are the cache's events since the last one."""
 
@@ -72,6 +75,7 @@ class Engine:
             # Idle, this blocks on the inbox; busy, it takes what came during the last step.
             changed, idle = False, not self._scheduler.has_work
             if idle and self._offload is not None:
+                self._offload.rest()
                 self._inbox.wait(math.inf)  # a store may have done something meanwhile
                 changed = True
             for command in self._inbox.receive(wait=idle and not changed):

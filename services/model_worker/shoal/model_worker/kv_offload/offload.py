@@ -61,6 +61,7 @@ class KvOffload:
             self.stats,
             cache.version_of,
             options.max_queued_blocks,
+            options.write_patience_s,
             idle=lambda: self.wake(),
             is_urgent=lambda: self._reader.is_asked,
         )
@@ -86,6 +87,7 @@ class KvOffload:
         origin: Origin = NOBODY,
     ) -> Retrieval | None:
         """See `BlockSource.ask`."""
+        self.writer.note_computing(True)
         self._accounts.refresh()
         if self._accounts.find(tenant) is None:
             self.stats.count(self.stats.unused, NO_ACCOUNT)
@@ -115,6 +117,10 @@ class KvOffload:
         """See `engine.Offload.stepped`."""
         self.rate.observe(num_tokens, step_s)
         self._storing.stepped(events)
+
+    def rest(self) -> None:
+        """See `engine.Offload.rest`."""
+        self.writer.note_computing(False)
 
     def report(self) -> KvStoreStats | None:
         """See `engine.Offload.report`."""

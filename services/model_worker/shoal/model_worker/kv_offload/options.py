@@ -21,6 +21,8 @@ class OffloadOptions:
     about to give up, as all but `off` do."""
     max_queued_blocks: int = 1024
     """That wait to be stored."""
+    write_patience_s: float = 0.0
+    """How long blocks wait to be stored while the device computes."""
     lookup_wait_s: float = 0.02
     """Longest time that a request waits to hear what the store has."""
     peers_wait_s: float = 0.01

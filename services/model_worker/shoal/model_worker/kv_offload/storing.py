@@ -34,6 +34,7 @@ class Storing:
         # The version of each block that was stored or queued, and the namespace of what it held then.
         self._stored_versions = [-1] * cache.num_blocks
         self._namespaces = [b""] * cache.num_blocks
+        self._waits_until_s = [0.0] * cache.num_blocks  # until when it may be queued and not being stored
         self._tenants: dict[bytes, str] = {}
         self._next_pass_s = 0.0
         self._eviction_window = min(_EVICTION_WINDOW, max(cache.num_blocks // 4, 1))
@@ -84,8 +85,12 @@ class Storing:
 
     def _store_before_eviction(self) -> None:
         for block_id in self._cache.next_evicted(self._eviction_window):
-            if not self._is_stored(block_id) and not self._store_up_to(block_id):
-                return
+            if not self._is_stored(block_id):
+                if not self._store_up_to(block_id):
+                    return
+                self._writer.hurry()
+            elif time.monotonic() < self._waits_until_s[block_id]:
+                self._writer.hurry()
 
     def _forget_up_to(self, block_id: int | None) -> None:
         """The store does not have a block, nor, for all that is known, what is before it."""
@@ -120,6 +125,8 @@ class Storing:
         versions = [cache.version_of(block_id) for block_id in block_ids]
         cost_s = cache.block_size / self._rate.tokens_per_s
         self._writer.post(Run(tenant, namespace_key, parent_key, keys, block_ids, versions, cost_s))
+        until_s = time.monotonic() + self._writer.patience_s
         for block_id, version in zip(block_ids, versions, strict=True):
             self._stored_versions[block_id] = version
+            self._waits_until_s[block_id] = until_s
         return block_ids[-1] == last

@@ -55,11 +55,15 @@ class WriteBack:
         stats: KvStoreStats,
         version_of: Callable[[int], int],
         max_queued_blocks: int,
+        patience_s: float,
         idle: Callable[[], None],
         is_urgent: Callable[[], bool],
     ) -> None:
-        """version_of: see `KVCacheManager.version_of`. idle: called in its thread when nothing is queued any more.
-        is_urgent: whether somebody waits for an answer of the store, who then goes first."""
+        """version_of: see `KVCacheManager.version_of`. patience_s: how long a run waits while the device computes.
+        idle: called in its thread when nothing is queued any more. is_urgent: whether somebody waits for an answer of
+        the store, who then goes first."""
+        self.patience_s = patience_s
+        self._is_computing = self._is_hurried = False
         self._idle = idle
         self._is_urgent = is_urgent
         self._sessions = sessions
@@ -67,7 +71,8 @@ class WriteBack:
         self._stats = stats
         self._version_of = version_of
         self._max_queued_blocks = max_queued_blocks
-        self._runs: deque[Run] = deque()
+        self._runs: deque[tuple[Run, float]] = deque()
+        """With the time when each was posted."""
         self._lost: deque[tuple[int, int]] = deque(maxlen=max_queued_blocks)
         self._changed = threading.Condition()
         self._is_busy = False
@@ -90,8 +95,22 @@ class WriteBack:
         """Queues a run, for which there has to be room. Never waits. By one thread, so that the room stays."""
         with self._changed:
             self._num_queued += len(run.keys)
-            self._runs.append(run)
+            self._runs.append((run, time.monotonic()))
             self._changed.notify()
+
+    def note_computing(self, is_computing: bool) -> None:
+        """Whether the device computes: then runs wait, but not for longer than the patience."""
+        if is_computing is not self._is_computing:
+            with self._changed:
+                self._is_computing = is_computing
+                self._changed.notify()
+
+    def hurry(self) -> None:
+        """Nothing that is queued waits: the device is about to give blocks up."""
+        if not self._is_hurried:
+            with self._changed:
+                self._is_hurried = True
+                self._changed.notify()
 
     def take_lost(self) -> list[tuple[int, int]]:
         """(block, version) of those that were dropped since the last call for want of a store, or of their parents in
@@ -99,7 +118,9 @@ class WriteBack:
         return [self._lost.popleft() for _ in range(len(self._lost))]
 
     def flush(self, timeout_s: float) -> bool:
-        """Waits until nothing is queued; whether that came within the time. For tests and measurements."""
+        """Stores what is queued without waiting for anything; whether that was done within the time. For tests and
+        measurements."""
+        self.hurry()
         with self._changed:
             return self._changed.wait_for(lambda: not self._runs and not self._is_busy, timeout_s)
 
@@ -112,15 +133,7 @@ class WriteBack:
         self._thread.join(timeout_s)
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._is_busy = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._runs or self._is_ending)
-                if self._is_ending:
-                    break
-                run = self._runs.popleft()
-                self._is_busy = True
+        while (run := self._next()) is not None:
             start_s = time.monotonic()
             num_stored = self._store(run)
             self._stats.stored_blocks += num_stored
@@ -132,6 +145,25 @@ class WriteBack:
             if is_idle:
                 self._idle()
         self._sessions.close()
+
+    def _next(self) -> Run | None:
+        """The oldest run, once its time has come; None at the end."""
+        with self._changed:
+            self._is_busy = False
+            self._changed.notify_all()
+            while not self._is_ending:
+                wait_s: float | None = None
+                if self._runs:
+                    run, posted_s = self._runs[0]
+                    wait_s = posted_s + self.patience_s - time.monotonic()
+                    if wait_s <= 0 or self._is_hurried or not self._is_computing:
+                        self._runs.popleft()
+                        self._is_busy = True
+                        return run
+                else:
+                    self._is_hurried = False
+                self._changed.wait(wait_s)
+        return None
 
     def _store(self, run: Run) -> int:
         """Stores a run in parts, as much as staging memory holds; how many blocks were stored by that."""
