@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import signal
 import socket
 import threading
@@ -22,19 +21,9 @@ from support.shoal_up import MODEL, Up, manifest, shoal_up
 LONG = 2000
 
 
-def gauge(up: Up, name: str) -> float:
-    """The sum of a metric over the workers."""
-    total = 0.0
-    for url in up.worker_metrics_urls():
-        values = re.findall(rf"^{name} (\S+)$", httpx.get(url, trust_env=False, timeout=5).text, re.MULTILINE)
-        assert values, f"{url} has no {name}"
-        total += float(values[0])
-    return total
-
-
 def idle(up: Up) -> bool:
     names = ("num_requests_running", "num_requests_waiting", "kv_cache_used_blocks")
-    return all(gauge(up, f"shoal_worker_{name}") == 0 for name in names)
+    return all(up.sum_metric(f"shoal_worker_{name}") == 0 for name in names)
 
 
 def test_a_vanished_client_frees_its_blocks(up: Up, client: Client) -> None:
@@ -68,10 +57,12 @@ def test_a_full_queue_answers_with_a_hint_before_any_token_and_deadlines_pass_in
             next(first)
             with pytest.raises(DeadlineExceeded):  # in the queue
                 client.generate("Late", max_tokens=1, timeout_s=0.3)
-            wait_until(lambda: gauge(up, "shoal_worker_num_requests_waiting") == 0, "the late request leaves the queue")
+            wait_until(
+                lambda: up.sum_metric("shoal_worker_num_requests_waiting") == 0, "the late request leaves the queue"
+            )
             waiting = threading.Thread(target=lambda: client.generate("Two", max_tokens=1))
             waiting.start()
-            wait_until(lambda: gauge(up, "shoal_worker_num_requests_waiting") == 1, "the second request waits")
+            wait_until(lambda: up.sum_metric("shoal_worker_num_requests_waiting") == 1, "the second request waits")
             with pytest.raises(ResourceExhausted) as caught:
                 client.generate("Three", max_tokens=1)
             assert caught.value.retry_after_s is not None

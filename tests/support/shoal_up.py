@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 import yaml
 
@@ -63,6 +65,15 @@ class Up:
             if argument.startswith("--metrics-port=")
         ]
         return [f"http://127.0.0.1:{port}/metrics" for port in ports]
+
+    def sum_metric(self, name: str) -> float:
+        """The sum of a metric over the workers."""
+        total = 0.0
+        for url in self.worker_metrics_urls():
+            values = re.findall(rf"^{name} (\S+)$", httpx.get(url, trust_env=False, timeout=5).text, re.MULTILINE)
+            assert values, f"{url} has no {name}"
+            total += float(values[0])
+        return total
 
     def stop(self, signum: signal.Signals = signal.SIGINT, timeout_s: float = 90.0) -> int:
         """Ctrl-C, or another signal; the exit code."""
