@@ -137,9 +137,10 @@ async def test_a_burst_of_different_prompts_is_spread_and_counted(proxied: Proxi
         for n in range(1, 11)
     ]
     await eventually(lambda: sum(len(worker.calls) for worker in proxied.workers) == 10, "all are under way")
-    assert [len(worker.calls) for worker in proxied.workers] == [5, 5]
+    counts = [len(worker.calls) for worker in proxied.workers]
+    assert min(counts) >= 4, counts
     await eventually(lambda: all(loads.of(a).num_waiting_tokens == 0 for a in addresses), "first tokens were noticed")
-    assert [loads.of(address).num_requests for address in addresses] == [5, 5]
+    assert [loads.of(address).num_requests for address in addresses] == counts
     hold.set()
     await asyncio.gather(*asks)
     await eventually(lambda: all(loads.of(a).num_requests == 0 for a in addresses), "ends were noticed")
