@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,12 +36,8 @@ def space(control_plane: ControlPlane, namespace: str) -> Namespace:
 @pytest.fixture
 def privileged(control_plane: ControlPlane) -> Iterator[Namespace]:
     """Where pods may have folders of their nodes."""
-    name = f"test-{secrets.token_hex(4)}"
-    labels = {"pod-security.kubernetes.io/enforce": "privileged"}
-    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
-    control_plane.request("POST", "/api/v1/namespaces", json.dumps(body).encode())
-    yield Namespace(control_plane, name)
-    control_plane.request("DELETE", f"/api/v1/namespaces/{name}")
+    with control_plane.fresh_namespace("privileged") as name:
+        yield Namespace(control_plane, name)
 
 
 def manifest(**fields: Any) -> dict[str, Any]:
@@ -67,7 +62,7 @@ async def test_workers_of_several_pods_answer_by_their_first(space: Namespace) -
         await space.until_phase("smol", "Ready", timeout_s=60)
         pods = {pod["metadata"]["name"] for pod in await space.list(POD, OF_WORKERS)}
         assert pods == {"smol-worker-0", "smol-worker-0-1", "smol-worker-1", "smol-worker-1-1"}
-        assert await endpoints(space) == {"smol-worker-0", "smol-worker-1"}
+        await eventually(lambda: _leads_to(space, {"smol-worker-0", "smol-worker-1"}), "the first pod of each answers")
 
         # Another split is another group, of another kind, beside the old one until it is ready.
         whole = {"parallelism": {"tensor": 2, "pipeline": 1}, "resources": {"gpus": 2}}
@@ -146,7 +141,8 @@ async def test_one_number_scales_both_roles(space: Namespace) -> None:
         )
         status = await space.until_phase("smol", "Ready")
         assert (status["prefill"]["desired"], status["decode"]["desired"], status["workers"]["ready"]) == (1, 3, 4)
-        assert len(await endpoints(space)) == 3, "requests go to decode"
+        decode = {f"smol-decode-{number}" for number in range(3)}
+        await eventually(lambda: _leads_to(space, decode), "requests go to decode")
         space.plane.kubectl("scale", "isvc", "smol", "-n", space.name, "--replicas=8")
         changed = await space.service("smol")
         status = await space.until_phase("smol", "Ready", changed["metadata"]["generation"])
@@ -157,6 +153,10 @@ async def test_one_number_scales_both_roles(space: Namespace) -> None:
         assert (scale["spec"]["replicas"], scale["status"]["replicas"]) == (8, 8)
         answering = await space.list(POD, scale["status"]["selector"])
         assert len(answering) == 8
+
+
+async def _leads_to(space: Namespace, pods: set[str]) -> bool:
+    return await endpoints(space) == pods
 
 
 async def _has_workers(space: Namespace, num: int) -> bool:
