@@ -29,12 +29,8 @@ CONFIGURATION = f"/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigu
 @pytest.fixture
 def models(cluster: ControlPlane) -> Iterator[Namespace]:
     """Where InferenceServices are."""
-    name = f"models-{secrets.token_hex(4)}"
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
-    cluster.request("POST", "/api/v1/namespaces", json.dumps(body).encode())
-    yield Namespace(cluster, name)
-    cluster.request("DELETE", f"/api/v1/namespaces/{name}")
+    with cluster.fresh_namespace(prefix="models") as name:
+        yield Namespace(cluster, name)
 
 
 @pytest.fixture(params=["cluster", "namespace"])

@@ -68,6 +68,26 @@ class ControlPlane:
             text = response.read()
         return json.loads(text) if text[:1] in (b"{", b"[") else text.decode()
 
+    @contextlib.contextmanager
+    def fresh_namespace(self, level: str = "restricted", prefix: str = "test") -> Iterator[str]:
+        """A namespace, gone with the context. level: of the pod security that it enforces."""
+        name = f"{prefix}-{secrets.token_hex(4)}"
+        labels = {"pod-security.kubernetes.io/enforce": level}
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+        self.request("POST", "/api/v1/namespaces", json.dumps(body).encode())
+        yield name
+        self.request("DELETE", f"/api/v1/namespaces/{name}")
+
+    def kubeconfig_of(self, namespace: str, account: str, path: Path) -> Path:
+        """Writes a kubeconfig with a token of a ServiceAccount; its path."""
+        url = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
+        token = self.request("POST", url, json.dumps(body).encode())["status"]["token"]
+        config = yaml.safe_load(self.kubeconfig.read_text())
+        config["users"] = [{"name": "admin", "user": {"token": token}}]
+        path.write_text(yaml.safe_dump(config))
+        return path
+
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         """What kubectl prints. Raises CalledProcessError with its errors."""
         command = [str(self.programs["kubectl"]), "--kubeconfig", str(self.kubeconfig), *arguments]

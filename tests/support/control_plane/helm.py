@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,16 +52,6 @@ def operator_flags(plane: ControlPlane, namespace: str, folder: Path) -> list[st
     deployment = plane.request("GET", f"/apis/apps/v1/namespaces/{namespace}/deployments/{OPERATOR}")
     spec = deployment["spec"]["template"]["spec"]
     [container] = spec["containers"]
-    kubeconfig = _kubeconfig(plane, namespace, spec["serviceAccountName"], folder / "kubeconfig")
+    kubeconfig = plane.kubeconfig_of(namespace, spec["serviceAccountName"], folder / "kubeconfig")
     here = ["--host=127.0.0.1", "--port=0", "--metrics-port=0", "--webhook-port=0", f"--kubeconfig={kubeconfig}"]
     return [*container["args"], *here, "--identity=here"]
-
-
-def _kubeconfig(plane: ControlPlane, namespace: str, account: str, path: Path) -> Path:
-    url = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
-    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
-    token = plane.request("POST", url, json.dumps(body).encode())["status"]["token"]
-    config = yaml.safe_load(plane.kubeconfig.read_text())
-    config["users"] = [{"name": "admin", "user": {"token": token}}]
-    path.write_text(yaml.safe_dump(config))
-    return path

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 from collections.abc import Iterator
 
 import pytest
@@ -36,9 +34,5 @@ def leader_worker_sets(control_plane: ControlPlane) -> Iterator[None]:
 @pytest.fixture
 def namespace(control_plane: ControlPlane) -> Iterator[str]:
     """Where only pods with the least rights may run."""
-    name = f"test-{secrets.token_hex(4)}"
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
-    control_plane.request("POST", "/api/v1/namespaces", json.dumps(body).encode())
-    yield name
-    control_plane.request("DELETE", f"/api/v1/namespaces/{name}")
+    with control_plane.fresh_namespace() as name:
+        yield name

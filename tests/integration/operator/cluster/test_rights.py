@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from shoal.operator.api.crd import PLURAL
 from shoal.operator.planner.kubernetes import ALL_KINDS, FIELD_MANAGER, MANAGED_BY
@@ -58,16 +57,6 @@ def account(control_plane: ControlPlane, namespace: str) -> Iterator[str]:
         control_plane.kubectl("delete", "--wait=false", "-f", "-", stdin=json.dumps(found))
 
 
-def kubeconfig_of(plane: ControlPlane, namespace: str, account: str, path: Path) -> Path:
-    url = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
-    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
-    token = plane.request("POST", url, json.dumps(body).encode())["status"]["token"]
-    config = yaml.safe_load(plane.kubeconfig.read_text())
-    config["users"] = [{"name": "admin", "user": {"token": token}}]
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
 def used(plane: ControlPlane, user: str, namespace: str) -> dict[tuple[str, str, str], int]:
     """(API group, resource with subresource, verb) -> answer's code, of everything that this user asked for there or
     without a namespace. In namespaces of other tests, which end, nothing may be made."""
@@ -88,7 +77,7 @@ async def test_the_role_is_what_the_operator_uses(
     control_plane: ControlPlane, namespace: str, account: str, tmp_path: Path
 ) -> None:
     space = Namespace(control_plane, namespace)
-    kubeconfig = kubeconfig_of(control_plane, namespace, account, tmp_path / "kubeconfig")
+    kubeconfig = control_plane.kubeconfig_of(namespace, account, tmp_path / "kubeconfig")
     await _leave_webhook(space, account)
     flags = (
         f"--kubeconfig={kubeconfig}",
@@ -180,7 +169,7 @@ async def test_an_operator_with_a_part_of_its_rights_says_what_it_lacks_and_goes
     lacking = [rule if rule["resources"] != ["deployments"] else {**rule, "verbs": ["get", "list", "watch"]}
                for rule in granted["rules"]]  # fmt: skip
     control_plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps({**granted, "rules": lacking}))
-    kubeconfig = kubeconfig_of(control_plane, namespace, account, tmp_path / "kubeconfig")
+    kubeconfig = control_plane.kubeconfig_of(namespace, account, tmp_path / "kubeconfig")
     flags = (f"--kubeconfig={kubeconfig}", f"--namespaces={namespace}", "--resync-s=2", "--log-format=json")
     async with await LoggedProcess.launch("shoal.operator.main", *flags) as process:
         await process.wait_logged("watching")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from shoal.checksum import crc32c_at
-from shoal.kv_client.lease import Lease, Reading
+from shoal.kv_client.lease import Lease, Place, Reading
 from shoal.kv_client.link import MappedMemory
 from shoal.model_worker.kv_offload.layer_feed import LayerFeed
 from shoal.model_worker.kv_offload.memory import Loaded
@@ -107,10 +107,9 @@ class CudaKvMemory:
         """See `KvMemory.feed`."""
         if not self.num_layers_fed:
             return None
-        chunks = [self._loads.pages.rows(chunk) for chunk, *_ in lease.places]
-        if not all(rows.is_direct for rows in chunks):
+        sources, is_direct = self._sources(lease.places)
+        if not is_direct:
             return None
-        sources = [self._whole(rows, slot) for rows, (_, slot, *_) in zip(chunks, lease.places, strict=True)]
         return self._feed(lease, [self._rows[block_id] for block_id in block_ids], sources, mark, feed)
 
     def _feed(
@@ -153,14 +152,12 @@ class CudaKvMemory:
 
     def _start(self, lease: Lease, first: int, block_ids: Sequence[int], mark: object) -> _Part:
         positions = range(first, first + len(block_ids))
-        places = [lease.places[position] for position in positions]
-        chunks = [self._loads.pages.rows(chunk) for chunk, *_ in places]
-        sources = [self._whole(rows, slot) for rows, (_, slot, *_) in zip(chunks, places, strict=True)]
+        sources, is_direct = self._sources([lease.places[position] for position in positions])
         with self._loads.launching(after=mark) as ended:
             if self._codec is not None:
                 readings = self._threads.map(partial(_verify_coded, self._codec, lease), positions)
                 self._load_coded(self._codec, block_ids, sources)
-            elif all(rows.is_direct for rows in chunks):
+            elif is_direct:
                 readings = self._threads.map(lease.verify, positions)
                 for block_id, source in zip(block_ids, sources, strict=True):
                     self._rows[block_id].copy_(source, non_blocking=True)
@@ -174,6 +171,12 @@ class CudaKvMemory:
         for row, source in zip(stored.unbind(), sources, strict=True):
             row.copy_(source, non_blocking=True)
         codec.write(self._blocks, block_ids, stored)
+
+    def _sources(self, places: Sequence[Place]) -> tuple[list[Tensor], bool]:
+        """Leased blocks in shared memory, and whether the GPU reaches all of them itself."""
+        chunks = [self._loads.pages.rows(chunk) for chunk, *_ in places]
+        sources = [self._whole(rows, slot) for rows, (_, slot, *_) in zip(chunks, places, strict=True)]
+        return sources, all(rows.is_direct for rows in chunks)
 
     def _whole(self, rows: Rows, index: int) -> Tensor:
         """A block in shared memory, without what fills it up to pages."""
@@ -237,8 +240,7 @@ class _Lane:
 
     def order_current_stream(self) -> None:
         """Has the current stream wait for all that was launched."""
-        if self._ended is not None:
-            torch.cuda.current_stream().wait_event(self._ended)
+        _order_current_stream(self._ended)
 
 
 def _order_current_stream(ended: torch.cuda.Event | None) -> None:
