@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUF_VERSION := 1.75.0
 BUF := .cache/buf/node_modules/.bin/buf
-SOURCES := libs kernels operator client simulator services/gateway services/kv_store services/model_worker services/tokenizer tests tools benchmarks
+SOURCES := libs kernels operator client simulator services/gateway services/kv_store services/lora_registry services/model_worker services/tokenizer tests tools benchmarks
 # Which tests of images: all but the worker's, since that is 5 GB.
 IMAGES ?= images and not slow
 IMAGE_PREFIX ?= shoal/

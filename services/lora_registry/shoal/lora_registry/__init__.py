@@ -1,0 +1,1 @@
+"""Keeps LoRA adapters as immutable, verified versions."""
