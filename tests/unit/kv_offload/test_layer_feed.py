@@ -6,6 +6,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from shoal.kv_client.lease import Lease, Reading
 from shoal.kv_store.store import Store
 from shoal.model_worker.kv_offload.layer_feed import LayerFeed
 from shoal.model_worker.kv_offload.memory import Loaded
-from shoal.model_worker.runner.cuda_kv_memory import LAYERS_AT_ONCE, CudaKvMemory
+from shoal.model_worker.runner.cuda_kv_memory import CudaKvMemory
 from support.engine_requests import exactly, make_request
 from support.kv_store_running import BLOCK_BYTES, ROOT, RunningStore, key, payload, running_store
 from support.offload_harness import offloading
@@ -27,6 +28,7 @@ NUM_LAYERS = 16
 LAYER_BYTES = BLOCK_BYTES // NUM_LAYERS
 PROMPT = list(range(42))
 NUM_FULL = 40
+LAYERS_AT_ONCE = 4
 
 
 @pytest.fixture
@@ -63,6 +65,19 @@ def test_a_step_waits_for_each_layer_and_puts_itself_behind_it_once() -> None:
     assert (passed, orders) == ([0, 1, 2, 3, 4, 5], [2, 6])
 
 
+def test_a_step_is_put_behind_no_more_than_it_needs() -> None:
+    feed, orders = make_feed(), list[int]()
+    for num_layers in (1, 3, 4):
+        feed.reached(num_layers, partial(orders.append, num_layers))
+    feed.wait(0)
+    assert orders == [1]
+    feed.wait(1)
+    assert orders == [1, 3]
+    feed.wait(2)
+    feed.wait(3)
+    assert orders == [1, 3, 4]
+
+
 @pytest.mark.parametrize("how", ["ends early", "is late"])
 def test_nobody_waits_for_what_does_not_come(how: str) -> None:
     feed = make_feed(0.05 if how == "is late" else 60.0)
@@ -80,7 +95,8 @@ def test_a_few_layers_of_all_blocks_come_at_a_time_and_count_at_the_end(store: R
     keys = [key(number) for number in range(1, 6)]
     client.put(keys, [payload(number) for number in range(1, 6)], parent_key=ROOT, namespace_key=ROOT)
     cache = torch.zeros((8, NUM_LAYERS, LAYER_BYTES), dtype=torch.uint8)
-    memory, feed, places = CudaKvMemory(cache), make_feed(), [6, 1, 3, 0, 2]
+    feed, places = make_feed(), [6, 1, 3, 0, 2]
+    memory = CudaKvMemory(cache, fed_bytes_at_once=LAYERS_AT_ONCE * LAYER_BYTES * len(places))
     assert memory.num_layers_fed == NUM_LAYERS
     wanted = torch.stack([torch.frombuffer(bytearray(payload(n)), dtype=torch.uint8) for n in range(1, 6)])
     wanted = wanted.view(5, NUM_LAYERS, LAYER_BYTES)
@@ -125,10 +141,10 @@ def test_memory_that_the_gpu_does_not_reach_is_loaded_as_a_whole(store: RunningS
 
 
 class PatientMemory(CudaKvMemory):
-    """Of a HistoryRunner's cache, half a token a layer. After its first layers a load waits for a step."""
+    """Of a HistoryRunner's cache, two tokens a layer. After its first layers a load waits for a step."""
 
     def __init__(self, kv: Tensor) -> None:
-        super().__init__(kv.view(torch.uint8).view(len(kv), 8, -1))
+        super().__init__(kv.view(torch.uint8).view(len(kv), 2, -1), fed_bytes_at_once=1)
 
     def feed(
         self, lease: Lease, block_ids: Sequence[int], mark: object, feed: LayerFeed

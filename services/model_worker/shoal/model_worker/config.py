@@ -155,7 +155,11 @@ class WorkerConfig:
     )
     simulated_step_ms: Seconds = option(0.0, "Time of a simulated step, without --simulated-model.")
     simulated_token_us: Seconds = option(0.0, "Time added for each of its tokens.")
-    simulated_vocab_size: Positive = option(32000, "Vocabulary of the simulated model; its last id ends the output.")
+    simulated_vocab_size: NotNegative = option(
+        0,
+        "Vocabulary of the simulated model; its last id ends the output. 0: as large as that of --model's tokenizer, "
+        "which is all that is read of it; without --model 32000.",
+    )
     otlp_endpoint: str = option("", "Where traces go, such as http://127.0.0.1:4317; empty: nowhere.")
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "Least severe lines logged.")
     log_format: Literal["auto", "json", "console"] = option("auto", "auto: readable on a terminal, JSON elsewhere.")

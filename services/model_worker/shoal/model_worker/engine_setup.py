@@ -144,12 +144,14 @@ def choose_max_model_len(config: WorkerConfig, max_position: int, num_blocks: in
     return config.max_model_len
 
 
+_SIMULATED_VOCAB_SIZE = 32000
 SIMULATED_MAX_POSITION = 1 << 17
 SIMULATED_NUM_BLOCKS = 4096
 
 
 def make_simulated_device(config: WorkerConfig, progress: Progress) -> Device:
-    """A device without a model; see `simulated`."""
+    """A device without a model; see `simulated`. Of one that is named, only the tokenizer's size is read."""
+    vocab_size = config.simulated_vocab_size or _vocab_size_of(config, progress)
     progress("simulated model", 1.0)
     timer: StepTimer
     if config.simulated_model:
@@ -163,15 +165,36 @@ def make_simulated_device(config: WorkerConfig, progress: Progress) -> Device:
         timer,
         num_blocks=config.num_blocks or num_blocks,
         num_slots=config.max_num_seqs,
-        vocab_size=config.simulated_vocab_size,
+        vocab_size=vocab_size,
         max_pending_steps=2 if config.simulated_model else 1,
     )
     return Device(
         runner=runner,
-        model_digest=f"simulated-{config.simulated_vocab_size}",
+        model_digest=f"simulated-{vocab_size}",
         kv_layout="simulated-v1",
         dtype="none",
-        vocab_size=config.simulated_vocab_size,
-        eos_token_ids=(config.simulated_vocab_size - 1,),
+        vocab_size=vocab_size,
+        eos_token_ids=(vocab_size - 1,),
         max_position=SIMULATED_MAX_POSITION,
     )
+
+
+def _vocab_size_of(config: WorkerConfig, progress: Progress) -> int:
+    """Of the model's tokenizer, so that gateways find a text for each id."""
+    if not config.model:
+        return _SIMULATED_VOCAB_SIZE
+    # Here, not above: the virtual-time simulator never fetches anything.
+    from shoal.artifacts import ArtifactError, LogProgress, resolve
+    from shoal.model_worker.simulated_vocabulary import VocabularyError, read_vocab_size
+
+    progress("fetch", 0.0)
+    try:
+        path = resolve(
+            config.model,
+            progress=LogProgress(config.model),
+            contents="tokenizer",
+            timeout_s=config.load_timeout_s,
+        )
+        return read_vocab_size(path)
+    except (ArtifactError, VocabularyError) as error:
+        raise SetupError(f"{error}; or give simulated_vocab_size") from error

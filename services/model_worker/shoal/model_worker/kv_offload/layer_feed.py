@@ -16,21 +16,20 @@ class LayerFeed:
         self._flowing = flowing
         self._clock = clock
         self._changed = threading.Condition()
-        self._num_reached = 0
-        self._order: Callable[[], None] = _do_nothing
+        self._reached: list[tuple[int, Callable[[], None]]] = []
         self._is_ended = False
         self._num_ordered = 0
 
     @property
     def is_flowing(self) -> bool:
         """Whether a step may begin: its first layers are on their way, and more follow."""
-        return self._num_reached > 0
+        return bool(self._reached)
 
     def reached(self, num_layers: int, order: Callable[[], None]) -> None:
         """So many leading layers are on their way. order: puts the current stream behind them. By the reader."""
         with self._changed:
-            is_first = not self._num_reached
-            self._num_reached, self._order = num_layers, order
+            is_first = not self._reached
+            self._reached.append((num_layers, order))
             self._changed.notify_all()
         if is_first:
             self._flowing()
@@ -47,8 +46,9 @@ class LayerFeed:
             return
         with self._changed:
             left_s = self._deadline_s - self._clock()
-            self._changed.wait_for(lambda: self._num_reached > layer or self._is_ended, max(left_s, 0.0))
-            self._num_ordered, order = self._num_reached, self._order
+            self._changed.wait_for(lambda: self._find(layer) is not None or self._is_ended, max(left_s, 0.0))
+            found = self._find(layer) or self._reached[-1]
+        self._num_ordered, order = found
         order()
 
     def wait_end(self) -> None:
@@ -56,6 +56,6 @@ class LayerFeed:
         with self._changed:
             self._changed.wait_for(lambda: self._is_ended, max(self._deadline_s - self._clock(), 0.0))
 
-
-def _do_nothing() -> None:
-    pass
+    def _find(self, layer: int) -> tuple[int, Callable[[], None]] | None:
+        """The first to have reached a layer: behind later ones a step would wait for layers that it has no need of."""
+        return next((each for each in self._reached if each[0] > layer), None)

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+_MAPPED: Final = 0x02  # cudaHostRegisterMapped: kernels read it as well
 _READ_ONLY: Final = 0x08  # cudaHostRegisterReadOnly
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class HostPages:
     def __init__(self, device: torch.device, *, read_only: bool, direct: bool = True) -> None:
         """direct: False, and nothing is registered."""
         self._device, self._direct = device, direct
-        self._flags = _READ_ONLY if read_only else 0
+        self._flags = _MAPPED | (_READ_ONLY if read_only else 0)
         self._rows: weakref.WeakKeyDictionary[Mapping, Rows] = weakref.WeakKeyDictionary()
 
     def rows(self, mapping: Mapping) -> Rows:
