@@ -180,5 +180,4 @@ def observe(service: InferenceService, num_cores: int = 4) -> Observed:
         python="/usr/bin/python3",
         envoy="/usr/bin/envoy",
         ports=ports,
-        vocab_size=49_152,
     )

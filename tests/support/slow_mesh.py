@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from shoal.operator.api import InferenceService, parse_manifest
-from shoal.operator.planner import LocalPlan, Observed, plan
+from shoal.operator.api import parse_manifest
 from shoal.operator.substrate import LocalMesh, SupervisorOptions
 from support.eventually import eventually
 from support.shoal_up import manifest
@@ -28,19 +26,7 @@ async def slow_mesh(log_dir: Path, *, num_workers: int, num_gateways: int, step_
     )
     service = parse_manifest(yaml.safe_dump(document), "slow")
 
-    def plan_with_the_tokenizers_vocabulary(service: InferenceService, observed: Observed) -> LocalPlan:
-        real = plan(service, observed)
-        processes = [
-            dataclasses.replace(process, argv=(*process.argv, "--simulated-vocab-size=49152"))
-            if process.component == "worker"
-            else process
-            for process in real.processes
-        ]
-        return dataclasses.replace(real, processes=tuple(processes))
-
-    async with LocalMesh(
-        service, handle_signals=False, log_dir=log_dir, options=QUICK, planner=plan_with_the_tokenizers_vocabulary
-    ) as mesh:
+    async with LocalMesh(service, handle_signals=False, log_dir=log_dir, options=QUICK) as mesh:
         yield mesh
 
 

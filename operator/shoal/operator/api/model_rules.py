@@ -26,8 +26,6 @@ class ModelFacts:
     head_size: int
     max_position: int | None
     """Longest sequence the model was made for, in tokens; None when nobody says."""
-    vocab_size: int | None = None
-    """Token ids are below it; None when the header does not say."""
     num_attention_heads: int | None = None
     num_experts: int | None = None
     """Routed experts of a layer; None where there are none."""

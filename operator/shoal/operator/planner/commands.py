@@ -68,7 +68,7 @@ def worker(
         "max-num-seqs": sizes.max_num_seqs,
         "max-num-batched-tokens": sizes.max_num_batched_tokens,
         "max-queued-requests": spec.workers.max_queued_requests,
-        **_simulated(spec.workers, observed),
+        **_simulated(spec.workers),
         **({} if role is None else {"quantization": spec.model.quantization, **_speculative(spec), **_part(role)}),
         **({} if kv_store is None else _store_of(service, kv_store)),
         "drain-timeout-s": drain_timeout_s,
@@ -210,12 +210,11 @@ def _part(role: WorkerRole) -> Flags:
     }
 
 
-def _simulated(workers: Workers, observed: Observed) -> Flags:
-    flags: Flags = {"simulated-vocab-size": observed.vocab_size} if workers.device == "simulated" else {}
+def _simulated(workers: Workers) -> Flags:
     simulated = workers.simulated
     if simulated is None:
-        return flags
-    return flags | {
+        return {}
+    return {
         "simulated-model": simulated.model,
         "simulated-time-scale": simulated.time_scale,
         "simulated-step-ms": simulated.step_milliseconds,

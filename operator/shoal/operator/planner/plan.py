@@ -25,8 +25,6 @@ class Observed:
     envoy: str
     ports: Mapping[str, int]
     """A port for each name in `required_ports`."""
-    vocab_size: int | None = None
-    """The model's, if its header says: simulated workers make up tokens that its tokenizer knows."""
 
 
 class ReadinessKind(StrEnum):

@@ -172,7 +172,6 @@ class LocalMesh:
             python=sys.executable,
             envoy=str(envoy),
             ports=ports.by_name,
-            vocab_size=facts.vocab_size if facts is not None else None,
         )
         self._plan = self._planner(self._service, observed)
         for note in self._plan.notes:

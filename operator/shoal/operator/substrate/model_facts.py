@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from shoal.gguf import GgufError, SkippedArray, is_gguf, map_file, read_header
+from shoal.gguf import GgufError, is_gguf, map_file, read_header
 from shoal.operator.api import ModelFacts
 
 _MAX_CONFIG_BYTES: Final = 4 << 20
@@ -75,7 +75,6 @@ def facts_of_config_json(config: Mapping[str, Any]) -> ModelFacts:
         num_kv_heads=config.get("num_key_value_heads") or num_heads,
         head_size=config.get("head_dim") or config["hidden_size"] // num_heads,
         max_position=config["max_position_embeddings"],
-        vocab_size=config.get("vocab_size"),
         num_attention_heads=num_heads,
         num_experts=next(filter(None, experts), None),
     )
@@ -99,7 +98,6 @@ def _facts_of_gguf(metadata: Mapping[str, Any], num_parameters: int) -> ModelFac
         num_kv_heads=metadata.get(f"{prefix}.attention.head_count_kv") or num_heads,
         head_size=head_size,
         max_position=metadata[f"{prefix}.context_length"],
-        vocab_size=tokens.length if isinstance(tokens := metadata.get("tokenizer.ggml.tokens"), SkippedArray) else None,
         num_attention_heads=num_heads,
         num_experts=metadata.get(f"{prefix}.expert_count") or None,
         num_parameters=num_parameters or None,

