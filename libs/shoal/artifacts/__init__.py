@@ -4,9 +4,10 @@
 
 Downloads resume after a broken connection, are checked against the digest the index gives and the one the user pinned,
 and appear in the cache by an atomic rename. Processes that start at once download once. See `source` for the grammar
-and `cache` for the layout.
+and `cache` for the layout. LoRA adapters, which are two files of a folder, have `resolve_adapter`.
 """
 
+from shoal.artifacts.adapter import ADAPTER_FILES, parse_adapter_source, resolve_adapter
 from shoal.artifacts.cache import default_root
 from shoal.artifacts.download import Progress
 from shoal.artifacts.errors import ArtifactError, ArtifactNotFound, DigestMismatch, NoSpace
@@ -15,6 +16,7 @@ from shoal.artifacts.resolving import resolve
 from shoal.artifacts.source import FileSource, HubSource, Source, WheelSource, parse_source
 
 __all__ = [
+    "ADAPTER_FILES",
     "ArtifactError",
     "ArtifactNotFound",
     "DigestMismatch",
@@ -26,6 +28,8 @@ __all__ = [
     "Source",
     "WheelSource",
     "default_root",
+    "parse_adapter_source",
     "parse_source",
     "resolve",
+    "resolve_adapter",
 ]

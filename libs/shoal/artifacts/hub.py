@@ -35,6 +35,7 @@ def fetch_hub(
     offline: bool,
     policy: RetryPolicy,
     progress: Progress | None,
+    ignored: Sequence[str] = IGNORED_PATTERNS,
 ) -> Path:
     """The folder of the repository's snapshot, or the one file. `hub_cache` None: huggingface_hub's own cache."""
     import huggingface_hub  # imported here: 300 ms that only those pay who use it
@@ -53,7 +54,7 @@ def fetch_hub(
         def fetch(**extra: Any) -> Any:
             return huggingface_hub.hf_hub_download(**arguments, **extra)
     else:
-        arguments |= {"allow_patterns": list(patterns), "ignore_patterns": list(IGNORED_PATTERNS)}
+        arguments |= {"allow_patterns": list(patterns), "ignore_patterns": list(ignored)}
 
         def fetch(**extra: Any) -> Any:
             return huggingface_hub.snapshot_download(**arguments, **extra)

