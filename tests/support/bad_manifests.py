@@ -290,6 +290,8 @@ BAD_MANIFESTS: list[tuple[dict[str, Any], str, str]] = [
     ({"spec.rollout": {"strategy": "BlueGreen"}}, "spec.rollout.strategy", '"Recreate", "Surge"'),
     ({"spec.rollout": {"drainSeconds": 4000}}, "spec.rollout.drainSeconds", "less than or equal to 3600"),
     ({"spec.deletionPolicy": "Keep"}, "spec.deletionPolicy", '"Delete", "Orphan"'),
+    ({"spec.imagePullSecrets": [{"name": "a"}, {"name": "a"}]}, "spec.imagePullSecrets[1].name", "Duplicate value"),
+    ({"spec.imagePullSecrets": ["a"]}, "spec.imagePullSecrets[0]", "must be of type object"),
     ({"spec.podTemplate": {"worker": {"containers": []}}}, "spec.podTemplate.worker.containers", "unknown field"),
     ({"spec.podTemplate": {"kvStore": {}}}, "spec.podTemplate.kvStore", "without a KV store"),
     (

@@ -95,6 +95,7 @@ spec:
   rollout: {strategy: Surge, maxSurge: 2, drainSeconds: 120}
   observability: {serviceMonitor: false}
   deletionPolicy: Orphan
+  imagePullSecrets: [{name: registry}]
   podTemplate:
     worker:
       metadata: {labels: {team: a}, annotations: {example.com/note: "1"}}

@@ -53,6 +53,9 @@ class OperatorConfig:
     image_prefix: str = option("shoal/", "What comes before gateway, worker, kv-store and so on in images.")
     image_tag: str = option("0.1.0", "What comes after them.")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = option("IfNotPresent", "Of all containers.")
+    image_pull_secrets: Annotated[str, Meta(pattern=r"^([a-z0-9][-a-z0-9.]*(,[a-z0-9][-a-z0-9.]*)*)?$")] = option(
+        "", "Secrets with which pods pull images, with commas between; each is looked for in the pods' own namespaces."
+    )
     cluster_domain: str = option("cluster.local", "Domain of the cluster's names.")
     prometheus: Annotated[str, Meta(pattern=r"^https?://[^\s]+$")] = option(
         "http://prometheus-operated.monitoring.svc:9090", "URL of the Prometheus that KEDA asks for autoscaling."

@@ -128,6 +128,7 @@ def platform_of(config: OperatorConfig) -> Platform:
     return Platform(
         images={name: f"{config.image_prefix}{name}:{config.image_tag}" for name in IMAGES},
         image_pull_policy=config.image_pull_policy,
+        image_pull_secrets=tuple(filter(None, config.image_pull_secrets.split(","))),
         control_plane=Endpoint(host, int(port)),
         control_plane_ca=Path(config.control_plane_ca).read_text() if config.control_plane_ca else "",
         cluster_domain=config.cluster_domain,

@@ -292,3 +292,22 @@ def test_only_what_envoy_reads_once_makes_other_gateways() -> None:
 def test_without_an_owner_there_is_nothing_to_refer_to() -> None:
     for found in plan(SERVICES["smollm2-135m"], Platform(), Owner(namespace="default")):
         assert "ownerReferences" not in found["metadata"]
+
+
+def test_all_pods_pull_with_the_services_secrets_and_the_operators() -> None:
+    fields = {
+        **KV_ON_NODES,
+        "spec.imagePullSecrets": [{"name": "team"}, {"name": "registry"}],
+        "spec.podTemplate": {"gateway": {"spec": {"imagePullSecrets": [{"name": "edge"}]}}},
+    }
+    service = made(with_fields(MINIMAL_ON_KUBERNETES, fields))
+    platform = Platform(image_pull_secrets=("registry", "mirror"))
+    pods = [
+        found["spec"]["template"]["spec"]
+        for found in plan(service, platform, OWNER)
+        if "template" in found.get("spec", {})
+    ]
+    names = [[secret["name"] for secret in pod["imagePullSecrets"]] for pod in pods]
+    everywhere = ["team", "registry", "mirror"]
+    assert sorted(names) == sorted([everywhere, everywhere, everywhere, [*everywhere, "edge"]])
+    assert all("imagePullSecrets" not in pod for pod in pod_specs(SERVICES["everything"]))

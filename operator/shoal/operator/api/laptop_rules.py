@@ -49,6 +49,7 @@ def _check_kubernetes(spec: InferenceServiceSpec) -> list[Problem]:
         "spec.autoscaling": spec.autoscaling is not None,
         "spec.rollout": spec.rollout != Rollout(),
         "spec.deletionPolicy": spec.deletion_policy != "Delete",
+        "spec.imagePullSecrets": spec.image_pull_secrets != (),
         "spec.podTemplate": spec.pod_template is not None,
         "spec.paused": spec.paused,
     }

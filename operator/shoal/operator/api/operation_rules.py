@@ -27,6 +27,7 @@ def find_operation_contradictions(spec: InferenceServiceSpec) -> list[Problem]:
         + _check_autoscaling(spec)
         + _check_ssd_volume(spec)
         + _check_gateway(spec)
+        + _check_pull_secrets(spec)
         + _check_pods(spec)
     )
 
@@ -113,6 +114,15 @@ def _check_gateway(spec: InferenceServiceSpec) -> list[Problem]:
         message = f"{gateway.http.port} has no meaning for spec.gateway.http.enabled = false; leave it out"
         problems.append(Problem("spec.gateway.http.port", message))
     return problems + _check_keys("spec.gateway.service.annotations", gateway.service.annotations)
+
+
+def _check_pull_secrets(spec: InferenceServiceSpec) -> list[Problem]:
+    names = [secret.name for secret in spec.image_pull_secrets]
+    return [
+        Problem(f"spec.imagePullSecrets[{index}].name", f"{name!r} is given twice; give each Secret once")
+        for index, name in enumerate(names)
+        if name in names[:index]
+    ]
 
 
 def _check_pods(spec: InferenceServiceSpec) -> list[Problem]:

@@ -128,6 +128,7 @@ def test_heads_that_are_repeated_need_no_less_memory() -> None:
         ({"spec.autoscaling": {"maxReplicas": 4}}, "spec.autoscaling"),
         ({"spec.rollout": {"drainSeconds": 10}}, "spec.rollout"),
         ({"spec.deletionPolicy": "Orphan"}, "spec.deletionPolicy"),
+        ({"spec.imagePullSecrets": [{"name": "registry"}]}, "spec.imagePullSecrets"),
         ({"spec.podTemplate": {"worker": {}}}, "spec.podTemplate"),
         ({"spec.paused": True}, "spec.paused"),
         ({"spec.gateway.grpc": {"port": 9000}}, "spec.gateway.grpc.port"),

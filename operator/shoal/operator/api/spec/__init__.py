@@ -35,6 +35,7 @@ from shoal.operator.api.spec.operation import (
     PodOverrides,
     PodTemplates,
     Rollout,
+    SecretReference,
     Slo,
 )
 from shoal.operator.api.spec.section import Section
@@ -98,6 +99,14 @@ class InferenceServiceSpec(Section, frozen=True, kw_only=True):
             "to look after them. On Kubernetes only."
         ),
     ] = "Delete"
+    image_pull_secrets: Annotated[
+        tuple[SecretReference, ...],
+        Meta(
+            max_length=16,
+            description="Secrets with which all pods of the service pull their images, beside those that the operator "
+            "was given. On Kubernetes only.",
+        ),
+    ] = ()
     pod_template: Annotated[PodTemplates | None, Meta(description="Default: pods are as planned.")] = None
     paused: Annotated[
         bool, Meta(description="true: the operator leaves everything as it is, until false. On Kubernetes only.")
@@ -147,6 +156,7 @@ __all__ = [
     "RoleWorkers",
     "Rollout",
     "Routing",
+    "SecretReference",
     "Section",
     "Simulated",
     "Slo",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from shoal.operator.api.fields import HttpUrl
+from shoal.operator.api.fields import HttpUrl, ObjectName
 from shoal.operator.api.spec.section import Section
 
 
@@ -75,6 +75,12 @@ class Observability(Section, frozen=True, kw_only=True):
     service_monitor: Annotated[
         bool, Meta(description="Prometheus is told where metrics are, if the cluster knows ServiceMonitors.")
     ] = True
+
+
+class SecretReference(Section, frozen=True, kw_only=True):
+    """A Secret of the service's namespace."""
+
+    name: ObjectName
 
 
 class PodMetadata(Section, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from shoal.operator.api import InferenceService, Machine
-from shoal.operator.api.spec import Auth
+from shoal.operator.api.spec import Auth, SecretReference
 from shoal.operator.planner.kubernetes import gateways, kv_stores, network, tokenizers
 from shoal.operator.planner.kubernetes.groups import GroupPlan, plan_groups
 from shoal.operator.planner.kubernetes.monitoring import MONITORING_API, monitors
@@ -64,7 +64,7 @@ def plan(
     (`find_infeasible`). While workers are replaced a plan is one
     step, and the next one comes of what that led to: plan again whenever `observe` says something else.
     """
-    seen = _seen_in_pods(service)
+    seen = _seen_in_pods(service, platform)
     in_pods = InPods(
         machine=Machine(num_cores=1, memory_bytes=0),
         run_dir="/run/shoal",
@@ -134,9 +134,12 @@ def _stateful_sets(groups: GroupPlan) -> list[tuple[str, str, int]]:
     ]
 
 
-def _seen_in_pods(service: InferenceService) -> InferenceService:
-    """The spec with the paths that files have in pods, and a number of workers that autoscaling allows."""
-    service = replace(service, spec=within_bounds(service.spec))
+def _seen_in_pods(service: InferenceService, platform: Platform) -> InferenceService:
+    """The spec with the paths that files have in pods, the operator's pull secrets behind its own, and a number of
+    workers that autoscaling allows."""
+    secrets = (*service.spec.image_pull_secrets, *(SecretReference(name=name) for name in platform.image_pull_secrets))
+    spec = replace(within_bounds(service.spec), image_pull_secrets=tuple(dict.fromkeys(secrets)))
+    service = replace(service, spec=spec)
     gateway = service.spec.gateway
     if gateway.auth is None:
         return service

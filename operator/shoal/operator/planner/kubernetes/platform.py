@@ -25,6 +25,8 @@ class Platform:
     images: Mapping[str, str] = field(default_factory=lambda: IMAGES)
     """For each of gateway, tokenizer, worker, kv-store, operator and envoy."""
     image_pull_policy: str = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    """Names of Secrets for all pods, in namespaces that have them; kubelets pass over those that are not there."""
     control_plane: Endpoint = _CONTROL_PLANE
     """Where Envoys and gateways learn their endpoints: the operator's discovery service."""
     control_plane_ca: str = ""

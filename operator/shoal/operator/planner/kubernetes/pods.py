@@ -75,6 +75,8 @@ def pod_template(service: InferenceService, pod: Pod) -> dict[str, Any]:
         **(pod.fields or {}),
     }
     spec |= pod.placement(service)
+    if secrets := service.spec.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": secret.name} for secret in secrets]
     initial = [*map(dict, pod.initial), *({**sidecar, "restartPolicy": "Always"} for sidecar in pod.sidecars)]
     if initial:
         spec["initContainers"] = initial
