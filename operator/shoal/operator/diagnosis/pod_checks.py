@@ -78,7 +78,8 @@ def _check_container(pod: str, container: Mapping[str, Any], found: ServiceFacts
         text = (
             f"{pod}, {name}: {container.get('image', 'its image')} cannot be pulled: {waiting.get('message', reason)}"
         )
-        return problem("images", 70, text, "check --image-prefix and --image-tag of the operator, and spec.imagePullSecrets")
+        remedy = "check --image-prefix and --image-tag of the operator, and spec.imagePullSecrets"
+        return problem("images", 70, text, remedy)
     if reason in _CONFIG:
         text = f"{pod}, {name}: {waiting.get('message', reason)}"
         return problem("settings", 69, text, "make the Secret or ConfigMap that it names")
