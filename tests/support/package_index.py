@@ -38,6 +38,8 @@ class FileServer:
     """path -> for each coming request, how many body bytes to send before the connection is cut."""
     statuses: dict[str, list[int]] = field(default_factory=dict)
     """path -> statuses to answer with, one a request, before serving."""
+    holds: dict[str, tuple[threading.Event, threading.Event]] = field(default_factory=dict)
+    """path -> set when half of its next answer is sent; the rest follows when the other one is set."""
     ignore_range: bool = False
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     """(method, path, Range header) of each request so far."""
@@ -47,6 +49,11 @@ class FileServer:
     def gets(self, path: str) -> list[str | None]:
         """Range headers of the GET requests for `path`."""
         return [range_ for method, requested, range_ in self.requests if method == "GET" and requested == path]
+
+    def hold(self, path: str) -> tuple[threading.Event, threading.Event]:
+        """Lets the next answer stop halfway: (it has, it may go on)."""
+        self.holds[path] = threading.Event(), threading.Event()
+        return self.holds[path]
 
 
 @contextlib.contextmanager
@@ -138,6 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             status = state.statuses[path].pop(0) if state.statuses.get(path) else 200
             drops = state.drop_after_bytes.get(path)
             drop_after = drops.pop(0) if drops and with_body else None
+            hold = state.holds.pop(path, None) if with_body else None
         if status != 200 or path not in state.files:
             self._send_empty(404 if status == 200 else status, path)
             return
@@ -154,6 +162,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if with_body:
             with contextlib.suppress(ConnectionError):
+                if hold is not None:
+                    half = start + (len(body) - start) // 2
+                    self.wfile.write(body[start:half])
+                    start = half
+                    hold[0].set()
+                    hold[1].wait(30)
                 self.wfile.write(body[start:] if drop_after is None else body[start : start + drop_after])
             if drop_after is not None:
                 self.close_connection = True

@@ -20,7 +20,7 @@ _IGNORED: Final = frozenset(
     {
         "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules", "inference_mode",
         "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_config",
-        "megatron_core", "peft_version", "revision", "runtime_config", "task_type",
+        "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
     }
 )  # fmt: skip
 """Of training, or said by the tensors' names as well."""
