@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shoal.kernels.block_copy import block_copy
-from shoal.kernels.block_transfer import fetch_parts, gather_blocks, scatter_blocks
+from shoal.kernels.block_transfer import gather_blocks, scatter_blocks
 from shoal.kernels.kv_layout import KVLayout, RowsLayout
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -108,46 +108,6 @@ def test_kernel_copies_any_number_of_chunks(words: int) -> None:
     assert torch.equal(staging.view(torch.int32), before[[6, 2, 5]])
     triton_impl.copy_blocks(staging, cache, None, ids - 2)
     assert torch.equal(cache, before[[2, 5, 2, 5, 6, 5, 6]])
-
-
-def on_host(num_blocks: int, block_bytes: int) -> torch.Tensor:
-    """Random blocks that the device reaches."""
-    blocks = torch.randint(0, 256, (num_blocks, block_bytes), dtype=torch.uint8)
-    return blocks.pin_memory() if DEVICE == "cuda" else blocks
-
-
-def tell(block_ids: list[int], sources: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    addresses = [row.data_ptr() for row in sources]
-    return torch.tensor(block_ids, dtype=torch.int32, device=DEVICE), torch.tensor(addresses, device=DEVICE)
-
-
-@pytest.mark.parametrize("interpreted", [False, True], ids=["dispatched", "kernel"])
-@pytest.mark.parametrize(("first", "size"), [(0, 80_000), (16, 32), (40_000, 20_000), (79_984, 16)])
-def test_parts_of_blocks_are_fetched_from_the_host(first: int, size: int, interpreted: bool) -> None:
-    fetch = fetch_parts
-    if interpreted:
-        fetch = pytest.importorskip("shoal.kernels.block_transfer.triton_impl", reason="needs triton").fetch_parts
-    sources = on_host(3, 80_000)
-    cache = torch.randint(0, 256, (7, 80_000), dtype=torch.uint8, device=DEVICE)
-    expected = cache.clone()
-    expected[[4, 0, 6], first : first + size] = sources[:, first : first + size].to(DEVICE)
-    fetch(cache, *tell([4, 0, 6], sources), first, size)
-    assert torch.equal(cache, expected)
-
-
-@pytest.mark.parametrize(
-    ("first", "size", "problem"),
-    [
-        (16, 80_000, r"no block of 80000 bytes has 80000 bytes from byte 16 on"),
-        (-16, 32, r"no block of"),
-        (8, 16, r"multiples of 16 bytes"),
-        (16, 20, r"multiples of 16 bytes"),
-    ],
-)
-def test_parts_that_cannot_be_fetched_are_refused(first: int, size: int, problem: str) -> None:
-    cache, sources = torch.zeros(2, 80_000, dtype=torch.uint8, device=DEVICE), on_host(1, 80_000)
-    with pytest.raises(ValueError, match=problem):
-        fetch_parts(cache, *tell([0], sources), first, size)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")

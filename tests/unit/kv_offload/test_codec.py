@@ -1,10 +1,14 @@
-"""Blocks in fp8 on their way to a store and back: the same bytes from every device, and nothing else accepted."""
+"""Blocks in fp8 on their way to a store and back: the same bytes from every device, and nothing else accepted.
+
+On a machine with a GPU it is one of the devices.
+"""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -23,21 +27,33 @@ from shoal.model_worker.runner.cuda_kv_memory import CudaKvMemory
 from shoal.model_worker.runner.device_fp8 import DeviceFp8
 from support.kv_store_running import ROOT, RunningStore, key, running_store
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NUM_GROUPS, GROUP = 12, 64
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-MakeMemory = Callable[[Tensor, BlockShape], KvMemory]
 
 
-def on_cpu(cache: Tensor, shape: BlockShape) -> KvMemory:
-    return CpuKvMemory(cache, Fp8(shape))
+class Cache(NamedTuple):
+    """Blocks where a memory has them."""
+
+    blocks: Tensor
+    memory: KvMemory
 
 
-def on_device(cache: Tensor, shape: BlockShape) -> KvMemory:
-    return CudaKvMemory(cache, DeviceFp8(shape), bytes_at_once=3 * shape.payload_bytes)
+MakeCache = Callable[[Tensor, BlockShape], Cache]
 
 
-def unreachable(cache: Tensor, shape: BlockShape) -> KvMemory:
-    return CudaKvMemory(cache, DeviceFp8(shape), direct=False)
+def on_cpu(blocks: Tensor, shape: BlockShape) -> Cache:
+    return Cache(blocks, CpuKvMemory(blocks, Fp8(shape)))
+
+
+def on_device(blocks: Tensor, shape: BlockShape) -> Cache:
+    blocks = blocks.to(DEVICE)
+    return Cache(blocks, CudaKvMemory(blocks, DeviceFp8(shape), bytes_at_once=3 * shape.payload_bytes))
+
+
+def unreachable(blocks: Tensor, shape: BlockShape) -> Cache:
+    blocks = blocks.to(DEVICE)
+    return Cache(blocks, CudaKvMemory(blocks, DeviceFp8(shape), direct=False))
 
 
 @pytest.fixture(params=["bfloat16", "float32"])
@@ -51,7 +67,7 @@ def running(tmp_path: Path) -> Iterator[RunningStore]:
         yield started
 
 
-def make_cache(shape: BlockShape, num_blocks: int = 10) -> Tensor:
+def make_blocks(shape: BlockShape, num_blocks: int = 10) -> Tensor:
     """Values of all sizes: groups of zeros, of tiny and of large ones."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn((num_blocks, NUM_GROUPS, GROUP), generator=generator)
@@ -76,22 +92,22 @@ def restored(values: Tensor, shape: BlockShape) -> Tensor:
 
 
 def test_a_device_makes_the_same_bytes_as_the_host(shape: BlockShape) -> None:
-    cache, codec = make_cache(shape), DeviceFp8(shape)
-    raw = cache.view(len(cache), -1).view(torch.uint8)
-    stored = codec.encode(raw)
-    for block, values in zip(stored, cache, strict=True):
+    blocks, codec = make_blocks(shape), DeviceFp8(shape)
+    raw = blocks.view(len(blocks), -1).view(torch.uint8).to(DEVICE)
+    stored = codec.encode(raw).cpu()
+    for block, values in zip(stored, blocks, strict=True):
         assert block.numpy().tobytes() == coded(values, shape)
         assert codec.is_valid_at(block.data_ptr())
-    found = codec.decode(stored).view(DTYPES[shape.dtype]).view_as(cache)
-    for block, values in zip(found, cache, strict=True):
+    found = codec.decode(stored.to(DEVICE)).view(DTYPES[shape.dtype]).view_as(blocks).cpu()
+    for block, values in zip(found, blocks, strict=True):
         assert torch.equal(block, restored(values, shape))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -(2.0**120)])
 def test_what_cannot_be_encoded_is_marked(shape: BlockShape, bad: float) -> None:
-    cache, codec = make_cache(shape, 2), DeviceFp8(shape)
-    cache[1, 5, 7] = bad
-    stored = codec.encode(cache.view(2, -1).view(torch.uint8))
+    blocks, codec = make_blocks(shape, 2), DeviceFp8(shape)
+    blocks[1, 5, 7] = bad
+    stored = codec.encode(blocks.view(2, -1).view(torch.uint8).to(DEVICE)).cpu()
     assert [codec.is_valid_at(block.data_ptr()) for block in stored] == [True, False]
 
 
@@ -113,58 +129,57 @@ def put(client: KvClient, memory: KvMemory, keys: Sequence[bytes], block_ids: Se
 @pytest.mark.parametrize("write", [on_cpu, on_device, unreachable])
 @pytest.mark.parametrize("read", [on_cpu, on_device, unreachable])
 def test_what_one_device_stores_another_loads(
-    running: RunningStore, shape: BlockShape, write: MakeMemory, read: MakeMemory
+    running: RunningStore, shape: BlockShape, write: MakeCache, read: MakeCache
 ) -> None:
-    source, target = make_cache(shape), torch.zeros_like(make_cache(shape))
+    source, target = make_blocks(shape), read(torch.zeros_like(make_blocks(shape)), shape)
     client = running.client(block_bytes=Fp8(shape).stored_bytes)
     keys, places = [key(number) for number in range(1, 8)], [9, 2, 4, 0, 7, 1, 5]
-    assert put(client, write(source, shape), keys, range(7)) == 7
-    memory = read(target, shape)
+    assert put(client, write(source, shape).memory, keys, range(7)) == 7
     with client.view(keys) as lease:
-        last = list(memory.load(lease, places, memory.mark()))[-1]
+        last = list(target.memory.load(lease, places, target.memory.mark()))[-1]
     assert last == (7, Reading.VERIFIED)
+    target.memory.settle()
+    loaded = target.blocks.cpu()
     for number, place in enumerate(places):
-        assert torch.equal(target[place], restored(source[number], shape))
-    assert not target[3].any()
+        assert torch.equal(loaded[place], restored(source[number], shape))
+    assert not loaded[3].any()
     client.close()
 
 
 @pytest.mark.parametrize("make", [on_cpu, on_device])
 def test_a_block_with_values_that_are_not_finite_is_not_stored(
-    running: RunningStore, shape: BlockShape, make: MakeMemory
+    running: RunningStore, shape: BlockShape, make: MakeCache
 ) -> None:
-    source = make_cache(shape)
+    source = make_blocks(shape)
     source[4, 3, 2] = float("inf")
     client = running.client(block_bytes=Fp8(shape).stored_bytes)
     keys = [key(number) for number in range(1, 8)]
-    assert put(client, make(source, shape), keys, range(7)) == 4
+    assert put(client, make(source, shape).memory, keys, range(7)) == 4
     client.close()
 
 
 @pytest.mark.parametrize("make", [on_cpu, on_device])
-def test_bytes_that_no_encoder_writes_are_not_loaded(
-    running: RunningStore, shape: BlockShape, make: MakeMemory
-) -> None:
+def test_bytes_that_no_encoder_writes_are_not_loaded(running: RunningStore, shape: BlockShape, make: MakeCache) -> None:
     """Whoever has the fingerprint may store anything with a right checksum."""
     codec = Fp8(shape)
     client = running.client(block_bytes=codec.stored_bytes)
-    good, bad = coded(make_cache(shape)[0], shape), bytearray(coded(make_cache(shape)[0], shape))
+    good, bad = coded(make_blocks(shape)[0], shape), bytearray(coded(make_blocks(shape)[0], shape))
     bad[-1] = 126
     keys = [key(1), key(2), key(3)]
     assert client.put(keys, [good, bytes(bad), good], parent_key=ROOT, namespace_key=ROOT).num_visible == 3
-    memory = make(torch.zeros_like(make_cache(shape)), shape)
+    memory = make(torch.zeros_like(make_blocks(shape)), shape).memory
     with client.view(keys) as lease:
         assert list(memory.load(lease, [0, 1, 2], None))[-1] == (1, Reading.CORRUPT)
     client.close()
 
 
 @pytest.mark.parametrize("make", [on_cpu, on_device])
-def test_a_flipped_bit_is_found(running: RunningStore, shape: BlockShape, make: MakeMemory) -> None:
+def test_a_flipped_bit_is_found(running: RunningStore, shape: BlockShape, make: MakeCache) -> None:
     client = running.client(block_bytes=Fp8(shape).stored_bytes)
     keys = [key(1), key(2)]
-    assert put(client, make(make_cache(shape), shape), keys, [0, 1]) == 2
+    assert put(client, make(make_blocks(shape), shape).memory, keys, [0, 1]) == 2
     running.do(lambda store: flip(store, keys[1]))
-    memory = make(torch.zeros_like(make_cache(shape)), shape)
+    memory = make(torch.zeros_like(make_blocks(shape)), shape).memory
     with client.view(keys) as lease:
         assert list(memory.load(lease, [0, 1], None))[-1] == (1, Reading.CORRUPT)
     client.close()

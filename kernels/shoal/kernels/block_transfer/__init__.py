@@ -1,7 +1,7 @@
-"""KV blocks between the cache and the host's memory: what the KV store keeps and sends.
+"""KV blocks gathered from the cache into one run of bytes and scattered back: what the KV store keeps and sends.
 
-Between host and GPU one large copy is many times faster than one for each block. So blocks meet in a staging tensor on
-the cache's device, or the GPU reads parts of all of them in one launch.
+Between host and GPU one large copy is many times faster than one for each block, so blocks meet in a staging tensor on
+the cache's device.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from torch import Tensor
 from shoal.kernels.block_transfer import reference
 from shoal.kernels.transfers import upload
 
-__all__ = ["can_fetch_parts", "fetch_parts", "gather_blocks", "reference", "scatter_blocks"]
-
-_ACCESS_BYTES = 16
+__all__ = ["gather_blocks", "reference", "scatter_blocks"]
 
 
 def gather_blocks(cache: Tensor, block_ids: Sequence[int], staging: Tensor) -> None:
@@ -51,34 +49,6 @@ def scatter_blocks(cache: Tensor, block_ids: Sequence[int], staging: Tensor) -> 
             triton_impl.copy_blocks(staging, cache, None, upload(ids.numpy(), cache.device))
             return
     reference.scatter_blocks(cache, ids, staging)
-
-
-def can_fetch_parts(cache: Tensor, num_bytes: int) -> bool:
-    """Whether `fetch_parts` takes parts of so many bytes, one after the other."""
-    sizes = (cache.shape[1], num_bytes, cache.data_ptr())
-    return cache.dtype == torch.uint8 and cache.is_contiguous() and not any(size % _ACCESS_BYTES for size in sizes)
-
-
-def fetch_parts(cache: Tensor, block_ids: Tensor, addresses: Tensor, first_byte: int, num_bytes: int) -> None:
-    """cache[block_ids[i], first_byte : first_byte + num_bytes] = the same bytes of the block at addresses[i].
-
-    cache: uint8 [num_blocks, bytes of a block]; block_ids: int32 [n], distinct; addresses: int64 [n], multiples of 16,
-    of whole blocks in memory of the host that the cache's device reaches itself, the caller's to keep until this has
-    run. All on one device. Queued on the current stream of a GPU. Raises ValueError for sizes that `can_fetch_parts`
-    refuses and for parts that a block does not have.
-    """
-    if not (0 <= first_byte <= first_byte + num_bytes <= cache.shape[1]):
-        raise ValueError(f"no block of {cache.shape[1]} bytes has {num_bytes} bytes from byte {first_byte} on")
-    if not can_fetch_parts(cache, num_bytes) or first_byte % _ACCESS_BYTES:
-        raise ValueError(f"blocks and parts must begin and end at multiples of {_ACCESS_BYTES} bytes")
-    if not len(block_ids) or not num_bytes:
-        return
-    if cache.is_cuda:
-        from shoal.kernels.block_transfer import triton_impl
-
-        triton_impl.fetch_parts(cache, block_ids, addresses, first_byte, num_bytes)
-    else:
-        reference.fetch_parts(cache, block_ids, addresses, first_byte, num_bytes)
 
 
 def _checked_ids(cache: Tensor, block_ids: Sequence[int], staging: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -16,13 +14,6 @@ def gather_blocks(cache: Tensor, block_ids: Tensor, staging: Tensor) -> None:
 def scatter_blocks(cache: Tensor, block_ids: Tensor, staging: Tensor) -> None:
     """See `shoal.kernels.block_transfer.scatter_blocks`; block_ids: [n] integers."""
     _words(cache).index_copy_(0, block_ids.to(cache.device, torch.int64), _words(staging))
-
-
-def fetch_parts(cache: Tensor, block_ids: Tensor, addresses: Tensor, first_byte: int, num_bytes: int) -> None:
-    """See `shoal.kernels.block_transfer.fetch_parts`."""
-    for block_id, address in zip(block_ids.tolist(), addresses.tolist(), strict=True):
-        part = (ctypes.c_uint8 * num_bytes).from_address(address + first_byte)
-        cache[block_id, first_byte : first_byte + num_bytes] = torch.frombuffer(part, dtype=torch.uint8)
 
 
 def bytes_moved(num_blocks: int, block_bytes: int) -> int:

@@ -25,14 +25,13 @@ import torch
 from torch import Tensor
 
 from shoal.checksum import crc32c_at
-from shoal.kernels.block_transfer import can_fetch_parts, fetch_parts
-from shoal.kernels.transfers import upload
 from shoal.kv_client.lease import Lease, Place, Reading
 from shoal.kv_client.link import MappedMemory
 from shoal.model_worker.kv_offload.layer_feed import LayerFeed
 from shoal.model_worker.kv_offload.memory import Loaded
+from shoal.model_worker.runner.copies import Addresses, make_copies
 from shoal.model_worker.runner.device_fp8 import DeviceFp8
-from shoal.model_worker.runner.host_pages import HostPages, Rows
+from shoal.model_worker.runner.host_pages import HostPages
 from shoal.model_worker.runner.staged_copies import StagedCopies
 
 BYTES_AT_ONCE: Final = 128 << 20
@@ -65,14 +64,14 @@ class CudaKvMemory:
         self._codec = codec
         self._fed_bytes_at_once = fed_bytes_at_once
         raw_bytes: int = self._blocks.shape[1]
-        self.num_layers_fed = _count_fed_layers(kv_cache, self._blocks) if codec is None else 0
+        self.num_layers_fed: int = kv_cache.shape[1] if codec is None and kv_cache.dim() > 2 else 0
         self.block_bytes = raw_bytes if codec is None else codec.stored_bytes
         if codec is not None:
             bytes_at_once = min(bytes_at_once, CODED_BYTES_AT_ONCE)
         self.blocks_at_once = min(max(bytes_at_once // raw_bytes, 1), len(kv_cache))
         num_threads = min(MAX_SUMMING_THREADS, max((os.cpu_count() or 2) // 2, 1))
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="kv sum")
-        self._rows = self._blocks.unbind()  # indexing takes as long as launching a copy
+        self._copies = make_copies(kv_cache.device)
         self._loads = _Lane(HostPages(kv_cache.device, read_only=True, direct=direct), kv_cache.device)
         self._stores = _Lane(HostPages(kv_cache.device, read_only=False, direct=direct), kv_cache.device)
 
@@ -111,7 +110,7 @@ class CudaKvMemory:
         """See `KvMemory.feed`."""
         if not self.num_layers_fed:
             return None
-        if not self._sources(lease.places)[1]:
+        if not self._reach(lease.places):
             return None
         return self._feed(lease, block_ids, mark, feed)
 
@@ -124,12 +123,12 @@ class CudaKvMemory:
         readings = self._threads.map(lease.verify, range(num_blocks))  # meanwhile
         under_way: deque[torch.cuda.Event | None] = deque()
         try:
-            with self._loads.launching(after=mark):
-                targets, sources = self._upload(block_ids, [lease.address(position) for position in range(num_blocks)])
+            targets, sources = _rows_of(self._blocks, block_ids), _addresses(lease, range(num_blocks))
             for start in range(0, num_layers, layers_at_once):
                 end = min(start + layers_at_once, num_layers)
-                with self._loads.launching() as ended:
-                    fetch_parts(self._blocks, targets, sources, start * layer_bytes, (end - start) * layer_bytes)
+                first = np.uint64(start * layer_bytes)
+                with self._loads.launching(after=mark) as ended:
+                    self._copies.batch(targets + first, sources + first, (end - start) * layer_bytes)
                 under_way.append(ended)
                 feed.reached(end, partial(_order_current_stream, ended))
                 if len(under_way) > 2 and (oldest := under_way.popleft()) is not None:
@@ -141,17 +140,16 @@ class CudaKvMemory:
 
     def store(self, block_ids: Sequence[int], addresses: Sequence[int], target: MappedMemory) -> list[int]:
         """See `KvMemory.store`."""
-        rows = self._stores.pages.rows(target)
-        targets = [self._whole(rows, (address - target.address) // target.row_bytes) for address in addresses]
+        targets, is_direct = np.array(addresses, np.uint64), self._stores.pages.reach(target)
+        copy = self._copies.batch if is_direct else self._copies.each
         with self._stores.launching():
             if self._codec is not None:
-                sources: Sequence[Tensor] = self._codec.read(self._blocks, block_ids).unbind()
-            elif rows.is_direct:
-                sources = [self._rows[block_id] for block_id in block_ids]
+                stored = self._codec.read(self._blocks, block_ids)
+                copy(targets, _rows_of(stored, range(len(stored))), self.block_bytes)
+            elif is_direct:
+                copy(targets, _rows_of(self._blocks, block_ids), self.block_bytes)
             else:
                 return self._staging(self._stores).store(block_ids, addresses)
-            for row, source in zip(targets, sources, strict=True):
-                row.copy_(source, non_blocking=True)
         self._stores.wait()
         if self._codec is not None:
             addresses = list(itertools.takewhile(self._codec.is_valid_at, addresses))
@@ -159,41 +157,29 @@ class CudaKvMemory:
 
     def _start(self, lease: Lease, first: int, block_ids: Sequence[int], mark: object) -> _Part:
         positions = range(first, first + len(block_ids))
-        sources, is_direct = self._sources([lease.places[position] for position in positions])
+        is_direct = self._reach(lease.places[first : positions.stop])
         with self._loads.launching(after=mark) as ended:
             if self._codec is not None:
                 readings = self._threads.map(partial(_verify_coded, self._codec, lease), positions)
-                self._load_coded(self._codec, block_ids, sources)
+                self._load_coded(self._codec, block_ids, _addresses(lease, positions), is_direct=is_direct)
             elif is_direct:
                 readings = self._threads.map(lease.verify, positions)
-                for block_id, source in zip(block_ids, sources, strict=True):
-                    self._rows[block_id].copy_(source, non_blocking=True)
+                targets = _rows_of(self._blocks, block_ids)
+                self._copies.batch(targets, _addresses(lease, positions), self.block_bytes)
             else:
                 readings = iter(self._staging(self._loads).load(lease, first, block_ids))
         return _Part(first, readings, ended)
 
-    def _load_coded(self, codec: DeviceFp8, block_ids: Sequence[int], sources: Sequence[Tensor]) -> None:
+    def _load_coded(self, codec: DeviceFp8, block_ids: Sequence[int], sources: Addresses, *, is_direct: bool) -> None:
         """Nothing counts before the host has looked at it, so that the device may decode what is wrong meanwhile."""
         stored = self._blocks.new_empty((len(block_ids), self.block_bytes))
-        for row, source in zip(stored.unbind(), sources, strict=True):
-            row.copy_(source, non_blocking=True)
+        copy = self._copies.batch if is_direct else self._copies.each
+        copy(_rows_of(stored, range(len(stored))), sources, self.block_bytes)
         codec.write(self._blocks, block_ids, stored)
 
-    def _upload(self, block_ids: Sequence[int], addresses: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """What `fetch_parts` is told of blocks, on the device."""
-        device = self._blocks.device
-        return upload(np.array(block_ids, np.int32), device), upload(np.array(addresses, np.int64), device)
-
-    def _sources(self, places: Sequence[Place]) -> tuple[list[Tensor], bool]:
-        """Leased blocks in shared memory, and whether the GPU reaches all of them itself."""
-        chunks = [self._loads.pages.rows(chunk) for chunk, *_ in places]
-        sources = [self._whole(rows, slot) for rows, (_, slot, *_) in zip(chunks, places, strict=True)]
-        return sources, all(rows.is_direct for rows in chunks)
-
-    def _whole(self, rows: Rows, index: int) -> Tensor:
-        """A block in shared memory, without what fills it up to pages."""
-        row = rows.tensors[index]
-        return row if len(row) == self.block_bytes else row[: self.block_bytes]
+    def _reach(self, places: Sequence[Place]) -> bool:
+        """Whether the GPU reaches all of these leased blocks itself."""
+        return all(self._loads.pages.reach(chunk) for chunk in {place.chunk for place in places})
 
     def _staging(self, lane: _Lane) -> StagedCopies:
         if lane.staging is None:
@@ -241,9 +227,11 @@ class _Lane:
         if isinstance(after, torch.cuda.Event):
             self._stream.wait_event(after)
         with torch.cuda.stream(self._stream):
-            yield ended
-            ended.record()
-        self._ended = ended
+            try:
+                yield ended
+            finally:  # also of what was launched before something raised
+                ended.record()
+                self._ended = ended
 
     def wait(self) -> None:
         """Waits, on the host, for all that was launched."""
@@ -255,10 +243,14 @@ class _Lane:
         _order_current_stream(self._ended)
 
 
-def _count_fed_layers(kv_cache: Tensor, blocks: Tensor) -> int:
-    """Layers of a cache of whole blocks, [num_blocks, num_layers, ...]; 0 if the device cannot read one by itself."""
-    num_layers = kv_cache.shape[1] if kv_cache.dim() > 2 else 0
-    return num_layers if num_layers and can_fetch_parts(blocks, blocks.shape[1] // num_layers) else 0
+def _rows_of(blocks: Tensor, block_ids: Sequence[int]) -> Addresses:
+    """Where some rows of [num_blocks, bytes] begin."""
+    return blocks.data_ptr() + np.array(block_ids, np.uint64) * np.uint64(blocks.stride(0))
+
+
+def _addresses(lease: Lease, positions: Sequence[int]) -> Addresses:
+    """Of leased blocks, in this process."""
+    return np.array([lease.address(position) for position in positions], np.uint64)
 
 
 def _order_current_stream(ended: torch.cuda.Event | None) -> None:
