@@ -300,11 +300,21 @@ OPERATOR: Final = (
     Row(
         "Work",
         (
-            Panel("Reconciles", [rate("shoal_operator_reconciles_total", "result")], "ops"),
+            Panel("Reconciles", [rate("shoal_operator_reconcile_seconds_count", "result")], "ops"),
+            Panel("Time of one", quantiles("shoal_operator_reconcile_seconds"), "s"),
             Panel(
-                "Time of one",
-                [ratio("shoal_operator_reconcile_seconds_total", "shoal_operator_reconciles_total", "mean")],
-                "s",
+                "Before one", quantiles("shoal_operator_queue_seconds"), "s", "How long services that were due waited."
+            ),
+            Panel("Objects", [rate("shoal_operator_objects_total", "change")], "ops"),
+            Panel(
+                "Not ready",
+                [
+                    (
+                        "max by (inferenceservice, phase) (shoal_operator_inferenceservice_not_ready{W})",
+                        "{{inferenceservice}} {{phase}}",
+                    )
+                ],
+                stacked=True,
             ),
             Panel(
                 "Processor and memory",
@@ -322,10 +332,42 @@ OPERATOR: Final = (
         ),
     ),
     Row(
+        "API server",
+        (
+            Panel("Calls", [rate("shoal_operator_api_requests_total", "code")], "reqps", "Code 0: no answer."),
+            Panel("Time of one", quantiles("shoal_operator_api_request_seconds", "method", (0.99,)), "s"),
+            Panel(
+                "Since everything was listed",
+                [("time() - max by (pod) (shoal_operator_listed_timestamp_seconds{W} > 0)", "{{pod}}")],
+                "s",
+            ),
+        ),
+    ),
+    Row(
+        "Webhook",
+        (
+            Panel("Manifests", [rate("shoal_operator_webhook_reviews_total", "result")], "reqps", stacked=True),
+            Panel("Refused because of", [rate("shoal_operator_webhook_problems_total", "section")], "reqps"),
+            Panel("Time of an answer", quantiles("shoal_operator_webhook_seconds"), "s"),
+            Panel(
+                "Served, and for how long",
+                [
+                    gauge("shoal_operator_webhook_up", "pod"),
+                    (
+                        "(min(shoal_operator_webhook_certificate_expiry_timestamp_seconds{W} > 0) - time()) / 86400",
+                        "days of the certificate",
+                    ),
+                ],
+            ),
+        ),
+    ),
+    Row(
         "Discovery",
         (
+            Panel("Updates", [rate("shoal_operator_discovery_updates_total", "kind")], "ops"),
+            Panel("Refused", [rate("shoal_operator_discovery_nacks_total", "kind")], "ops"),
             Panel("Envoys and followers", [gauge("shoal_operator_discovery_clients", "pod")]),
-            Panel("Updates refused", [gauge("shoal_operator_discovery_rejections", "pod")]),
+            Panel("Refused at the moment", [gauge("shoal_operator_discovery_rejections", "pod")]),
         ),
     ),
 )

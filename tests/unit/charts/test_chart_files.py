@@ -18,7 +18,8 @@ from prometheus_client.registry import Collector
 
 import shoal.gateway.admission.metrics
 import shoal.gateway.metrics
-import shoal.rpc.interceptor  # noqa: F401 - all three register metrics
+import shoal.operator.measures
+import shoal.rpc.interceptor  # noqa: F401 - all four register metrics
 from shoal.kv_store.metrics import StoreCollector
 from shoal.kv_store.remote.metrics import PeerCollector
 from shoal.model_worker.metrics import WorkerMetrics

@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 from kubernetes_asyncio import client, config
 
+from shoal.operator.measures import API_REQUESTS, API_SECONDS, timed
 from shoal.operator.planner.kubernetes import FIELD_MANAGER, Manifest
 from shoal.operator.planner.kubernetes.plan import Kind
 
@@ -161,19 +162,23 @@ class ApiClient:
         await self._api.update_params_for_auth(headers, [], ["BearerToken"])
         url = f"{self.configuration.host}{path}"
         try:
-            answer = await self._api.rest_client.request(
-                method,
-                url,
-                headers=headers,
-                body=body,
-                query_params=dict(query or {}),
-                _request_timeout=_TIMEOUT_S,
-            )
+            with timed(API_SECONDS.labels(method)):
+                answer = await self._api.rest_client.request(
+                    method,
+                    url,
+                    headers=headers,
+                    body=body,
+                    query_params=dict(query or {}),
+                    _request_timeout=_TIMEOUT_S,
+                )
         except client.ApiException as error:
+            API_REQUESTS.labels(method, str(error.status)).inc()
             raise _as_error(error) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            API_REQUESTS.labels(method, "0").inc()
             text = f"{self.configuration.host} cannot be reached: {error or type(error).__name__}"
             raise ApiError(0, "Unreachable", text) from error
+        API_REQUESTS.labels(method, str(answer.status)).inc()
         data: bytes = answer.data
         return data
 

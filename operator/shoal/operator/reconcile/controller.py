@@ -87,6 +87,8 @@ class Controller:
         self._publisher = Publisher(self.snapshots)
         self._watched: tuple[Kind, ...] = _ALWAYS_WATCHED
         self._apis_changed = asyncio.Event()
+        self.listed_unix_s = 0.0
+        """When everything was last listed."""
 
     async def run(self, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
         """Sets `ready` once everything is watched. Raises ApiError when the API server cannot be read at first."""
@@ -260,6 +262,7 @@ class Controller:
             self.gone(self.reconciler.services[key])
         for item in services:
             self.seen(item)
+        self.listed_unix_s = time.time()
         _log.info("listed", services=len(services), took_s=round(time.monotonic() - started, 2))
 
     def _namespaces(self) -> Iterable[str | None]:

@@ -17,6 +17,7 @@ from shoal.operator.api.kubernetes_rules import find_kubernetes_contradictions
 from shoal.operator.api.roles import worker_roles
 from shoal.operator.api.spec import API_VERSION, KIND
 from shoal.operator.api.status import Condition, InferenceServiceStatus
+from shoal.operator.measures import OBJECTS
 from shoal.operator.planner.kubernetes import Manifest, Observed, Owner, Platform, find_infeasible, observe, plan
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError, collection_path
@@ -140,6 +141,8 @@ class Reconciler:
         elif self.writes and not service.spec.paused:
             try:
                 changes = await self._applier.apply(key, metadata["uid"], objects)
+                OBJECTS.labels("applied").inc(len(changes.applied))
+                OBJECTS.labels("pruned").inc(len(changes.pruned))
                 if changes.applied or changes.pruned:
                     _log.info("applied", service="/".join(key), applied=changes.applied, pruned=changes.pruned)
             except NameTaken as error:

@@ -7,6 +7,8 @@ import heapq
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
+from shoal.operator.measures import QUEUE_SECONDS, RECONCILE_SECONDS
+
 _K = TypeVar("_K", bound=Hashable)
 
 
@@ -29,10 +31,6 @@ class WorkQueue(Generic[_K]):
         self._failures: dict[_K, int] = {}
         self._changed = asyncio.Event()
         self._started_s: dict[_K, float] = {}
-        self.num_done = 0
-        self.num_failed = 0
-        self.worked_s = 0.0
-        """Between handing out and done or failed, all keys together."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -61,7 +59,7 @@ class WorkQueue(Generic[_K]):
             wait_s = self._heap[0][0] - loop.time() if self._heap else None
             if wait_s is not None and wait_s <= 0:
                 key = heapq.heappop(self._heap)[2]
-                del self._due[key]
+                QUEUE_SECONDS.observe(loop.time() - self._due.pop(key))
                 self._running.add(key)
                 self._started_s[key] = loop.time()
                 return key
@@ -74,15 +72,14 @@ class WorkQueue(Generic[_K]):
     def done(self, key: _K) -> None:
         """It is as it should be."""
         self._failures.pop(key, None)
-        self.num_done += 1
+        self._stop_clock(key, "done")
         self._finish(key)
 
     def failed(self, key: _K) -> float:
         """Hands it out again later, each time twice as late; how late, in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        self.num_failed += 1
-        self._stop_clock(key)
+        self._stop_clock(key, "failed")
         delay_s = min(self._max_delay_s, self._first_delay_s * float(1 << min(failures, 32)))
         self._running.discard(key)
         self._again.discard(key)
@@ -95,10 +92,9 @@ class WorkQueue(Generic[_K]):
 
     def _finish(self, key: _K) -> None:
         self._running.discard(key)
-        self._stop_clock(key)
         if key in self._again:
             self._again.discard(key)
             self.add(key)
 
-    def _stop_clock(self, key: _K) -> None:
-        self.worked_s += asyncio.get_running_loop().time() - self._started_s.pop(key)
+    def _stop_clock(self, key: _K, result: str) -> None:
+        RECONCILE_SECONDS.labels(result).observe(asyncio.get_running_loop().time() - self._started_s.pop(key))

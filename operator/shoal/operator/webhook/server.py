@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,8 +16,17 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from shoal.operator.api.spec import InferenceServiceSpec
+from shoal.operator.measures import (
+    CERTIFICATE_EXPIRY,
+    WEBHOOK_PROBLEMS,
+    WEBHOOK_REVIEWS,
+    WEBHOOK_SECONDS,
+    WEBHOOK_UP,
+    timed,
+)
 from shoal.operator.reconcile.api_client import ApiError
-from shoal.operator.webhook.certificates import Issued
+from shoal.operator.webhook.certificates import Issued, expiry_of
 from shoal.operator.webhook.configuration import PATH
 from shoal.operator.webhook.keeping import CertificateKeeper, Place, Requests
 from shoal.operator.webhook.review import BadReview, FindFacts, FindInfeasible, review
@@ -25,6 +35,7 @@ _MAX_BODY_BYTES: Final = 8 << 20
 """A request has an object and the one before it; etcd takes 1.5 MiB of each."""
 _BODY_TIMEOUT_S: Final = 5.0
 _END_TIMEOUT_S: Final = 5.0
+_SECTIONS: Final = frozenset(field.encode_name for field in msgspec.structs.fields(InferenceServiceSpec))
 _log = structlog.get_logger("shoal.operator")
 
 
@@ -67,9 +78,11 @@ async def running_webhook(
         port = int(runner.addresses[0][1])
         refreshing = asyncio.ensure_future(_keep_fresh(keeper, context, served, options.refresh_interval_s))
         _log.info("webhook", address=f"{options.host}:{port}", hosts=options.hosts)
+        WEBHOOK_UP.set(1)
         try:
             yield port
         finally:
+            WEBHOOK_UP.set(0)
             refreshing.cancel()
             await asyncio.gather(refreshing, return_exceptions=True)
     finally:
@@ -109,21 +122,51 @@ def _load(context: ssl.SSLContext, issued: Issued) -> None:
         path.touch(mode=0o600)
         path.write_bytes(issued.certificate + issued.key)
         context.load_cert_chain(path)
+    CERTIFICATE_EXPIRY.set(expiry_of(issued).timestamp())
 
 
 def _handler(
     find_facts: FindFacts, find_infeasible: FindInfeasible
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answer(request: web.Request) -> web.StreamResponse:
+        result = "failed"
         try:
-            async with asyncio.timeout(_BODY_TIMEOUT_S):
-                body = msgspec.json.decode(await request.read())
-            # Reading facts may wait for a disk.
-            answered = await asyncio.to_thread(review, body, find_facts, find_infeasible)
-        except (msgspec.DecodeError, RecursionError, BadReview) as error:
-            return web.Response(status=400, text=str(error))
-        except TimeoutError:
-            return web.Response(status=408, text=f"the request did not arrive within {_BODY_TIMEOUT_S:g} s")
-        return web.Response(body=msgspec.json.encode(answered), content_type="application/json")
+            with timed(WEBHOOK_SECONDS):
+                response, result = await _answer(request, find_facts, find_infeasible)
+            return response
+        except web.HTTPException:  # such as a body that is too large
+            result = "bad"
+            raise
+        finally:
+            WEBHOOK_REVIEWS.labels(result).inc()
 
     return answer
+
+
+async def _answer(
+    request: web.Request, find_facts: FindFacts, find_infeasible: FindInfeasible
+) -> tuple[web.StreamResponse, str]:
+    """And what it comes to."""
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            body = msgspec.json.decode(await request.read())
+        # Reading facts may wait for a disk.
+        answered = await asyncio.to_thread(review, body, find_facts, find_infeasible)
+    except (msgspec.DecodeError, RecursionError, BadReview) as error:
+        return web.Response(status=400, text=str(error)), "bad"
+    except TimeoutError:
+        return web.Response(status=408, text=f"the request did not arrive within {_BODY_TIMEOUT_S:g} s"), "bad"
+    response = answered["response"]
+    for cause in response.get("status", {}).get("details", {}).get("causes", ()):
+        WEBHOOK_PROBLEMS.labels(_section(cause["field"])).inc()
+    result = ("warned" if response.get("warnings") else "allowed") if response["allowed"] else "refused"
+    return web.Response(body=msgspec.json.encode(answered), content_type="application/json"), result
+
+
+def _section(path: str) -> str:
+    """`kvCache` of spec.kvCache.ssd; never a name that somebody made up."""
+    first, _, rest = path.partition(".")
+    name = re.split(r"[.\[]", rest)[0]
+    if first != "spec":
+        return first if first == "metadata" else "other"
+    return name if name in _SECTIONS else "other"

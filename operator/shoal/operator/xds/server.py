@@ -17,6 +17,7 @@ from envoy_data_plane.envoy.service.discovery.v3 import (
 )
 from envoy_data_plane.envoy.service.discovery.v3 import Resource as DeltaResource
 
+from shoal.operator.measures import DISCOVERY_NACKS, DISCOVERY_UPDATES
 from shoal.operator.xds.conversation import Conversation, Request, Update
 from shoal.operator.xds.snapshot import Kind, Snapshot
 from shoal.operator.xds.store import Rejection, SnapshotStore
@@ -99,6 +100,7 @@ class DiscoveryServer:
                 else:
                     updates = conversation.tell(message)
                 for update in updates:
+                    DISCOVERY_UPDATES.labels(update.kind.name.lower()).inc()
                     log.debug("told", kind=update.kind.name, version=update.version, num=len(update.resources))
                     yield update
         finally:
@@ -138,6 +140,7 @@ class DiscoveryServer:
             return
         version = conversation.version_of_last(request.kind)
         message = request.error[:MAX_REJECTION_CHARACTERS]
+        DISCOVERY_NACKS.labels(request.kind.name.lower()).inc()
         _log.warning("an Envoy rejects an update", cluster=cluster, node=node, kind=request.kind.name, error=message)
         self._store.rejected(Rejection(cluster, node, request.kind, version, message))
 

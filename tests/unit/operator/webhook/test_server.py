@@ -8,12 +8,14 @@ import contextlib
 import io
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
 import yaml
+from prometheus_client import REGISTRY
 
 from shoal.operator.reconcile.api_client import ApiError
 from shoal.operator.substrate.ports import PortReservations
@@ -47,6 +49,33 @@ async def client(api: FakeSecrets, port: int) -> AsyncIterator[aiohttp.ClientSes
     async with aiohttp.ClientSession(f"https://127.0.0.1:{port}", connector=connector, timeout=timeout) as session:
         yield session
     await asyncio.sleep(0.05)  # TLS connections close by and by
+
+
+def sample(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"shoal_operator_webhook_{name}", labels) or 0.0
+
+
+async def test_what_it_answers_is_counted() -> None:
+    results, sections = ("allowed", "warned", "refused", "bad"), ("kvCache", "model", "other")
+    before = [sample("reviews_total", result=result) for result in results]
+    problems = [sample("problems_total", section=section) for section in sections]
+    num_answers = sample("seconds_count")
+    asked = [{}, {"slo": {"ttftMilliseconds": 5}, "workers": {"device": "cuda", "replicas": 2}}]
+    asked += [{"kvCache": {"cpu": "1Mi"}}, {"model": {}, "bogus-" + "x" * 50: 1}]
+    api = FakeSecrets()
+    async with running_webhook(api, OPTIONS) as port, client(api, port) as session:
+        assert sample("up") == 1
+        assert sample("certificate_expiry_timestamp_seconds") > time.time() + 80 * 86400
+        for body in (*map(review_of, asked), {}):
+            async with session.post(PATH, json=body) as response:
+                await response.read()
+    assert sample("up") == 0
+    assert [sample("reviews_total", result=result) for result in results] == [
+        count + more for count, more in zip(before, (1, 1, 2, 1), strict=True)
+    ]
+    counted = [sample("problems_total", section=section) for section in sections]
+    assert [now - then for now, then in zip(counted, problems, strict=True)] == [1, 2, 1], "no name that was made up"
+    assert sample("seconds_count") == num_answers + 5
 
 
 async def test_reviews_are_answered() -> None:
