@@ -204,7 +204,9 @@ BAD_MANIFESTS: list[tuple[dict[str, Any], str, str]] = [
         "whose files say it",
     ),
     ({"spec.adapters": [{"name": "a", "uri": "/a"}]}, "spec.adapters[0].uri", "not in the pods"),
+    ({"spec.adapters": [{"name": "a", "uri": "ftp://a/b"}]}, "spec.adapters[0].uri", "https?"),
     ({"spec.adapters": [{"name": "smol", "uri": "hf://a/b"}]}, "spec.adapters[0].name", "give each name once"),
+    ({"spec.podTemplate": {"loraRegistry": {}}}, "spec.podTemplate.loraRegistry", "no meaning without adapters"),
     (
         {"spec.adapters": [{"name": "a", "uri": "hf://a/b"}, {"name": "a", "uri": "hf://a/c"}]},
         "spec.adapters[1].name",
@@ -320,6 +322,20 @@ BAD_FOR_THE_WEBHOOK: list[tuple[dict[str, Any], str, str]] = [
         "a sha256 pins one file; name it (hf://org/model@revision/file) or pin a commit",
     ),
     ({"spec.adapters": [{"name": "a", "uri": "hf://?"}]}, "spec.adapters[0].uri", "model sources take no query (?)"),
+    (
+        {"spec.adapters": [{"name": "a", "uri": "https://me:secret@models.example.com/a"}]},
+        "spec.adapters[0].uri",
+        "https://models.example.com/a: give no user and password",
+    ),
+    (
+        {
+            "spec.adapters": [
+                {"name": "a", "uri": "hf://a/b/adapter_model.safetensors#sha256=" + "1" * 64, "sha256": "0" * 64}
+            ]
+        },
+        "spec.adapters[0].sha256",
+        "two different sha256 given",
+    ),
     ({"spec.kvCache": {"memory": "0Mi"}}, "spec.kvCache.memory", "'0Mi' is nothing; give 64Mi or more"),
     (
         {"spec.kvCache": {"memory": "2Gi"}, "spec.workers.resources": {"memory": "1Gi"}},

@@ -47,8 +47,9 @@ class AdapterSource:
 def parse_adapter_source(uri: str, sha256: str | None = None) -> AdapterSource:
     """Reads `uri`; `sha256` pins the weights. Raises ArtifactError naming the offending part."""
     location, _, fragment = uri.partition("#")
-    folder = location.rstrip("/").removesuffix(f"/{ADAPTER_WEIGHTS}") or "/"
-    if fragment and folder == location.rstrip("/"):
+    location = location if location.endswith("://") else location.removesuffix("/") or "/"
+    folder = location.removesuffix(f"/{ADAPTER_WEIGHTS}") or "/"
+    if fragment and folder == location:
         raise ArtifactError(f"{uri}: a fragment pins one file; name it ({folder}/{ADAPTER_WEIGHTS}#{fragment})")
     # Any file's pin, so that there is one place that knows what a pin is.
     pin = parse_source(f"file:///{ADAPTER_WEIGHTS}" + (f"#{fragment}" if fragment else ""), sha256).sha256

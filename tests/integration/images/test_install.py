@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.images, pytest.mark.timeout(600)]
 PACKAGES = {
     "gateway": "shoal.gateway",
     "kv-store": "shoal.kv_store",
+    "lora-registry": "shoal.lora_registry",
     "operator": "shoal.operator",
     "tokenizer": "shoal.tokenizer",
     "worker": "shoal.model_worker",

@@ -20,6 +20,7 @@ every_image = pytest.mark.parametrize("dockerfile", DOCKERFILES.values(), ids=DO
 PACKAGES = {
     "shoal.gateway": "gateway",
     "shoal.kv_store": "kv-store",
+    "shoal.lora_registry": "lora-registry",
     "shoal.model_worker": "worker",
     "shoal.operator": "operator",
     "shoal.tokenizer": "tokenizer",
@@ -86,6 +87,7 @@ def test_a_service_that_compiles_has_a_compiler_and_others_have_none() -> None:
     sources = {
         "gateway": ["services/gateway", "libs/shoal/blocks"],
         "kv-store": ["services/kv_store", "libs/shoal/checksum"],
+        "lora-registry": ["services/lora_registry"],
         "worker": ["services/model_worker", "kernels"],
         "operator": ["operator"],
         "tokenizer": ["services/tokenizer"],

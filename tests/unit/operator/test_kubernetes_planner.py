@@ -59,12 +59,21 @@ KV_ON_NODES = {
         "ssdVolume": {"hostPath": "/mnt/nvme/"},
     },
 }
+ADAPTERS: dict[str, Any] = {
+    "metadata.name": "adapters",
+    "spec.model": {"name": "smol", "uri": "hf://org/smol", "revision": "v2", "cacheClaim": "models"},
+    "spec.adapters": [
+        {"name": "sql", "uri": "hf://org/sql@v1", "sha256": "0" * 64, "rank": 16},
+        {"name": "chat", "uri": "https://models.example.com/chat"},
+        {"name": "legal", "uri": "/models/legal"},
+    ],
+    "spec.podTemplate": {"loraRegistry": {"spec": {"nodeSelector": {"pool": "edge"}}}},
+}
 SERVICES = {
     **{path.stem: load_manifest(path) for path in sorted(EXAMPLES.glob("*.yaml"))},
     "everything": parse_manifest(EVERYTHING_ON_KUBERNETES, "everything"),
-    "roles": made(
-        with_fields(ROLES_ON_KUBERNETES, {"spec.adapters": None, "spec.kvCache.peersSecret": {"name": "kv"}})
-    ),
+    "roles": made(with_fields(ROLES_ON_KUBERNETES, {"spec.kvCache.peersSecret": {"name": "kv"}})),
+    "adapters": made(with_fields(MINIMAL_ON_KUBERNETES, ADAPTERS)),
     "kv-on-nodes": made(with_fields(MINIMAL_ON_KUBERNETES, KV_ON_NODES)),
 }
 every_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)

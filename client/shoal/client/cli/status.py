@@ -22,6 +22,7 @@ _ROLES = (
     ("gateways", "gateways"),
     ("tokenizers", "tokenizers"),
     ("kvStores", "KV stores"),
+    ("loraRegistries", "LoRA registries"),
 )
 _STYLES = {"Ready": "green", "Degraded": "yellow", "Failed": "bold red"}
 _NUM_EVENTS = 8

@@ -38,6 +38,16 @@ Uri = Annotated[
         },
     ),
 ]
+AdapterUri = Annotated[
+    str,
+    Meta(
+        pattern=r"^((file|hf|pypi|https?)://.+|[./~].*)$",
+        max_length=4096,
+        extra={
+            "allowed": "a URI (file://, hf://, pypi://, https://) or a path that starts with / or ./",
+        },
+    ),
+]
 Sha256 = Annotated[
     str,
     Meta(

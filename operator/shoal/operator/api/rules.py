@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from shoal.artifacts import ArtifactError, parse_source
+from shoal.artifacts import ArtifactError, parse_adapter_source, parse_source
 from shoal.operator.api.defaults import kv_store_sizes, worker_sizes
 from shoal.operator.api.laptop_rules import find_local_contradictions
 from shoal.operator.api.model_rules import (
@@ -23,6 +24,8 @@ from shoal.operator.api.spec import InferenceService, InferenceServiceSpec
 MIN_GPU_BLOCK_SIZE: Final = 16
 MIN_KV_STORE: Final = 16 << 20
 MIN_KV_DISK: Final = 256 << 20
+_Parse = Callable[[str, str | None], object]
+"""A source and its digest. Raises ArtifactError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,23 +151,28 @@ def _check_model_source(spec: InferenceServiceSpec) -> list[Problem]:
         message = f"{model.revision!r} has no meaning for {model.uri!r}; only hf:// models have revisions"
         problems.append(Problem("spec.model.revision", message))
     sources = {"spec.model": (model.uri, model.sha256)}
-    sources |= {f"spec.adapters[{index}]": (each.uri, each.sha256) for index, each in enumerate(spec.adapters)}
     draft = None if spec.speculative is None else spec.speculative.draft_model
     if draft is not None:
         sources["spec.speculative.draftModel"] = (draft.uri, draft.sha256)
     for path, (uri, sha256) in sources.items():
-        problem = _problem_of_source(uri, None)
-        if problem is not None:
-            problems.append(Problem(f"{path}.uri", problem))
-        elif (problem := _problem_of_source(uri, sha256)) is not None:
-            problems.append(Problem(f"{path}.sha256", problem))
+        problems += _check_source(path, uri, sha256, parse_source)
+    for index, adapter in enumerate(spec.adapters):
+        problems += _check_source(f"spec.adapters[{index}]", adapter.uri, adapter.sha256, parse_adapter_source)
     return problems
 
 
-def _problem_of_source(uri: str, sha256: str | None) -> str | None:
+def _check_source(path: str, uri: str, sha256: str | None, parse: _Parse) -> list[Problem]:
+    problem = _problem_of_source(uri, None, parse)
+    if problem is not None:
+        return [Problem(f"{path}.uri", problem)]
+    problem = _problem_of_source(uri, sha256, parse)
+    return [] if problem is None else [Problem(f"{path}.sha256", problem)]
+
+
+def _problem_of_source(uri: str, sha256: str | None, parse: _Parse) -> str | None:
     """What is wrong with it, if it is none that could be fetched."""
     try:
-        parse_source(uri, sha256)
+        parse(uri, sha256)
     except ArtifactError as error:
         return str(error)
     return None

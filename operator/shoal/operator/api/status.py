@@ -62,6 +62,7 @@ class InferenceServiceStatus(Section, frozen=True, kw_only=True):
     prefill: RoleStatus | None = None
     decode: RoleStatus | None = None
     kv_stores: RoleStatus | None = None
+    lora_registries: RoleStatus | None = None
     workers_ready: Annotated[str | None, Meta(description="ready/desired, for people.")] = None
     worker_selector: Annotated[str | None, Meta(description="Label selector of the workers' pods.")] = None
     endpoints: Endpoints | None = None

@@ -11,7 +11,7 @@ from shoal.operator.api.defaults import KvStoreSizes
 from shoal.operator.api.roles import WorkerRole
 from shoal.operator.api.spec import EndpointPicker, Failover, InferenceServiceSpec, Workers
 from shoal.operator.envoy import Endpoint
-from shoal.operator.planner.model_uri import with_digest
+from shoal.operator.planner.model_uri import base_config, with_digest
 from shoal.operator.planner.plan import Observed
 
 Flags = dict[str, str | int | float | None]
@@ -26,6 +26,15 @@ class KvStorePlace:
     """Path of its Unix socket."""
     address: str
     """Of its gRPC port."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraRegistrySizes:
+    """How much a registry of adapters keeps, and fetches at a time."""
+
+    max_bytes: int
+    max_adapter_bytes: int
+    max_publishes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +60,10 @@ def worker(
     drain_timeout_s: float,
     kv_store: KvStorePlace | None = None,
     role: WorkerRole | None = None,
+    lora_registry: str | None = None,
 ) -> tuple[str, ...]:
-    """`shoal-worker`. `role`: its part in requests and how the model is divided; None: all of it, on one device."""
+    """`shoal-worker`. `role`: its part in requests and how the model is divided; None: all of it, on one device.
+    `lora_registry`: where adapters are; None: there are none."""
     spec, sizes = service.spec, worker_sizes(service.spec)
     flags: Flags = {
         "model": observed.model_path,
@@ -71,6 +82,7 @@ def worker(
         **_simulated(spec.workers),
         **({} if role is None else {"quantization": spec.model.quantization, **_speculative(spec), **_part(role)}),
         **({} if kv_store is None else _store_of(service, kv_store)),
+        "lora-registry": lora_registry,
         "drain-timeout-s": drain_timeout_s,
     }
     return _service(observed.python, "shoal.model_worker.main", flags | _listening(service, host, ports))
@@ -118,6 +130,33 @@ def kv_store(
             "disk-segment-bytes": sizes.disk_segment_bytes,
         }
     return _service(observed.python, "shoal.kv_store.main", flags | _listening(service, host, ports))
+
+
+def lora_registry(
+    service: InferenceService,
+    observed: Observed,
+    host: str,
+    ports: Mapping[str, int],
+    *,
+    sizes: LoraRegistrySizes,
+    folder: str,
+    adapters_file: str,
+    source_cache: str | None,
+    drain_timeout_s: float,
+) -> tuple[str, ...]:
+    """`shoal-lora-registry`, whose adapters are those of a file alone."""
+    flags: Flags = {
+        "folder": folder,
+        "adapters-file": adapters_file,
+        "max-bytes": sizes.max_bytes,
+        "max-adapter-bytes": sizes.max_adapter_bytes,
+        "max-publishes": sizes.max_publishes,
+        "base-config": base_config(service.spec.model),
+        "source-cache": source_cache,
+        "drain-timeout-s": drain_timeout_s,
+    }
+    argv = _service(observed.python, "shoal.lora_registry.main", flags | _listening(service, host, ports))
+    return (*argv, "--read-only")
 
 
 def tokenizer(

@@ -20,6 +20,14 @@ def model_source(model: Model) -> str:
     return with_digest(source_uri(model), model.sha256)
 
 
+def base_config(model: Model) -> str | None:
+    """Where the model's config.json is, if it has one that can be had without its weights."""
+    uri = source_uri(model)
+    if uri.startswith("pypi://") or uri.endswith((".gguf", ".safetensors")) or model.load_format == "gguf":
+        return None
+    return f"{uri.rstrip('/')}/config.json"
+
+
 def with_digest(uri: str, sha256: str | None) -> str:
     """The URI with that digest."""
     return uri if sha256 is None else f"{uri}#sha256={sha256}"

@@ -20,6 +20,7 @@ PODS: Final = {
     "prefill": "prefill workers",
     "decode": "decode workers",
     "kv-store": "KV stores",
+    "lora-registry": "LoRA registries",
 }
 """Component -> what people call its pods."""
 _WORKLOADS: Final = ("DaemonSet", "Deployment", "LeaderWorkerSet", "StatefulSet")

@@ -66,6 +66,7 @@ def status_of(findings: Findings, before: Sequence[Condition], now: str) -> Infe
         prefill=_role(roles.get("prefill")),
         decode=_role(roles.get("decode")),
         kv_stores=_role(roles.get("kv-store")),
+        lora_registries=_role(roles.get("lora-registry")),
         workers_ready=_ready_of(engines) if engines else None,
         worker_selector=workers_selector(name),
         endpoints=Endpoints(grpc=f"{host}:{port}", http=f"http://{host}:{port}"),

@@ -88,6 +88,7 @@ class WorkerConfig:
     )
     num_speculative_tokens: NotNegative = option(0, "Tokens guessed at a time; more than 0 is refused for now.")
     draft_model: str = option("", "URI of the model that guesses; refused for now.")
+    lora_registry: str = option("", "gRPC address of the registry of adapters, host:port; refused for now.")
     seed: NotNegative = option(0, "Seeds dummy weights. Requests without a seed draw their own.")
     coalesce_above_streams: NotNegative = option(
         8, "Up to this many streams each token is sent at once; with more, several share a message."

@@ -17,6 +17,7 @@ _NOT_THERE_YET: Final = (
     ("speculative_method", ("",), "tokens guessed ahead"),
     ("num_speculative_tokens", (0,), "tokens guessed ahead"),
     ("draft_model", ("",), "tokens guessed ahead"),
+    ("lora_registry", ("",), "adapters beside its model"),
 )
 
 

@@ -34,8 +34,9 @@ OPERATION_RULES: Final = (
         "spec.adapters",
     ),
     Rule(
-        f"!has(self.spec.adapters) || self.spec.adapters.all(adapter, {_in_pods('adapter.uri')})",
-        f"'one of them is not in the pods; give hf:// or pypi://, or a path below {MODELS_DIR}/ with "
+        f"!has(self.spec.adapters) || self.spec.adapters.all(adapter, adapter.uri.startsWith('https://') || "
+        f"adapter.uri.startsWith('http://') || {_in_pods('adapter.uri')})",
+        f"'one of them is not in the pods; give hf://, pypi:// or https://, or a path below {MODELS_DIR}/ with "
         "spec.model.cacheClaim'",
         "spec.adapters",
     ),
@@ -140,5 +141,11 @@ OPERATION_RULES: Final = (
         "'has no meaning for spec.kvCache.placement = Pod, where the store is init container kv-store of worker pods; "
         "give podTemplate.worker, or placement Node'",
         "spec.podTemplate.kvStore",
+    ),
+    Rule(
+        "!has(self.spec.podTemplate) || !has(self.spec.podTemplate.loraRegistry) || "
+        "(has(self.spec.adapters) && self.spec.adapters.size() > 0)",
+        "'has no meaning without adapters; give spec.adapters, or leave it out'",
+        "spec.podTemplate.loraRegistry",
     ),
 )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from shoal.operator.api.fields import ByteQuantity, FilePath, ModelName, ObjectName, Sha256, Uri
+from shoal.operator.api.fields import AdapterUri, ByteQuantity, FilePath, ModelName, ObjectName, Sha256, Uri
 from shoal.operator.api.spec.section import Section
 
 
@@ -76,8 +76,11 @@ class Adapter(Section, frozen=True, kw_only=True):
     """A LoRA adapter, served beside the model under a name of its own."""
 
     name: Annotated[ModelName, Meta(description="What clients call it.")]
-    uri: Annotated[Uri, Meta(description="Where it is.")]
-    sha256: Annotated[Sha256 | None, Meta(description="Digest that the file must have.")] = None
+    uri: Annotated[
+        AdapterUri,
+        Meta(description="Folder or repository of adapter_config.json and adapter_model.safetensors, or the latter."),
+    ]
+    sha256: Annotated[Sha256 | None, Meta(description="Digest that adapter_model.safetensors must have.")] = None
     rank: Annotated[Annotated[int, Meta(ge=1, le=512)] | None, Meta(description="Default: as its files say.")] = None
 
 

@@ -106,3 +106,4 @@ class PodTemplates(Section, frozen=True, kw_only=True):
     gateway: PodOverrides | None = None
     tokenizer: PodOverrides | None = None
     kv_store: PodOverrides | None = None
+    lora_registry: PodOverrides | None = None

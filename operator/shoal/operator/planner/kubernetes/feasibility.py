@@ -23,8 +23,4 @@ def find_infeasible(service: InferenceService, platform: Platform) -> list[Probl
     if spec.autoscaling is not None and spec.autoscaling.engine == "keda" and KEDA_API not in platform.apis:
         message = f"'keda' takes KEDA ({KEDA_API}), and this cluster does not have it; install that, or give hpa"
         problems.append(Problem("spec.autoscaling.engine", message))
-    if spec.adapters:
-        names = ", ".join(adapter.name for adapter in spec.adapters)
-        message = f"this version has no registry of adapters, and its workers serve none ({names}); leave them out"
-        problems.append(Problem("spec.adapters", message))
     return problems

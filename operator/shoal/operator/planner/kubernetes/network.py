@@ -7,7 +7,7 @@ from typing import Any
 
 from shoal.operator.api import InferenceService
 from shoal.operator.api.roles import worker_roles
-from shoal.operator.planner.kubernetes import gateways, kv_stores, tokenizers, workers
+from shoal.operator.planner.kubernetes import gateways, kv_stores, lora_registries, tokenizers, workers
 from shoal.operator.planner.kubernetes.envoy import EDGE_GRPC_PORT, EDGE_HTTP_PORT, EDGE_PORT
 from shoal.operator.planner.kubernetes.groups import endpoint_of
 from shoal.operator.planner.kubernetes.names import COMPONENT_LABEL, ENDPOINT_LABEL, OWNER_LABEL, manifest, selector
@@ -41,6 +41,7 @@ def services(service: InferenceService, owner: Owner) -> list[Manifest]:
         # reaches a gateway, which may be its own.
         _headless(service, owner, gateways.COMPONENT, [grpc, metrics, *behind], publishNotReadyAddresses=True),
         _headless(service, owner, tokenizers.COMPONENT, [grpc, metrics]),
+        *([_headless(service, owner, lora_registries.COMPONENT, [grpc, metrics])] if service.spec.adapters else []),
         *(_for_workers(service, owner, endpoint, for_workers) for endpoint in endpoints),
     ]
 
@@ -69,6 +70,9 @@ def network_policies(service: InferenceService, owner: Owner, engines: Mapping[s
         gateways.COMPONENT: [_allow(public), _allow(behind, ours)],
         tokenizers.COMPONENT: for_gateways,
     }
+    if service.spec.adapters:
+        callers = _pods_of(service, [*engines, gateways.COMPONENT])
+        rules[lora_registries.COMPONENT] = [_allow([GRPC_PORT], callers), _allow([METRICS_PORT])]
     for component, is_several_pods in engines.items():
         # Pods of one worker agree on ports among themselves.
         ranks = [{"from": [_pods_of(service, [component])]}] if is_several_pods else []

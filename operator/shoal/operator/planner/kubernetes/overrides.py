@@ -37,7 +37,12 @@ def overrides_for(spec: InferenceServiceSpec, component: str) -> PodOverrides | 
     templates = spec.pod_template
     if templates is None:
         return None
-    by_component = {"gateway": templates.gateway, "tokenizer": templates.tokenizer, "kv-store": templates.kv_store}
+    by_component = {
+        "gateway": templates.gateway,
+        "tokenizer": templates.tokenizer,
+        "kv-store": templates.kv_store,
+        "lora-registry": templates.lora_registry,
+    }
     return by_component.get(component, templates.worker)
 
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from shoal.operator.api import InferenceService, Machine
 from shoal.operator.api.spec import Auth, SecretReference
-from shoal.operator.planner.kubernetes import gateways, kv_stores, network, tokenizers
+from shoal.operator.planner.kubernetes import gateways, kv_stores, lora_registries, network, tokenizers
 from shoal.operator.planner.kubernetes.groups import GroupPlan, plan_groups
 from shoal.operator.planner.kubernetes.monitoring import MONITORING_API, monitors
 from shoal.operator.planner.kubernetes.names import COMPONENT_LABEL, manifest, selector
@@ -77,7 +77,8 @@ def plan(
     there = observed or Observed()
     groups = plan_groups(seen, there)
     engines = _engines(groups)
-    components = (gateways.COMPONENT, tokenizers.COMPONENT, *engines)
+    components = [gateways.COMPONENT, tokenizers.COMPONENT, *engines]
+    components += [lora_registries.COMPONENT] if seen.spec.adapters else []
     objects = [
         manifest(seen, owner, "v1", "ServiceAccount", name, automountServiceAccountToken=False) for name in components
     ]
@@ -85,7 +86,7 @@ def plan(
     objects += [_disruption_budget(seen, owner, name) for name in components]
     objects += [*groups.draining, *(workers(seen, in_pods, platform, owner, group) for group in groups.groups)]
     objects += _kv_stores(seen, in_pods, platform, owner, groups, there)
-    for component in (tokenizers.tokenizers, gateways.gateways):
+    for component in (tokenizers.tokenizers, gateways.gateways, lora_registries.lora_registries):
         objects += component(seen, in_pods, platform, owner)
     objects += autoscaling(seen, platform, owner) + monitors(seen, platform, owner)
     order = {kind.kind: index for index, kind in enumerate(ALL_KINDS)}

@@ -13,7 +13,10 @@ Manifest = dict[str, Any]
 """A Kubernetes object, as plain data."""
 _VERSION: Final = "0.1.0"
 IMAGES: Final[Mapping[str, str]] = MappingProxyType(
-    {name: f"shoal/{name}:{_VERSION}" for name in ("gateway", "tokenizer", "worker", "kv-store", "operator", "envoy")}
+    {
+        name: f"shoal/{name}:{_VERSION}"
+        for name in ("gateway", "tokenizer", "worker", "kv-store", "lora-registry", "operator", "envoy")
+    }
 )
 _CONTROL_PLANE: Final = Endpoint("shoal-operator.shoal-system.svc", 18000)
 
@@ -23,7 +26,7 @@ class Platform:
     """Settings of the operator, the same for all its InferenceServices."""
 
     images: Mapping[str, str] = field(default_factory=lambda: IMAGES)
-    """For each of gateway, tokenizer, worker, kv-store, operator and envoy."""
+    """For each of gateway, tokenizer, worker, kv-store, lora-registry, operator and envoy."""
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     """Names of Secrets for all pods, in namespaces that have them; kubelets pass over those that are not there."""

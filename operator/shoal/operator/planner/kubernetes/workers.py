@@ -13,7 +13,7 @@ from shoal.operator.api.kubernetes_rules import MODELS_DIR
 from shoal.operator.api.quantity import parse_cpu
 from shoal.operator.api.roles import WorkerRole, worker_roles
 from shoal.operator.planner import commands
-from shoal.operator.planner.kubernetes import kv_stores
+from shoal.operator.planner.kubernetes import kv_stores, lora_registries
 from shoal.operator.planner.kubernetes.groups import PlannedGroup, endpoint_of
 from shoal.operator.planner.kubernetes.names import ENDPOINT_LABEL, GROUP_LABEL, manifest, selector
 from shoal.operator.planner.kubernetes.overrides import merge, overrides_for
@@ -129,6 +129,7 @@ def _pod(service: InferenceService, observed: Observed, platform: Platform, owne
         drain_timeout_s=drain_timeout_s,
         kv_store=kv_stores.place_for_workers(service, platform, owner),
         role=role,
+        lora_registry=lora_registries.registry_address(service, platform, owner),
     )
     on_gpu = spec.workers.device == "cuda"
     engine = service_container(
