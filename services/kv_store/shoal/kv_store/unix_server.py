@@ -24,6 +24,14 @@ from shoal.rpc.errors import InvalidArgument, NotFound, ShoalError
 
 _BACKLOG: Final = 128
 _READ_BYTES: Final = 1 << 18
+MAX_WAITING_BYTES: Final = 1 << 16
+"""Of requests that wait for an answer before theirs: room for what a client sends while it is still waiting."""
+MAX_OPEN_BYTES: Final = 1 << 16
+"""Of the request that opens a session: until then nothing is known of the client."""
+MAX_UNOPENED: Final = 64
+"""Connections beyond those that sessions may have."""
+FRAMES_A_TURN: Final = 8
+"""Requests of one client that are answered before others have their turn: 0.2 ms of lookups."""
 _INTERNAL: Final = 13
 _log = structlog.get_logger("shoal.kv_store")
 _NAMES: Final = {int(method): method.name.lower() for method in Method}
@@ -86,12 +94,21 @@ class UnixServer:
         except OSError as error:  # out of descriptors, or the client has left
             _log.warning("cannot accept a client", error=str(error))
             return
+        if len(self._connections) >= self._control.store.limits.max_sessions + MAX_UNOPENED:
+            self._control.store.counters.add("sessions_refused")
+            client.close()
+            return
         client.setblocking(False)
         self._connections.add(_Connection(client, self._control, self._connections.discard))
 
 
 class _Connection:
-    """One client. Requests are answered in order; while one is answered, no other is read."""
+    """One client. Requests are answered in order, one at a time.
+
+    While an answer is worked at, or not read by the client, at most MAX_WAITING_BYTES of further requests are taken from
+    the socket, so a client that sends and never reads waits for itself. Until then the socket is watched all the time:
+    the end of a client that waits for an answer is seen at once.
+    """
 
     def __init__(self, client: socket.socket, control: Control, forget: Callable[[_Connection], None]) -> None:
         self.session: Session | None = None
@@ -102,6 +119,9 @@ class _Connection:
         self._received = bytearray()
         self._unsent = bytearray()
         self._running: asyncio.Task[None] | None = None
+        self._yielded: asyncio.Handle | None = None
+        """The next turn, while requests wait for it."""
+        self._is_reading = True
         self._closed = False
         self._began_s = 0.0
         self.ended: asyncio.Future[None] = self._loop.create_future()
@@ -122,6 +142,10 @@ class _Connection:
         self._loop.remove_reader(self._socket.fileno())
         self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
+        self._received.clear()
+        self._unsent.clear()
+        if self._yielded is not None:
+            self._yielded.cancel()
         if self.session is not None:
             self._control.store.close_session(self.session)
         if self._running is None:
@@ -143,25 +167,49 @@ class _Connection:
             self.close()
             return
         self._received += data
-        self._answer()
+        if self._yielded is None:
+            self._answer()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Reads on, or waits with it until what is there was answered."""
+        is_busy = self._running is not None or self._yielded is not None or bool(self._unsent)
+        wanted = not self._closed and (not is_busy or len(self._received) < MAX_WAITING_BYTES)
+        if wanted == self._is_reading or self._closed:
+            return
+        self._is_reading = wanted
+        if wanted:
+            self._loop.add_reader(self._socket.fileno(), self._read)
+        else:
+            self._loop.remove_reader(self._socket.fileno())
 
     def _answer(self) -> None:
-        """Answers complete frames until one takes time or the client does not read."""
+        """Answers complete frames until one takes time, the client does not read, or it is the turn of others."""
+        num_left, self._yielded = FRAMES_A_TURN, None
         while not self._closed and self._running is None and not self._unsent and len(self._received) >= HEADER.size:
             num_bytes, method, _ = HEADER.unpack_from(self._received)
-            if num_bytes > MAX_BODY_BYTES:
+            if num_bytes > (MAX_BODY_BYTES if self.session is not None else MAX_OPEN_BYTES):
                 _log.warning("closed a client that sent too large a frame", num_bytes=num_bytes)
                 self.close()
                 return
             end = HEADER.size + num_bytes
             if len(self._received) < end:
                 return
+            if not num_left:
+                self._yielded = self._loop.call_soon(self._go_on)
+                return
+            num_left -= 1
             body = bytes(self._received[HEADER.size : end])
             del self._received[:end]
             self._began_s = time.perf_counter()
             self._answer_one(method, body)
             if self._running is None:
                 self._observe(method)
+
+    def _go_on(self) -> None:
+        """Something that requests waited for is over."""
+        self._answer()
+        self._watch()
 
     def _observe(self, method: int) -> None:
         """A request was answered."""
@@ -225,7 +273,7 @@ class _Connection:
             self._end()
             return
         self._send(frame)
-        self._answer()
+        self._go_on()
 
     def _send(self, frame: bytes, fds: list[int] | None = None) -> None:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -254,7 +302,7 @@ class _Connection:
         del self._unsent[:sent]
         if not self._unsent:
             self._loop.remove_writer(self._socket.fileno())
-            self._answer()
+            self._go_on()
 
 
 def _failure(method: int, error: Exception) -> bytes:
