@@ -8,7 +8,7 @@ and `cache` for the layout. LoRA adapters, which are two files of a folder, have
 """
 
 from shoal.artifacts.adapter import ADAPTER_FILES, parse_adapter_source, resolve_adapter
-from shoal.artifacts.cache import default_root
+from shoal.artifacts.cache import default_root, hash_file
 from shoal.artifacts.download import Progress
 from shoal.artifacts.errors import ArtifactError, ArtifactNotFound, DigestMismatch, NoSpace
 from shoal.artifacts.progress import LogProgress
@@ -28,6 +28,7 @@ __all__ = [
     "Source",
     "WheelSource",
     "default_root",
+    "hash_file",
     "parse_adapter_source",
     "parse_source",
     "resolve",

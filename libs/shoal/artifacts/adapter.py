@@ -68,8 +68,8 @@ def resolve_adapter(
     max_bytes: int,
     offline: bool = False,
     timeout_s: float = 3600.0,
-) -> Mapping[str, Path]:
-    """Both files by name, fetched when they are not here yet.
+) -> Path:
+    """The folder that has both files, fetched when they are not here yet.
 
     What is fetched goes to `cache_dir` (default: as for `resolve`), files of web servers to `folder`, an existing one:
     what is behind their addresses may change. `max_bytes`: of one file; a server that sends more is hung up on. Blocks
@@ -94,7 +94,7 @@ def resolve_adapter(
                 for name, each in members.items()
             }  # fmt: skip
     _check(uri, found, source.sha256, max_bytes)
-    return found
+    return found[ADAPTER_WEIGHTS].parent
 
 
 class _Bounded:

@@ -158,7 +158,7 @@ async def test_settings_say_what_is_there(tmp_path: Path) -> None:
         [problem] = first.problems
         assert problem.name == "gone"
         assert f"{CONFIG} is missing" in problem.message
-        with pytest.raises(grpc.aio.AioRpcError, match="could not be published: .*is missing"):
+        with pytest.raises(grpc.aio.AioRpcError, match=r"could not be published: .*is missing"):
             await stub.Resolve(pb.ResolveRequest(name="gone"), timeout=10)
         with pytest.raises(grpc.aio.AioRpcError, match="change it there"):
             await stub.Remove(pb.RemoveRequest(name="sql"), timeout=10)

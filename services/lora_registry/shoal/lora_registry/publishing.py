@@ -17,11 +17,11 @@ from typing import Final, TypeVar
 import structlog
 
 from shoal.artifacts import LogProgress, parse_adapter_source, resolve, resolve_adapter
-from shoal.lora_registry.adapters import CONFIG_FILE, WEIGHTS_FILE, BaseModel, read_base_model
+from shoal.lora_registry.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, BaseModel, read_base_model
 from shoal.lora_registry.detached import run_detached
 from shoal.lora_registry.errors import AdapterRefused
 from shoal.lora_registry.events import EventLog
-from shoal.lora_registry.store import AdapterStore, Published, VersionRecord
+from shoal.lora_registry.store import AdapterStore, Published
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _T = TypeVar("_T")
@@ -43,12 +43,10 @@ class Wanted:
     is_set: bool = False
     """Whether the settings want it."""
 
-    def check(self, record: VersionRecord) -> None:
-        """Raises AdapterRefused when it is another one."""
-        adapter = record.adapter
+    def check(self, adapter: Adapter, weights: str) -> None:
+        """weights: their sha256. Raises AdapterRefused when it is another one."""
         if self.rank and adapter.rank != self.rank:
             raise AdapterRefused(f"{CONFIG_FILE}: r: {adapter.rank}; rank {self.rank} was asked for")
-        weights = record.files[WEIGHTS_FILE].sha256.hex()
         if self.sha256 and weights != self.sha256.lower():
             raise AdapterRefused(f"{WEIGHTS_FILE}: sha256 is {weights}; {self.sha256.lower()} was asked for")
         if self.digest and adapter.digest != self.digest.lower():
@@ -156,7 +154,7 @@ class Publisher:
             return kept
         options = self._options
         with self._folder() as folder:
-            files = resolve_adapter(
+            source = resolve_adapter(
                 wanted.uri,
                 folder,
                 sha256=wanted.sha256 or None,
@@ -167,7 +165,7 @@ class Publisher:
                 timeout_s=options.timeout_s,
             )
             return self._store.publish(
-                wanted.name, files, wanted.uri, check=wanted.check, base_model=base_model, is_set=wanted.is_set
+                wanted.name, source, wanted.uri, check=wanted.check, base_model=base_model, is_set=wanted.is_set
             )
 
     @contextmanager
@@ -188,7 +186,7 @@ class Publisher:
         if not wanted.digest and weights != pin:
             return None
         try:
-            wanted.check(found[1])
+            wanted.check(found[1].adapter, weights)
         except AdapterRefused:
             return None
         return Published(name, found[1], changed=False)

@@ -7,13 +7,14 @@ import hashlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from shoal.lora_registry.adapters import BaseModel, inspect
+from shoal.artifacts import hash_file
+from shoal.lora_registry.adapters import WEIGHTS_FILE, Adapter, BaseModel, inspect
 from shoal.lora_registry.errors import AdapterRefused, Damaged, NoRoom, NotKept
 from shoal.lora_registry.store.disk import Disk
 from shoal.lora_registry.store.folders import StoreFolders
@@ -125,29 +126,40 @@ class AdapterStore:
     def publish(
         self,
         name: str,
-        source: Mapping[str, Path],
+        source: Path,
         uri: str,
         *,
-        check: Callable[[VersionRecord], None] | None = None,
+        check: Callable[[Adapter, str], None] | None = None,
         base_model: BaseModel | None = None,
         is_set: bool = False,
     ) -> Published:
-        """Copies an adapter's files, checks the copy, and points `name` to it.
+        """Copies an adapter's folder, checks the copy, and points `name` to it. What is kept already is not copied.
 
-        source: each of FILES. `check` raises AdapterRefused for what is not the one that was meant. is_set: the name is
-        there because the settings say so. Raises AdapterRefused, NoRoom, OSError; nothing is different then, but that
-        room may have been made.
+        `check` is given the adapter and the sha256 of its weights, and raises AdapterRefused for what is not the one
+        that was meant. is_set: the name is there because the settings say so. Raises AdapterRefused, NoRoom, OSError;
+        nothing is different then, but that room may have been made.
         """
         num_bytes = self._size(source)
-        with self._promised(num_bytes), self._incoming() as incoming:
-            files = {each: self._copy(source[each], incoming / each) for each in FILES}
-            adapter = inspect(incoming, base_model)
-            record = VersionRecord(adapter, files, int(1000 * self._clock()), uri)
+        adapter = inspect(source, base_model)
+        if self.version(adapter.digest) is not None:
             if check is not None:
-                check(record)
+                check(adapter, hash_file(source / WEIGHTS_FILE))
+            with self._lock:
+                if adapter.digest in self._state.versions:
+                    return self._point(name, adapter.digest, is_set=is_set)
+        with self._promised(num_bytes), self._incoming() as incoming:
+            files = {each: self._copy(source / each, incoming / each) for each in FILES}
+            adapter = inspect(incoming, base_model)  # of the copy: the source may have changed
+            if check is not None:
+                check(adapter, files[WEIGHTS_FILE].sha256.hex())
+            record = VersionRecord(adapter, files, int(1000 * self._clock()), uri)
             self._folders.seal(incoming, record)
             with self._lock:
-                return self._point(name, incoming, record, is_set=is_set)
+                self._require_name(name)
+                if record.digest not in self._state.versions:
+                    self._folders.keep(incoming, record.digest)
+                    self._state.versions[record.digest] = record
+                return self._point(name, record.digest, is_set=is_set)
 
     def fits(self, digest: str, base_model: BaseModel) -> None:
         """Checks a version that is there against a model. Raises AdapterRefused, NotKept, OSError."""
@@ -198,11 +210,11 @@ class AdapterStore:
             self._collect(digest)
             return lost
 
-    def _size(self, source: Mapping[str, Path]) -> int:
+    def _size(self, source: Path) -> int:
         total = 0
         for name in FILES:
             try:
-                total += source[name].stat().st_size
+                total += (source / name).stat().st_size
             except FileNotFoundError as error:
                 raise AdapterRefused(f"{name} is missing: an adapter is {' and '.join(FILES)}") from error
         if total > self.limits.max_adapter_bytes:
@@ -254,22 +266,22 @@ class AdapterStore:
         self._folders.disk.write(target, read())
         return FileRecord(num_bytes - left, whole.digest(), tuple(chunks))
 
-    def _point(self, name: str, incoming: Path, record: VersionRecord, *, is_set: bool) -> Published:
+    def _require_name(self, name: str) -> None:
+        names = self._state.names
+        if name not in names and len(names) >= MAX_NAMES:
+            raise NoRoom(f"{len(names)} names are known, which is the most; a name that was removed counts")
+
+    def _point(self, name: str, digest: str, *, is_set: bool) -> Published:
+        self._require_name(name)
         state = self._state
         before = state.names.get(name)
-        if before is None and len(state.names) >= MAX_NAMES:
-            raise NoRoom(f"{len(state.names)} names are known, of which {MAX_NAMES} are the most")
-        kept = state.versions.get(record.digest)
-        if kept is None:
-            self._folders.keep(incoming, record.digest)
-            state.versions[record.digest] = kept = record
-        state.used[record.digest] = self._clock()
-        after = (before or NameRecord(name, 0, 0, ())).pointing_to(record.digest, is_set=is_set)
+        after = (before or NameRecord(name, 0, 0, ())).pointing_to(digest, is_set=is_set)
+        state.used[digest] = self._clock()
         if before is not None and before.digest is not None:
             state.used[before.digest] = self._clock()
         if after != before:
             self._write_name(after)
-        return Published(after, kept, changed=before is None or before.digest != record.digest)
+        return Published(after, state.versions[digest], changed=before is None or before.digest != digest)
 
     def _write_name(self, record: NameRecord) -> None:
         self._folders.write_name(record)
