@@ -47,12 +47,12 @@ class AdapterSource:
 def parse_adapter_source(uri: str, sha256: str | None = None) -> AdapterSource:
     """Reads `uri`; `sha256` pins the weights. Raises ArtifactError naming the offending part."""
     location, _, fragment = uri.partition("#")
-    location = location if location.endswith("://") else location.removesuffix("/") or "/"
-    folder = location.removesuffix(f"/{ADAPTER_WEIGHTS}") or "/"
+    if len(location) > 1 and not location.endswith("://"):
+        location = location.removesuffix("/")
+    folder = location.removesuffix(f"/{ADAPTER_WEIGHTS}") or location[:1]
     if fragment and folder == location:
         raise ArtifactError(f"{uri}: a fragment pins one file; name it ({folder}/{ADAPTER_WEIGHTS}#{fragment})")
-    # Any file's pin, so that there is one place that knows what a pin is.
-    pin = parse_source(f"file:///{ADAPTER_WEIGHTS}" + (f"#{fragment}" if fragment else ""), sha256).sha256
+    pin = _parse_pin(uri, fragment, sha256)
     if folder.startswith(_WEB):
         return AdapterSource(_check_url(folder), pin)
     return AdapterSource(parse_source(folder), pin)
@@ -80,7 +80,7 @@ def resolve_adapter(
     bounded = _Bounded(uri, max_bytes, progress)
     match source.folder:
         case str() as url:
-            found = _from_web(url, folder, bounded, RetryPolicy(deadline_s), offline=offline)
+            found = _from_web(url, folder, source.sha256, bounded, RetryPolicy(deadline_s), offline=offline)
         case FileSource(path=path):
             found = {name: path / name for name in ADAPTER_FILES}
         case HubSource() as repository:
@@ -95,6 +95,15 @@ def resolve_adapter(
             }  # fmt: skip
     _check(uri, found, source.sha256, max_bytes)
     return found[ADAPTER_WEIGHTS].parent
+
+
+def _parse_pin(uri: str, fragment: str, sha256: str | None) -> str | None:
+    """As of any file, so that there is one place that knows what a pin is."""
+    some_file = f"file:///{ADAPTER_WEIGHTS}" + (f"#{fragment}" if fragment else "")
+    try:
+        return parse_source(some_file, sha256).sha256
+    except ArtifactError as error:
+        raise ArtifactError(str(error).replace(some_file, uri)) from error
 
 
 class _Bounded:
@@ -135,12 +144,15 @@ def _hub_cache(cache_dir: Path | None) -> Path | None:
     return (cache_dir or default_root()).expanduser().absolute() / "huggingface"
 
 
-def _from_web(url: str, folder: Path, progress: Progress, policy: RetryPolicy, *, offline: bool) -> dict[str, Path]:
+def _from_web(
+    url: str, folder: Path, sha256: str | None, progress: Progress, policy: RetryPolicy, *, offline: bool
+) -> dict[str, Path]:
     if offline:
         raise ArtifactNotFound(f"{url}: the network is not to be used (offline)")
     with make_client(read_pip_config()) as client:
         for name in ADAPTER_FILES:
-            remote = RemoteFile(f"{url}/{name}", public_url(f"{url}/{name}"))
+            address = f"{url}/{name}"
+            remote = RemoteFile(address, public_url(address), sha256 if name == ADAPTER_WEIGHTS else None)
             download(client, remote, folder / name, policy, progress)
     return {name: folder / name for name in ADAPTER_FILES}
 

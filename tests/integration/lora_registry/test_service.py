@@ -70,7 +70,7 @@ async def next_batch(watch: Any, *, with_events: bool = True) -> Any:
     """Passes over answers that only say that nothing happened."""
     while True:
         batch = await asyncio.wait_for(watch.read(), 10)
-        assert batch is not grpc.aio.EOF
+        assert isinstance(batch, pb.WatchResponse), "it ended"
         if batch.snapshot or batch.events or not with_events:
             return batch
 
@@ -170,7 +170,7 @@ async def test_settings_say_what_is_there(tmp_path: Path) -> None:
         beside = tmp_path / "adapters.json.next"
         beside.write_text(json.dumps([{"name": "sql", "uri": str(folders["chat"])}]))
         beside.replace(file)
-        changes = {}
+        changes: dict[str, int] = {}
         while len(changes) < 2:
             changes |= {event.name: event.version for event in (await next_batch(watch)).events}
         assert changes == {"sql": 2, "gone": 0}, "what a call has published stays"

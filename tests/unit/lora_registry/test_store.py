@@ -177,7 +177,7 @@ def test_a_flipped_bit_is_found_when_it_is_read(tmp_path: Path, adapters: list[P
             file.read(10)
         assert sorted(record.name for record in store.drop(digest)) == ["a", "b"]
         assert store.drop(digest) == []
-        assert store.names() == store.versions() == []
+        assert store.contents() == ([], [])
         assert store.publish("a", adapters[0], "").name.current == 2
 
 
