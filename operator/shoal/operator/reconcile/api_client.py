@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -38,6 +39,15 @@ class ApiError(Exception):
     def is_temporary(self) -> bool:
         """Whether the same call may go through later, with nothing changed by anybody."""
         return self.code in (0, 409, 429) or self.code >= 500
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What there was at one moment."""
+
+    items: tuple[Manifest, ...]
+    version: int
+    """What has a later resourceVersion came after it; 0: not known."""
 
 
 class ApiClient:
@@ -91,15 +101,28 @@ class ApiClient:
 
     async def list(self, kind: Kind, namespace: str | None, label_selector: str = "") -> list[Manifest]:
         """All objects of a namespace, or of all of them, with those labels."""
+        return list((await self.listing(kind, namespace, label_selector)).items)
+
+    async def listing(self, kind: Kind, namespace: str | None, label_selector: str = "") -> Listing:
+        """The same, and of which moment it is."""
         query = {"labelSelector": label_selector, "limit": "500"}
         found: list[Manifest] = []
+        version = ""
         while True:
-            answer = await self.request("GET", collection_path(kind, namespace), query=query)
+            try:
+                answer = await self.request("GET", collection_path(kind, namespace), query=query)
+            except ApiError as error:
+                if error.code != 410 or "continue" not in query:
+                    raise
+                # Too old to be read on (etcd was compacted): the whole in one answer, as client-go asks for it then.
+                query, found, version = {"labelSelector": label_selector}, [], ""
+                continue
             # Items of a list leave these out.
             found += [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in answer["items"]]
+            version = version or str(answer["metadata"].get("resourceVersion", ""))
             proceed = answer["metadata"].get("continue")
             if not proceed:
-                return found
+                return Listing(tuple(found), int(version) if version.isdigit() else 0)
             query["continue"] = proceed
 
     async def apply(self, kind: Kind, manifest: Manifest, *, dry_run: bool = False, subresource: str = "") -> Manifest:

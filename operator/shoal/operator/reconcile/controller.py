@@ -15,11 +15,8 @@ import structlog
 
 from shoal.operator.api import InferenceService, Problem
 from shoal.operator.planner.kubernetes import (
-    FIELD_MANAGER,
     KINDS,
-    MANAGED_BY,
     OPTIONAL_KINDS,
-    Manifest,
     Platform,
     find_infeasible,
 )
@@ -28,10 +25,11 @@ from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError
 from shoal.operator.reconcile.cache_watch import CacheWatch, Fetch, Gateway, MetricsFetcher, gateways_among
 from shoal.operator.reconcile.handlers import WatchHandlers, make_registry
+from shoal.operator.reconcile.inventory import OURS, Inventory
 from shoal.operator.reconcile.leadership import Leadership
 from shoal.operator.reconcile.no_storage import NoDiffBase, NoProgress
-from shoal.operator.reconcile.object_store import Key, ObjectStore, version_of
-from shoal.operator.reconcile.reconciler import SERVICE_KIND, Planned, Reconciler
+from shoal.operator.reconcile.object_store import Key, ObjectStore
+from shoal.operator.reconcile.reconciler import Planned, Reconciler
 from shoal.operator.reconcile.rights import DERIVED
 from shoal.operator.reconcile.routes import RoutesState, backends
 from shoal.operator.reconcile.work_queue import WorkQueue
@@ -40,7 +38,6 @@ from shoal.operator.xds import Publisher, SnapshotStore
 _ALWAYS_WATCHED: Final = (*KINDS, *DERIVED)
 """What is seen of every cluster beside InferenceServices: what plans hold, and what Kubernetes makes of it."""
 _WATCH_END_TIMEOUT_S: Final = 10.0
-OURS: Final = f"{MANAGED_BY}={FIELD_MANAGER}"
 _log = structlog.get_logger("shoal.operator")
 
 
@@ -85,6 +82,8 @@ class Controller:
             api, self.store, platform, on_planned=self._plan_routes, caches_of=self.caches.state
         )
         self._publisher = Publisher(self.snapshots)
+        self.inventory = Inventory(self.reconciler.services, self.store, self.queue, self._publisher)
+        """What watches tell goes there."""
         self._watched: tuple[Kind, ...] = _ALWAYS_WATCHED
         self._apis_changed = asyncio.Event()
         self.listed_unix_s = 0.0
@@ -93,7 +92,7 @@ class Controller:
     async def run(self, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
         """Sets `ready` once everything is watched. Raises ApiError when the API server cannot be read at first."""
         await self._discover()
-        await self._relist()
+        await self.relist()
         async with contextlib.AsyncExitStack() as stack:
             reconciling = (self._reconcile() for _ in range(self._options.num_reconcilers))
             await stack.enter_async_context(self._fetcher)
@@ -111,7 +110,7 @@ class Controller:
         while True:
             self._apis_changed.clear()
             tasks = await kopf.spawn_tasks(
-                registry=make_registry(WatchHandlers(self), self._api.configuration, self._watched),
+                registry=make_registry(WatchHandlers(self.inventory), self._api.configuration, self._watched),
                 settings=_settings(self._watched),
                 clusterwide=not self._options.namespaces,
                 namespaces=self._options.namespaces,
@@ -154,41 +153,6 @@ class Controller:
         """What the cluster, as it was last looked at, has no means for."""
         return find_infeasible(service, self._platform)
 
-    def seen(self, found: Manifest) -> None:
-        """An InferenceService is there, or changed."""
-        key = (found["metadata"]["namespace"], found["metadata"]["name"])
-        known = self.reconciler.services.get(key)
-        if known is not None and version_of(found) < version_of(known):
-            return  # our own write was faster than the watch
-        self.reconciler.services[key] = found
-        if known is None or _is_other(known, found):
-            self.queue.add(key)
-
-    def gone(self, found: Manifest) -> None:
-        """An InferenceService is there no more."""
-        key = (found["metadata"]["namespace"], found["metadata"]["name"])
-        self.reconciler.services.pop(key, None)
-        self.queue.forget(key)
-        self.queue.add(key)
-        self._publisher.remove(node_cluster(*key))
-
-    def object_seen(self, found: Manifest) -> None:
-        """Something that belongs to an InferenceService is there, or changed."""
-        key = self.store.put(found)
-        if found["kind"] == "EndpointSlice":
-            # At once: calls go to pods that are no more until Envoy knows.
-            self._publisher.put_slice(*_slice_names(found), found)
-        elif key in self.reconciler.services:
-            self.queue.add(key)
-
-    def object_gone(self, found: Manifest) -> None:
-        """It is there no more."""
-        key = self.store.remove(found)
-        if found["kind"] == "EndpointSlice":
-            self._publisher.drop_slice(*_slice_names(found))
-        elif key in self.reconciler.services:
-            self.queue.add(key)
-
     def _lead(self, leads: bool) -> None:
         """Everything is looked at anew: what was not to be written so far may have to be."""
         self.reconciler.writes = leads
@@ -229,7 +193,7 @@ class Controller:
             await asyncio.sleep(self._options.resync_interval_s)
             try:
                 await self._discover()
-                await self._relist()
+                await self.relist()
             except ApiError as error:
                 _log.warning("cannot list", error=str(error))
                 continue
@@ -247,39 +211,20 @@ class Controller:
                     gateways[key] = found
             await self.caches.look(gateways)
 
-    async def _relist(self) -> None:
+    async def relist(self) -> None:
         """Reads everything anew: watches tell of what changes, lists of what is."""
         started = time.monotonic()
         for kind in self._watched:
-            found = [item for ns in self._namespaces() for item in await self._api.list(kind, ns, OURS)]
-            for lost in self.store.replace(kind.kind, found):
-                self.object_gone(lost)
-            for item in found:
-                self.object_seen(item)
-        services = [item for ns in self._namespaces() for item in await self._api.list(SERVICE_KIND, ns)]
-        listed = {(item["metadata"]["namespace"], item["metadata"]["name"]) for item in services}
-        for key in set(self.reconciler.services) - listed:
-            self.gone(self.reconciler.services[key])
-        for item in services:
-            self.seen(item)
+            for namespace in self._namespaces():
+                await self.inventory.list_objects(self._api, kind, namespace)
+        num_services = 0
+        for namespace in self._namespaces():
+            num_services += await self.inventory.list_services(self._api, namespace)
         self.listed_unix_s = time.time()
-        _log.info("listed", services=len(services), took_s=round(time.monotonic() - started, 2))
+        _log.info("listed", services=num_services, took_s=round(time.monotonic() - started, 2))
 
     def _namespaces(self) -> Iterable[str | None]:
         return self._options.namespaces or (None,)
-
-
-def _slice_names(found: Manifest) -> tuple[str, str, str]:
-    """Namespace, Service and the slice's own name."""
-    metadata = found["metadata"]
-    return metadata["namespace"], metadata["labels"].get("kubernetes.io/service-name", ""), metadata["name"]
-
-
-def _is_other(known: Manifest, found: Manifest) -> bool:
-    """Whether there is something to do. Our own status writes come back from the watch."""
-    before, after = known["metadata"], found["metadata"]
-    names = ("uid", "generation", "deletionTimestamp")
-    return any(before.get(name) != after.get(name) for name in names) or known.get("status") != found.get("status")
 
 
 def _settings(watched: Iterable[Kind]) -> kopf.OperatorSettings:

@@ -304,7 +304,7 @@ async def test_a_spec_of_another_schema_is_told_of(control_plane: ControlPlane, 
         found["spec"]["shards"] = 3
         found["metadata"]["generation"] += 1
         key = (space.name, "smol")
-        controller.seen(found)
+        controller.inventory.seen(found)
 
         async def is_told() -> bool:
             status = (await space.service("smol"))["status"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -83,3 +84,27 @@ async def test_a_server_that_is_not_there() -> None:
         with pytest.raises(ApiError, match=r"127\.0\.0\.1:9 cannot be reached") as caught:
             await api.request("GET", "/version")
     assert caught.value.is_temporary
+
+
+async def test_a_list_that_became_too_old_to_be_read_on_is_read_as_a_whole() -> None:
+    """Etcd was compacted between two parts of it."""
+    asked: list[dict[str, str]] = []
+
+    class Compacted(ApiClient):
+        async def request(self, method: str, path: str, *_: Any, query: Any = None, **fields: Any) -> Any:
+            asked.append(dict(query))
+            if "continue" in query:
+                raise ApiError(410, "Expired", "the continue token is too old")
+            names = ["a"] if "limit" in query else ["a", "b"]
+            metadata = {"resourceVersion": "7", "continue": "x"} if "limit" in query else {"resourceVersion": "9"}
+            return {"metadata": metadata, "items": [{"metadata": {"name": name}} for name in names]}
+
+    async with Compacted(Configuration()) as api:
+        listing = await api.listing(POD, "n", "a=b")
+    assert [item["metadata"]["name"] for item in listing.items] == ["a", "b"]
+    assert listing.version == 9
+    assert [sorted(query) for query in asked] == [
+        ["labelSelector", "limit"],
+        ["continue", "labelSelector", "limit"],
+        ["labelSelector"],
+    ]

@@ -60,5 +60,22 @@ def test_a_list_finds_what_a_watch_missed() -> None:
         store.put(found(name, uid=name))
     other = {**found("c", uid="c"), "kind": "Secret"}
     store.put(other)
-    assert [lost["metadata"]["name"] for lost in store.replace("Service", [found("b", uid="b")])] == ["a"]
-    assert [known["metadata"]["name"] for known in store.of(KEY)] == ["c", "b"]
+    listed = [found("b", uid="b")]
+    assert [lost["metadata"]["name"] for lost in store.missing("Service", None, listed, 1)] == ["a"]
+    assert store.missing("Service", "elsewhere", listed, 1) == []
+
+
+def test_what_came_after_a_list_is_not_missing_from_it() -> None:
+    store = ObjectStore()
+    store.put(found("a", version=5, uid="a"))
+    assert store.missing("Service", None, [], 4) == []
+    assert len(store.missing("Service", None, [], 5)) == 1
+
+
+def test_what_went_is_not_brought_back_by_older_news() -> None:
+    store = ObjectStore()
+    store.put(found(version=1))
+    assert store.remove(found(version=4)) == KEY
+    assert store.put(found(version=3)) is None
+    assert store.of(KEY) == []
+    assert store.put(found(version=5, uid="another")) == KEY
