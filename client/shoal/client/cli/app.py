@@ -25,6 +25,7 @@ _COMMANDS = {
     "doctor": "doctor",
     "bench": "bench",
     "kv": "kv",
+    "lora": "lora",
     "demo": "demo",
     "version": "version",
 }
