@@ -58,6 +58,15 @@ async def http_get(target: str, path: str, timeout_s: float) -> tuple[int, bytes
 
     Raises OSError, TimeoutError, or ValueError for an answer that is not HTTP or larger than 4 MiB.
     """
+    return await _ask("GET", target, path, timeout_s)
+
+
+async def http_post(target: str, path: str, timeout_s: float) -> tuple[int, bytes]:
+    """POST of nothing; see `http_get`."""
+    return await _ask("POST", target, path, timeout_s)
+
+
+async def _ask(method: str, target: str, path: str, timeout_s: float) -> tuple[int, bytes]:
     async with asyncio.timeout(timeout_s):
         if target.startswith("/"):
             reader, writer = await asyncio.open_unix_connection(target)
@@ -65,12 +74,13 @@ async def http_get(target: str, path: str, timeout_s: float) -> tuple[int, bytes
             host, _, port = target.rpartition(":")
             reader, writer = await asyncio.open_connection(host, int(port))
         try:
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            writer.write(head.encode())
             answer = bytearray()
             while part := await reader.read(1 << 16):
                 answer += part
                 if len(answer) > _MAX_BODY_BYTES:
-                    raise ValueError(f"the answer to GET {path} is larger than {_MAX_BODY_BYTES} bytes")
+                    raise ValueError(f"the answer to {method} {path} is larger than {_MAX_BODY_BYTES} bytes")
         finally:
             writer.close()
     return _parse_answer(bytes(answer))

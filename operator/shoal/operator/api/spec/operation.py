@@ -62,7 +62,13 @@ class Rollout(Section, frozen=True, kw_only=True):
     ] = "Surge"
     max_surge: Annotated[int, Meta(ge=1, le=64, description="Workers beyond replicas while that lasts.")] = 1
     drain_seconds: Annotated[
-        int, Meta(ge=0, le=3600, description="How long running requests of a worker that goes may go on.")
+        int,
+        Meta(
+            ge=0,
+            le=3600,
+            description="How long running requests of a worker or gateway that goes may go on; gateways have at "
+            "least a minute.",
+        ),
     ] = 60
 
 

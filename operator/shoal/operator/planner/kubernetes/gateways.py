@@ -1,7 +1,8 @@
 """Gateways, each with an Envoy of its own: a Deployment, and the ConfigMap that Envoy starts with.
 
 Envoy and the follower, which keeps the gateway's lists of endpoints, are sidecars: there before the gateway starts, and
-until it has drained.
+until it has drained. They end in turn, gateway, follower, Envoy, and the follower not before Envoy serves nobody:
+clients stay connected to the Envoy of a pod that goes, and reach other gateways through it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from shoal.operator.planner.kubernetes.names import manifest, object_name, selec
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
 from shoal.operator.planner.kubernetes.pods import (
     GRPC_PORT,
+    LEAVE_S,
     METRICS_PORT,
     Pod,
     container,
@@ -41,7 +43,7 @@ API_KEYS_DIR: Final = "/etc/shoal/api-keys"
 API_KEYS_FILE: Final = "api-keys"
 _AUTHORITY_FILE: Final = "control-plane-ca.crt"
 _CONFIG_DIR: Final = "/etc/shoal/envoy"
-_DRAIN_TIMEOUT_S: Final = 60.0
+_LEAST_DRAIN_TIMEOUT_S: Final = 60.0
 _START_DEADLINE_S: Final = 120.0
 _ENVOY_THREADS: Final = 2
 _NODE_ARGS: Final = ("--service-node", "$(POD_NAME)")
@@ -67,9 +69,10 @@ def gateways(service: InferenceService, observed: Observed, platform: Platform, 
     pod = Pod(
         component=COMPONENT,
         containers=[_gateway(service, observed, platform, owner)],
-        sidecars=[_follower(service, platform, owner), _envoy(service, platform)],
+        # They end in the reverse order.
+        sidecars=[_envoy(service, platform), _follower(service, platform, owner)],
         volumes=volumes,
-        drain_timeout_s=_DRAIN_TIMEOUT_S,
+        drain_timeout_s=_drain_timeout_s(service),
         # Envoy reads it once: another one needs other pods.
         annotations={"shoal.dev/envoy-config": hashlib.sha256(config.encode()).hexdigest()[:16]},
     )
@@ -96,6 +99,11 @@ def gateway_ports(service: InferenceService) -> dict[str, int]:
     }
 
 
+def _drain_timeout_s(service: InferenceService) -> float:
+    """A worker's streams end at a gateway: neither is cut before the other."""
+    return max(_LEAST_DRAIN_TIMEOUT_S, float(service.spec.rollout.drain_seconds))
+
+
 def _gateway(service: InferenceService, observed: Observed, platform: Platform, owner: Owner) -> dict[str, Any]:
     ports = gateway_ports(service)
     host = f"{object_name(service, 'tokenizer')}.{owner.namespace}.svc.{platform.cluster_domain}"
@@ -109,7 +117,7 @@ def _gateway(service: InferenceService, observed: Observed, platform: Platform, 
         tokenizer_target=f"dns:///{host}:{GRPC_PORT}",
         workers_file=f"{RUN_DIR}/{eds_file(clusters.WORKER)}",
         peers_file=f"{RUN_DIR}/{eds_file(clusters.GATEWAY_PEERS)}",
-        drain_timeout_s=_DRAIN_TIMEOUT_S,
+        drain_timeout_s=_drain_timeout_s(service),
     )
     has_keys = service.spec.gateway.auth is not None
     return service_container(
@@ -192,5 +200,16 @@ def _follower(service: InferenceService, platform: Platform, owner: Owner) -> di
         ports={},
         resources=_RESOURCES["follower"],
         mounts=mounts,
-        lifecycle=leave_first(),
+        lifecycle={"preStop": {"exec": {"command": _drain_command(service, platform, owner)}}},
     )
+
+
+def _drain_command(service: InferenceService, platform: Platform, owner: Owner) -> list[str]:
+    return [
+        "python",
+        "-m",
+        "shoal.operator.follower.draining",
+        f"--admin-socket={envoy_options(service, platform, owner).admin_socket}",
+        f"--leave-s={LEAVE_S}",
+        f"--timeout-s={_drain_timeout_s(service):g}",
+    ]

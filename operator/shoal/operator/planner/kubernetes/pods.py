@@ -19,7 +19,7 @@ LIVENESS: Final = "liveness"
 """The health service that is SERVING as long as a process answers at all."""
 # Endpoints leave Envoy and the gateways within milliseconds of a pod's end, but kube-proxy and other proxies need
 # longer to hear of it: until then a stopping pod still takes calls.
-_LEAVE_S: Final = 5
+LEAVE_S: Final = 5
 _TMP: Final = "/tmp"  # noqa: S108  # the pod's own
 _PROBE_PERIOD_S: Final = 5
 
@@ -61,7 +61,7 @@ def pod_template(service: InferenceService, pod: Pod) -> dict[str, Any]:
         "serviceAccountName": object_name(service, pod.component),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": _LEAVE_S + int(pod.drain_timeout_s) + 5,
+        "terminationGracePeriodSeconds": LEAVE_S + int(pod.drain_timeout_s) + 5,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER_ID,
@@ -156,7 +156,7 @@ def service_container(
 
 def leave_first() -> dict[str, Any]:
     """A preStop hook that gives proxies time to stop sending calls."""
-    return {"preStop": {"sleep": {"seconds": _LEAVE_S}}}
+    return {"preStop": {"sleep": {"seconds": LEAVE_S}}}
 
 
 def model_volume(service: InferenceService) -> dict[str, Any]:
