@@ -5,13 +5,13 @@ ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
 ARG SOURCE_DATE_EPOCH=0
+# Small C libraries are compiled here, for several kinds of processors.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev
 WORKDIR /src
 COPY . .
 RUN images/install gateway /opt/shoal
 
 FROM ${BASE}
-# Small C libraries are compiled for the processor at hand when it starts; without a compiler it is slower.
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/*
 COPY --from=build /opt/shoal /opt/shoal
 ENV PATH=/opt/shoal/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 HOME=/tmp
 LABEL org.opencontainers.image.title="shoal/gateway" org.opencontainers.image.licenses="Apache-2.0"

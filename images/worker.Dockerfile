@@ -8,12 +8,14 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS build
 ARG SOURCE_DATE_EPOCH=0
 ARG PIP_ARGS
+# The operations of processors are compiled here, for several kinds of them.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev
 WORKDIR /src
 COPY . .
 RUN images/install worker /opt/shoal
 
 FROM ${BASE}
-# Kernels for the processor at hand are compiled when it starts, and on a GPU the code that launches them.
+# On a GPU the code that launches kernels is compiled when they are first used. Those of processors are there already.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/*
 COPY --from=build /opt/shoal /opt/shoal
 ENV PATH=/opt/shoal/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 HOME=/tmp

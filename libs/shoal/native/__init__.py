@@ -1,4 +1,5 @@
-"""Compiles small C libraries on first use, into a per-user cache, and keeps them there.
+"""Compiles small C libraries on first use, into a per-user cache, and keeps them there; where they were compiled before
+(`prebuilding`, in images), takes the one for the kind of processor at hand.
 
 Why at first use and why C: docs/adr/0003-native-cpu-ops.md. Whoever has C sources describes them as a `Library`, loads
 the file that `build` returns with ctypes, and has a slower way of its own for machines without a compiler.
@@ -13,11 +14,16 @@ import shlex
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoal.native.targets import Target, cpu_features, fitting
+
 COMPILE_TIMEOUT_S = 180
+_NATIVE = ("-march=native",)
+_FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread")
 
 
 class NativeBuildError(Exception):
@@ -35,6 +41,8 @@ class Library:
     folder: Path
     sources: tuple[str, ...]
     headers: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    """What it needs of the compiler beside what all have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,29 +104,56 @@ def cpu_identity() -> str:
     return f"{platform.machine()} {features}"
 
 
-def build(library: Library, extra_flags: tuple[str, ...] = ("-march=native",)) -> Path:
-    """The path of the shared library for this machine, compiled if the cache does not have it.
+def prebuilt_directory() -> Path:
+    """Where libraries of this environment are that were compiled when it was made."""
+    return Path(sys.prefix) / "lib" / "shoal-native"
+
+
+def prebuilt_path(library: Library, target: Target, folder: Path) -> Path:
+    """Of a library for a kind of processors; another one for other sources."""
+    digest = _digest(library, *_FLAGS, *library.flags, *target.flags)
+    return folder / f"{library.name}-{target.name}-{digest[:32]}.so"
+
+
+def find_prebuilt(library: Library, folder: Path, features: frozenset[str]) -> Path | None:
+    """The best one that a processor with these features can run."""
+    paths = [prebuilt_path(library, target, folder) for target in fitting(features)] if folder.is_dir() else []
+    return next((path for path in paths if path.exists()), None)
+
+
+def build(library: Library, extra_flags: tuple[str, ...] = _NATIVE) -> Path:
+    """The path of the shared library for this machine: one that was compiled with the environment, or one of the
+    cache, compiled if it is not there.
 
     Safe to call from several processes at once: each compiles into its own file and renames it into place.
     Raises NativeBuildError.
     """
+    if extra_flags == _NATIVE:
+        found = find_prebuilt(library, prebuilt_directory(), cpu_features())
+        if found is not None:
+            return found
     compiler = find_compiler()
-    flags = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread", *extra_flags)
-    digest = hashlib.sha256()
-    for name in (*library.sources, *library.headers):
-        digest.update((library.folder / name).read_bytes() + b"\0")
-    digest.update("\0".join((*compiler.command, compiler.identity, cpu_identity(), *flags)).encode())
-    target = cache_directory(library.cache) / f"{library.name}-{digest.hexdigest()[:32]}.so"
+    known_by = (*compiler.command, compiler.identity, cpu_identity(), *_FLAGS, *library.flags, *extra_flags)
+    target = cache_directory(library.cache) / f"{library.name}-{_digest(library, *known_by)[:32]}.so"
     if not target.exists():
-        _compile(compiler, flags, library, target)
+        compile_library(compiler, extra_flags, library, target)
     return target
 
 
-def _compile(compiler: Compiler, flags: tuple[str, ...], library: Library, target: Path) -> None:
+def _digest(library: Library, *known_by: str) -> str:
+    digest = hashlib.sha256()
+    for name in (*library.sources, *library.headers):
+        digest.update((library.folder / name).read_bytes() + b"\0")
+    digest.update("\0".join(known_by).encode())
+    return digest.hexdigest()
+
+
+def compile_library(compiler: Compiler, flags: tuple[str, ...], library: Library, target: Path) -> None:
+    """Into `target`, beside which it works. Raises NativeBuildError."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as scratch:
         output = Path(scratch) / target.name
         sources = [str(library.folder / name) for name in library.sources]
-        command = [*compiler.command, *flags, "-o", str(output), *sources, "-lm"]
+        command = [*compiler.command, *_FLAGS, *library.flags, *flags, "-o", str(output), *sources, "-lm"]
         try:
             done = subprocess.run(  # noqa: S603 (an argument list; the compiler is the user's own)
                 command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False

@@ -23,6 +23,22 @@ PACKAGES = {
     "tokenizer": "shoal.tokenizer",
     "worker": "shoal.model_worker",
 }
+LIBRARIES = {
+    "gateway": [
+        "from shoal.blocks import native_hash_chain; native_hash_chain()",
+        "from shoal.gateway.routing.native_table import _library; _library()",
+    ],
+    "kv-store": [
+        "from shoal.checksum import _native; assert _native() is not None",
+        "from shoal.kv_store.index.native_keys import _library; _library()",
+        "from shoal.kv_store.policy.native_adaptive import _library; _library()",
+    ],
+    "worker": [
+        "from shoal.checksum import _native; assert _native() is not None",
+        "from shoal.kernels.native import library; assert library() is not None",
+    ],
+}
+"""What raises or fails where a service would have to do without its compiled libraries."""
 DOCKERFILES = read_dockerfiles()
 SERVICES = [
     pytest.param(name, marks=pytest.mark.slow if name == "worker" else ())  # 5 GB of PyTorch
@@ -85,6 +101,14 @@ def run(folder: Path, program: str, *arguments: str) -> str:
     return done.stdout
 
 
+def load_libraries(folder: Path, name: str) -> None:
+    """There is no compiler on the path, and no cache."""
+    for check in LIBRARIES.get(name, ()):
+        run(folder, "python", "-c", check)
+    num_libraries = len({path.name.partition("-x86")[0] for path in (folder / "lib" / "shoal-native").glob("*.so")})
+    assert (num_libraries > 0) == (name in LIBRARIES)
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_its_extra_suffices(name: str, context: Path, wheel: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shoal"
@@ -93,6 +117,7 @@ def test_its_extra_suffices(name: str, context: Path, wheel: Path, tmp_path: Pat
     assert f"usage: {program}" in run(folder, program, "--help")
     imported_torch = run(folder, "python", "-c", _IMPORT_ALL, PACKAGES[name]).strip()
     assert imported_torch == str(name == "worker")
+    load_libraries(folder, name)
     assert any(folder.rglob("*.pyc"))
     assert not list(folder.rglob("pip")), "nothing is installed later"
     shutil.rmtree(folder)

@@ -15,10 +15,14 @@ from shoal.native import Library, build
 from shoal.native import NativeBuildError as NativeBuildError
 
 _LIBRARY: Final = Library(
-    "shoal-kv-policy", "native", Path(__file__).resolve().parent, ("adaptive.c",), ("reuse_rates.h",)
+    "shoal-kv-policy",
+    "native",
+    Path(__file__).resolve().parent,
+    ("adaptive.c",),
+    ("reuse_rates.h",),
+    # Fused multiplication and addition would round otherwise than Python does.
+    ("-ffp-contract=off",),
 )
-_FLAGS: Final = ("-march=native", "-ffp-contract=off")
-"""Fused multiplication and addition would round otherwise than Python does."""
 _POINTER, _KEY, _U32, _INT, _I64 = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_int64
 _DOUBLE: Final = ctypes.c_double
 _MAX_BLOCKS: Final = 1 << 30
@@ -44,7 +48,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, ...]]] = {
 @functools.cache
 def _library() -> dict[str, Callable[..., Any]]:
     """Raises NativeBuildError."""
-    path = build(_LIBRARY, _FLAGS)
+    path = build(_LIBRARY)
     try:
         handle = ctypes.PyDLL(str(path))  # keeps the GIL: calls are shorter than giving it up and taking it back
     except OSError as error:
