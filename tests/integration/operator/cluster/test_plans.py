@@ -26,6 +26,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "kv-of-pods": {"spec.kvCache": {**KV_STORE, "ssdVolume": {"storageClassName": "fast"}}},
     "kv-of-pods-on-one-volume": {"spec.kvCache": {**KV_STORE, "ssdVolume": {"claim": "shared"}}},
     "kv-of-nodes": {"spec.kvCache": {**KV_STORE, "placement": "Node", "ssdVolume": {"hostPath": "/mnt/nvme"}}},
+    "adapters": {
+        "spec.adapters": [{"name": "sql", "uri": "hf://org/sql"}, {"name": "chat", "uri": "/models/chat"}],
+        "spec.model.cacheClaim": "models",
+        "spec.podTemplate": {"loraRegistry": {"spec": {"nodeSelector": {"pool": "edge"}}}},
+    },
     "hpa": {"spec.autoscaling": {"maxReplicas": 4}, "spec.slo": {"ttftMilliseconds": 500}},
 }
 SERVICES = {

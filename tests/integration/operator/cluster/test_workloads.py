@@ -122,6 +122,40 @@ async def test_stores_of_nodes_know_each_other(privileged: Namespace) -> None:
         assert len(await space.list(DAEMON_SET)) == 1
 
 
+async def test_a_registry_is_told_of_adapters_as_they_change(space: Namespace) -> None:
+    of_registry = "app.kubernetes.io/component=lora-registry"
+
+    async def names_told() -> list[str]:
+        found = [each for each in await space.list(CONFIG_MAP) if each["metadata"]["name"] == "smol-lora-registry"]
+        return [adapter["name"] for each in found for adapter in json.loads(each["data"]["adapters.json"])]
+
+    async with running_controller(space.plane, space.name):
+        sql, chat = ({"name": name, "uri": f"hf://org/{name}"} for name in ("sql", "chat"))
+        await space.create(manifest(spec__adapters=[sql]))
+        status = await space.until_phase("smol", "Ready")
+        assert status["loraRegistries"] == {"desired": 1, "ready": 1}
+        [worker] = await space.list(POD, OF_WORKERS)
+        address = f"--lora-registry=smol-lora-registry.{space.name}.svc.cluster.local:50051"
+        assert address in worker["spec"]["containers"][0]["args"]
+        assert await names_told() == ["sql"]
+        [before] = await space.list(POD, of_registry)
+
+        changed = await space.patch(SERVICE_KIND, "smol", {"spec": {"adapters": [sql, chat]}})
+        await space.until_phase("smol", "Ready", changed["metadata"]["generation"])
+        assert await names_told() == ["sql", "chat"]
+        [after] = await space.list(POD, of_registry)
+        assert after["metadata"]["uid"] == before["metadata"]["uid"], "it reads them again by itself"
+
+        changed = await space.patch(SERVICE_KIND, "smol", {"spec": {"adapters": None}})
+        await space.until_phase("smol", "Ready", changed["metadata"]["generation"])
+        assert await names_told() == []
+
+        async def is_gone() -> bool:
+            return not await space.list(POD, of_registry)
+
+        await eventually(is_gone, "nothing is left of it", 30)
+
+
 async def test_an_autoscaler_scales_the_service_itself(space: Namespace) -> None:
     async with running_controller(space.plane, space.name):
         await space.create(manifest(spec__autoscaling={"minReplicas": 2, "maxReplicas": 4}))
