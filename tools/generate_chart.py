@@ -1,4 +1,5 @@
-"""Generates what `charts/shoal` takes from the source: the CustomResourceDefinition, the operator's rights, dashboards.
+"""Generates what `charts/shoal` takes from the source: the CustomResourceDefinition, the operator's rights, rules for
+prometheus-adapter, dashboards.
 
 `--check` fails if that would change anything. Run by `make chart`, and with `--check` by the chart's tests.
 """
@@ -16,6 +17,7 @@ from typing import Any, Final
 import yaml
 
 from shoal.operator.api.crd import custom_resource_definition
+from shoal.operator.planner.kubernetes.scaling import adapter_rules
 from shoal.operator.reconcile import rights
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -38,6 +40,7 @@ def generate() -> dict[Path, str]:
     return {
         FILES / "crd.yaml": _as_yaml(custom_resource_definition()),
         FILES / "rights.yaml": _as_yaml(granted),
+        FILES / "adapter-rules.yaml": _as_yaml({"rules": adapter_rules()}),
         **{
             FILES / "dashboards" / f"{name}.json": json.dumps(dashboard, indent=1) + "\n"
             for name, dashboard in dashboards.items()

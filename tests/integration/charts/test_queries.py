@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
 from support.control_plane.helm import CHART, Helm, find
 from support.control_plane.promql import find_query_errors
@@ -30,3 +31,26 @@ def test_alerts_ask_what_prometheus_understands(helm: Helm) -> None:
     queries = [" ".join(rule["expr"].split()) for group in found["spec"]["groups"] for rule in group["rules"]]
     assert find_query_errors(queries) == []
     assert len(find_query_errors([f"{query} >" for query in queries])) == len(queries) > 10
+
+
+def test_an_adapter_asks_what_prometheus_understands(helm: Helm) -> None:
+    found = find(
+        helm.template("shoal", "shoal-system", "--set=metrics.adapterRules.enabled=true"),
+        "ConfigMap",
+        "shoal-operator-adapter-rules",
+    )
+    rules = yaml.safe_load(found["data"]["config.yaml"])["rules"]
+    # As the adapter fills them in.
+    chosen = {
+        "<<.LabelMatchers>>": 'namespace="a",shoal_dev_inferenceservice=~"b|c"',
+        "<<.GroupBy>>": "shoal_dev_inferenceservice",
+    }
+    queries = [rule["seriesQuery"] for rule in rules]
+    for rule in rules:
+        query = rule["metricsQuery"]
+        for placeholder, text in chosen.items():
+            assert placeholder in query
+            query = query.replace(placeholder, text)
+        queries.append(query)
+    assert not [query for query in queries if "<<" in query]
+    assert find_query_errors(queries) == []

@@ -28,7 +28,7 @@ from shoal.operator.planner.kubernetes import OPTIONAL_APIS, Owner, Platform, pl
 from shoal.operator.reconcile.controller import Controller
 from shoal.operator.reconcile.metrics import OperatorCollector
 from support.kv_store_core import open_core
-from support.manifests import MINIMAL_ON_KUBERNETES
+from support.manifests import MINIMAL_ON_KUBERNETES, with_fields
 from support.memory_disk import MemoryDisk
 
 ROOT = Path(__file__).parents[3]
@@ -75,6 +75,35 @@ async def test_every_metric_that_is_looked_at_exists() -> None:
     unknown = {(place, name) for place, query in queries for name in METRIC.findall(query) if name not in known}
     assert unknown == set()
     assert all(METRIC.search(query) for _, query in queries)
+
+
+async def test_an_adapter_serves_what_autoscalers_ask_for() -> None:
+    known = {name async for name in _metric_names()}
+    rules = yaml.safe_load((CHART / "files" / "adapter-rules.yaml").read_text())["rules"]
+    served = {rule["name"]["as"]: rule for rule in rules}
+    asked = {name: _autoscaler(name) for name in ("queue", "kv_cache", "tokensPerSecond")}
+    assert served.keys() == {measured["metric"]["name"] for measured in asked.values()}
+    for measured in asked.values():
+        rule = served[measured["metric"]["name"]]
+        names = METRIC.findall(rule["metricsQuery"])
+        assert rule["seriesQuery"].partition("{")[0] in names
+        assert set(names) <= known
+        ((label, described),) = (item for item in rule["resources"]["overrides"].items() if item[0] != "namespace")
+        assert label == "shoal_dev_inferenceservice"
+        kind = measured["describedObject"]
+        assert (described["group"], described["resource"]) == (kind["apiVersion"].split("/")[0], kind["kind"].lower())
+
+
+def _autoscaler(metric: str) -> dict[str, Any]:
+    """What a HorizontalPodAutoscaler asks for."""
+    manifest = with_fields(
+        MINIMAL_ON_KUBERNETES, {"spec.autoscaling": {"maxReplicas": 4, "metric": {"name": metric, "target": 0.5}}}
+    )
+    objects = plan(parse_manifest(yaml.safe_dump(manifest), "m"), Platform(), Owner(namespace="models"))
+    [scaler] = [found for found in objects if found["kind"] == "HorizontalPodAutoscaler"]
+    [found] = scaler["spec"]["metrics"]
+    measured: dict[str, Any] = found["object"]
+    return measured
 
 
 def test_a_mesh_is_chosen_by_the_label_that_monitors_give() -> None:

@@ -29,8 +29,10 @@ class ScalingMetric:
 
     name: str
     """As adapters for the custom metrics API have to call it, an attribute of the InferenceService."""
+    series: str
+    """One that every service has which is to be scaled."""
     query: str
-    """The same in PromQL; `%s` is what chooses the service's series."""
+    """The same in PromQL; `%s` is what chooses the service's series, `%b` what tells several services apart."""
     target: float
     """For each worker, where the spec does not say."""
 
@@ -39,14 +41,44 @@ METRICS: Final = {
     # Gateways hold back what workers could not begin with soon: both queues are work that waits.
     "queue": ScalingMetric(
         "shoal_queued_requests",
-        "(sum(shoal_gateway_queue_requests{%s}) or vector(0)) + sum(shoal_worker_num_requests_waiting{%s})",
+        "shoal_worker_num_requests_waiting",
+        # A gateway has the first of them from its first request on.
+        "(sum%b(shoal_gateway_queue_requests{%s}) or 0 * sum%b(shoal_worker_num_requests_waiting{%s}))"
+        " + sum%b(shoal_worker_num_requests_waiting{%s})",
         4.0,
     ),
-    "kv_cache": ScalingMetric("shoal_kv_cache_usage", "sum(shoal_worker_kv_cache_usage_ratio{%s})", 0.8),
+    "kv_cache": ScalingMetric(
+        "shoal_kv_cache_usage",
+        "shoal_worker_kv_cache_usage_ratio",
+        "sum%b(shoal_worker_kv_cache_usage_ratio{%s})",
+        0.8,
+    ),
     "tokensPerSecond": ScalingMetric(
-        "shoal_tokens_per_second", "sum(rate(shoal_worker_generation_tokens_total{%s}[1m]))", 1.0
+        "shoal_tokens_per_second",
+        "shoal_worker_generation_tokens_total",
+        "sum%b(rate(shoal_worker_generation_tokens_total{%s}[1m]))",
+        1.0,
     ),
 }
+
+
+def adapter_rules() -> list[dict[str, Any]]:
+    """What prometheus-adapter has to be told (`rules` of its configuration) so that Kubernetes' own autoscaler finds
+    METRICS as attributes of InferenceServices."""
+    group, _, _ = API_VERSION.partition("/")
+    resources = {
+        "namespace": {"resource": "namespace"},
+        SERVICE_LABEL: {"group": group, "resource": KIND.lower()},
+    }
+    return [
+        {
+            "seriesQuery": f'{metric.series}{{namespace!="",{SERVICE_LABEL}!=""}}',
+            "resources": {"overrides": resources},
+            "name": {"matches": "^.*$", "as": metric.name},
+            "metricsQuery": metric.query.replace("%s", "<<.LabelMatchers>>").replace("%b", " by (<<.GroupBy>>) "),
+        }
+        for metric in METRICS.values()
+    ]
 
 
 def within_bounds(spec: InferenceServiceSpec) -> InferenceServiceSpec:
@@ -98,7 +130,7 @@ def _scaled_object(
     chosen = f'namespace="{owner.namespace}",{SERVICE_LABEL}="{service.metadata.name}"'
     asked = {
         "serverAddress": platform.prometheus,
-        "query": metric.query.replace("%s", chosen),
+        "query": metric.query.replace("%s", chosen).replace("%b", ""),
         "threshold": f"{target:g}",
         # Without an answer workers stay as they are.
         "ignoreNullValues": "false",
