@@ -48,7 +48,7 @@ def attach_disk(
     worth = Worth(store.index, post, 0.01)
     log = SegmentLog(folder, capacity_bytes, segment_bytes, io_timeout_s, options=options, retention=worth, files=files)
     parts = (store.memory, store.index, store.scopes, store.events, store.counters)
-    tier = DiskTier(log, *parts, post, store.tenants.disk_quota)
+    tier = DiskTier(log, *parts, post, store.tenants.disk_quota, store.clock)
     worth.belong_to(tier)
     store.attach_disk(tier)
     return log
@@ -129,6 +129,7 @@ async def open_core(
     files: Files | None = None,
     folder: Path | str = "disk",
     num_blocks: int = 64,
+    disk_bytes: int = DISK_BYTES,
     limits: StoreLimits | None = None,
     tenants: Tenants | None = None,
     io_timeout_s: float = 5.0,
@@ -140,7 +141,9 @@ async def open_core(
     store = Store(arena, partial(make_policy, "lru"), limits or StoreLimits(), tenants, clock=clock)
     log = None
     if files is not None:
-        log = attach_disk(store, files, _posting(loop), folder=folder, io_timeout_s=io_timeout_s)
+        log = attach_disk(
+            store, files, _posting(loop), folder=folder, capacity_bytes=disk_bytes, io_timeout_s=io_timeout_s
+        )
     with ThreadPoolExecutor(2) as copiers:
         control = Control(store, copiers, 1024)
         session = store.open_session("a", b"f", BLOCK_BYTES, 32)

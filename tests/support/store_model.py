@@ -209,19 +209,19 @@ class StoreModel(RuleBasedStateMachine):
             return
         index, arena = self.store.index, self.store.arena
         disk = self.store.disk
-        writing, reading = (disk._pinned, disk._reading) if disk is not None else ({}, {})
+        writing = disk.demoting.pinned if disk is not None else ()
         pending = [r for session in self.sessions.values() for r in session.reservations.values()]
         assert len(self.store.writing) == len(pending)
         slots = [index.slot[row] for row in index.in_order() if index.slot[row] != NO_SLOT]
         num_in_memory = len(slots)
         slots += [reservation.slot for reservation in pending]
-        num_arriving = sum(not read.done() for read in self.reads)
+        num_arriving = disk.promoting.num_slots if disk is not None else 0
         assert len(set(slots)) == len(slots)
         assert len(slots) + num_arriving == sum(pool.num_used for pool in arena.pools)
         assert arena.num_taken_bytes <= arena.capacity_bytes
         children: Counter[int] = Counter(index.parent[row] for row in index.in_order() if index.slot[row] != NO_SLOT)
         children.update(reservation.pinned_parent for reservation in pending)
-        children.update(reading.values())
+        children.update(disk.promoting.parents() if disk is not None else ())
         stats = make_stats(self.store, "", Caller(""))
         assert (stats.num_blocks, stats.num_memory_blocks) == (len(index), num_in_memory)
         assert stats.num_disk_blocks == sum(index.on_disk)

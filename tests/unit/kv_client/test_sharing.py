@@ -78,7 +78,7 @@ def test_clients_that_do_not_unmap_lose_their_session(running: RunningStore) -> 
     put(two, 200, 8)
 
     def look_later(store: Store) -> int:
-        clock = store._clock
+        clock = store.clock
         assert isinstance(clock, Clock)
         clock.now_s += 2e6
         late = store.expire()

@@ -16,14 +16,13 @@ from shoal.kv_store.remote.exchange import Chain, Exchange
 from shoal.kv_store.reporting import list_blocks, make_stats
 from shoal.kv_store.scopes import Scope
 from shoal.kv_store.sessions import Session
-from shoal.kv_store.store import Store
+from shoal.kv_store.store import MAX_PREFETCH_S, Store
 from shoal.kv_store.tenants import Caller
 from shoal.kv_store.verifying import verify_blocks
 from shoal.rpc.errors import Draining, InvalidArgument, PermissionDenied, ResourceExhausted
 
 MAX_STAGING_BLOCKS: Final = 4096
 RETRY_AFTER_S: Final = 0.5
-MAX_PREFETCH_S: Final = 10.0
 MAX_PEERS_S: Final = 1.0
 MAX_LEADING_KEYS: Final = 65_536
 MAX_OWNER_BYTES: Final = 64
@@ -184,7 +183,7 @@ class Control:
             return pb.PrefetchResponse()
         timeout_s = min(request.timeout_ms / 1000 or MAX_PREFETCH_S, MAX_PREFETCH_S)
         deadline_s = time.monotonic() + timeout_s
-        reads = [asyncio.wrap_future(read) for read in self.store.start_prefetch(scope, keys)]
+        reads = [asyncio.wrap_future(read) for read in self.store.start_prefetch(scope, keys, timeout_s)]
         pull = None
         if self.exchange is not None and not request.local_only:
             pull = asyncio.ensure_future(self.exchange.pull(scope, self._chain(request), deadline_s))

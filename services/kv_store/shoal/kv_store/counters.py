@@ -24,6 +24,7 @@ NAMES: Final = (
     "refused_no_space",
     "refused_quota",
     "refused_disk_quota",
+    "disk_owed_forgotten",
     "refused_pins",
     "refused_draining",
     "refused_orphan",

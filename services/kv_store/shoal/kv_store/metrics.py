@@ -86,6 +86,8 @@ class StoreCollector(Collector):
             capacity.add_metric(["disk"], disk.capacity_bytes)
             healthy = "Whether the disk tier is in service."
             yield GaugeMetricFamily("shoal_kv_store_disk_healthy", healthy, 0 if disk.problem else 1)
+            owed = "Chains, from some block on, that the disk did not take and is offered again."
+            yield GaugeMetricFamily("shoal_kv_store_disk_owed", owed, disk.demoting.num_owed)
             admitted = "Share of the chains that the disk lets in."
             yield GaugeMetricFamily("shoal_kv_store_disk_admitted_ratio", admitted, disk.stats().admitted_fraction)
         yield from (tiers, used, capacity)

@@ -77,7 +77,8 @@ def open_disk(config: KvStoreConfig, store: Store) -> DiskTier:
     except OutOfService as error:
         raise OSError(str(error)) from error
     quota_bytes = store.tenants.disk_quota
-    tier = DiskTier(log, store.memory, store.index, store.scopes, store.events, store.counters, post, quota_bytes)
+    parts = (store.memory, store.index, store.scopes, store.events, store.counters)
+    tier = DiskTier(log, *parts, post, quota_bytes, store.clock)
     worth.belong_to(tier)
     return tier
 

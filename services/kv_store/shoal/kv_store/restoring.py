@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from shoal.kv_store.demoting import ROOT_PARENT
 from shoal.kv_store.disk import RecordMetadata, SegmentLog
-from shoal.kv_store.disk_tier import ROOT_PARENT
 from shoal.kv_store.index import BlockIndex
 from shoal.kv_store.index.block_index import ROOT
 from shoal.kv_store.scopes import Scopes

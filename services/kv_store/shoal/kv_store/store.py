@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Final
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.api.worker.v1 import worker_pb2
@@ -27,6 +28,8 @@ from shoal.kv_store.sharing import Sharing
 from shoal.kv_store.tenants import Tenants
 from shoal.kv_store.writing import Writing
 from shoal.rpc.errors import NotFound, ResourceExhausted
+
+MAX_PREFETCH_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ class Store:
         self.memory.share_by(sharing.claim_chunk)
         self._staging_bytes = 0
         self._huge_pages: HugePages = huge_pages
-        self._clock = clock
+        self.clock = clock
         self._started_s = clock()
 
     def attach_disk(self, disk: DiskTier) -> None:
@@ -170,21 +173,20 @@ class Store:
         self.memory.touch(keys[: len(rows)], rows, scope)
         return num_visible, num_in_memory
 
-    def start_prefetch(self, scope: Scope, keys: Sequence[bytes]) -> list[Future[bool]]:
-        """Reads of the leading blocks that are on disk only, as many as there is room for."""
-        reads: list[Future[bool]] = []
+    def start_prefetch(
+        self, scope: Scope, keys: Sequence[bytes], timeout_s: float = MAX_PREFETCH_S
+    ) -> list[Future[bool]]:
+        """Reads of the leading blocks that are on disk only; those not begun within the time are not made."""
         if self.disk is None or not self.disk.readable:
-            return reads
+            return []
+        rows = []
         for key in keys:
             row = self.index.find(key)
             if not row or self.index.scope[row] != scope.number:
                 break
             if self.index.slot[row] == NO_SLOT:
-                read = self.disk.read(row, scope)
-                if read is None:
-                    break
-                reads.append(read)
-        return reads
+                rows.append(row)
+        return self.disk.read(rows, scope, self.clock() + timeout_s)
 
     def acquire(self, session: Session, keys: Sequence[bytes]) -> tuple[list[Leased], int]:
         """Leases on the leading blocks in memory, and how many leading blocks are visible in any tier."""
@@ -193,7 +195,7 @@ class Store:
         num_in_memory = self._count_in_memory(rows)
         num_visible = self._count_visible(rows, num_in_memory)
         self._count_hits(len(keys), num_visible, num_in_memory)
-        deadline_s = self._clock() + self.limits.lease_timeout_s
+        deadline_s = self.clock() + self.limits.lease_timeout_s
         leased = []
         for key, row in zip(keys, rows[:num_in_memory], strict=False):
             index.num_leases[row] += 1
@@ -246,7 +248,7 @@ class Store:
 
         Returns the sessions that still map chunks they should not; the caller ends their connections.
         """
-        now_s = self._clock()
+        now_s = self.clock()
         for session in list(self.sessions.values()):
             late = [key for key, lease in session.leases.items() if lease.deadline_s <= now_s]
             for key in late:
@@ -255,6 +257,8 @@ class Store:
         self.pins.expire()
         self.index.now_s = int(now_s - self._started_s)
         self._ageing.sweep()
+        if self.disk is not None:
+            self.disk.retry()
         return [s for s in self.sessions.values() if any(at <= now_s for at in s.retired_chunks.values())]
 
     def pin(self, scope: Scope, owner: str, keys: Sequence[bytes], ttl_s: float) -> int:

@@ -105,9 +105,9 @@ class UnixServer:
 class _Connection:
     """One client. Requests are answered in order, one at a time.
 
-    While an answer is worked at, or not read by the client, at most MAX_WAITING_BYTES of further requests are taken from
-    the socket, so a client that sends and never reads waits for itself. Until then the socket is watched all the time:
-    the end of a client that waits for an answer is seen at once.
+    While an answer is worked at, or not read by the client, at most MAX_WAITING_BYTES of further requests are taken
+    from the socket, so a client that sends and never reads waits for itself. Until then the socket is watched all the
+    time: the end of a client that waits for an answer is seen at once.
     """
 
     def __init__(self, client: socket.socket, control: Control, forget: Callable[[_Connection], None]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from shoal.kv_store.disk_tier import DiskTier, Post
+from shoal.kv_store.disk_tier import DiskTier
 from shoal.kv_store.index import NO_SLOT, BlockIndex
+from shoal.kv_store.promoting import Post
 
 
 class Worth:

@@ -28,6 +28,7 @@ from shoal.kv_store.disk.stats import DiskStats, snapshot
 from shoal.kv_store.disk.transfer import Record, Transfer
 from shoal.kv_store.disk.volume import Volume
 
+_READS_PER_THREAD: Final = 4  # one that runs, and three to go on with while the owner's thread does something else
 _REPLAY_ROWS: Final = 512  # objects that die young cost the collector nothing, and the lock is held for 1 ms
 
 
@@ -207,6 +208,11 @@ class SegmentLog:
         if self._pool.exhausted:
             return f"{self._pool.num_lost} threads wait in system calls that do not return"
         return self._health.reason
+
+    @property
+    def read_window(self) -> int:
+        """Reads that keep the disk busy and are never refused for want of room, if others ask for few at a time."""
+        return min(_READS_PER_THREAD * self._options.num_threads, self._options.max_queued)
 
     def expected_read_s(self, num_bytes: int) -> float:
         """What reading so much would take just now, queue included, from what recent reads took; 0 before any."""

@@ -151,6 +151,14 @@ class BlockIndex:
         """Whether any block follows this one, in any tier."""
         return self._child[row] != 0
 
+    def children(self, row: int) -> list[int]:
+        """Rows that follow this one."""
+        found, child = [], self._child[row]
+        while child:
+            found.append(child)
+            child = self._next[child]
+        return found
+
     def subtree(self, row: int) -> list[int]:
         """The row and all that follow it, children after parents."""
         found = [row]

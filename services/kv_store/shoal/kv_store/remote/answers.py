@@ -141,14 +141,14 @@ class Answers:
 
     async def _bring_to_memory(self, scope: Scope, keys: Sequence[bytes], timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
-        reads = [asyncio.wrap_future(read) for read in self._store.start_prefetch(scope, keys)]
+        reads = [asyncio.wrap_future(read) for read in self._store.start_prefetch(scope, keys, timeout_s)]
         if reads:
             await asyncio.wait(reads, timeout=max(0.0, deadline_s - time.monotonic()))
 
     def _count_visible(self, scope: Scope, keys: Sequence[bytes]) -> int:
         store = self._store
         rows = store.index.prefix(keys, scope.number)
-        if store.disk is not None and store.disk.problem:
+        if store.disk is not None and not store.disk.readable:
             return self._count_in_memory(scope, keys)
         return len(rows)
 
