@@ -39,6 +39,7 @@ class _Pod:
     folder: Path
     processes: list[asyncio.subprocess.Process] = field(default_factory=list)
     is_ready: bool = False
+    is_stopped: bool = False
     ending: asyncio.Task[None] | None = None
 
 
@@ -84,7 +85,7 @@ class ProcessKubelet:
             pod = self._pods[uid]
             if metadata.get("deletionTimestamp") and pod.ending is None:
                 pod.ending = asyncio.ensure_future(self._end(pod))
-            elif pod.ending is None:
+            elif pod.ending is None and not pod.is_stopped:
                 await self._report(item, pod)
 
     async def _start(self, item: Mapping[str, Any]) -> _Pod:
@@ -159,6 +160,20 @@ class ProcessKubelet:
             await process.wait()
         self._note(pod.name, "ended")
         await self._call("DELETE", f"{self._pods_path}/{pod.name}", {"gracePeriodSeconds": 0})
+
+    def stop(self, name: str) -> None:
+        """The pod's processes stand still, and this kubelet has yet to find that out."""
+        self._signal(name, signal.SIGSTOP)
+
+    def go_on(self, name: str) -> None:
+        """They go on."""
+        self._signal(name, signal.SIGCONT)
+
+    def _signal(self, name: str, signum: signal.Signals) -> None:
+        [pod] = [pod for pod in self._pods.values() if pod.name == name and pod.ending is None]
+        pod.is_stopped = signum is signal.SIGSTOP
+        for process in pod.processes:
+            os.killpg(process.pid, signum)
 
     def _note(self, pod: str, what: str) -> None:
         self.timeline.append((time.monotonic(), pod, what))

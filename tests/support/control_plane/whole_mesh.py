@@ -90,7 +90,8 @@ async def _use(
         if (await space.service(name))["spec"]["kvCache"].get("cpu"):
             await eventually(lambda: _has_stored(space), "a worker's KV store has blocks of the answer", 30)
         print(json.dumps(answer), flush=True)
-        return await _change_under_load(space, client, name, changes)
+        changed = await _change_under_load(space, client, name, changes)
+    return {**changed, "caches": await _stop_a_worker(space, kubelet, name)}
 
 
 async def _has_stored(space: Namespace) -> bool:
@@ -128,13 +129,36 @@ async def _change_under_load(
         groups.append(sorted(found["metadata"]["name"] for found in await space.list(_GROUP)))
     stop.set()
     await asyncio.gather(*asking)
-    await eventually(lambda: _hears_caches(space, name), "gateways say that they hear of caches", 30)
+    await _until_caches(space, name, "True")
     return {"answered": answered, "failed": failed, "groups": groups}
 
 
-async def _hears_caches(space: Namespace, name: str) -> bool:
-    conditions = (await space.service(name))["status"]["conditions"]
-    return any(found["type"] == "CacheEventsFlowing" and found["status"] == "True" for found in conditions)
+async def _stop_a_worker(space: Namespace, kubelet: ProcessKubelet, name: str) -> dict[str, Any]:
+    """What is said of caches while the processes of a worker stand still, its connections open, and when they go on."""
+    workers = await space.list(POD, "app.kubernetes.io/component=worker")
+    worker = next(each for each in workers if "deletionTimestamp" not in each["metadata"])
+    kubelet.stop(worker["metadata"]["name"])
+    try:
+        stopped = await _until_caches(space, name, "False")
+    finally:
+        kubelet.go_on(worker["metadata"]["name"])
+    address = worker["status"]["podIP"]
+    return {"address": address, "stopped": stopped, "going_on": await _until_caches(space, name, "True")}
+
+
+async def _until_caches(space: Namespace, name: str, state: str) -> dict[str, str]:
+    """Conditions, once CacheEventsFlowing is that; `message` is its own."""
+    found: dict[str, str] = {}
+
+    async def is_so() -> bool:
+        conditions = (await space.service(name))["status"]["conditions"]
+        by_type = {condition["type"]: condition for condition in conditions}
+        found.update({kind: condition["status"] for kind, condition in by_type.items()})
+        found["message"] = by_type["CacheEventsFlowing"]["message"]
+        return found["CacheEventsFlowing"] == state
+
+    await eventually(is_so, f"CacheEventsFlowing is {state}", 60)
+    return found
 
 
 if __name__ == "__main__":

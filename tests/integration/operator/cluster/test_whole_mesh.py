@@ -98,3 +98,8 @@ async def test_workers_are_scaled_and_replaced_without_losing_a_stream(tmp_path:
     *scaled, [replacement] = changed["groups"]
     assert scaled == [["simulated-h100-worker"], ["simulated-h100-worker"]]
     assert replacement.startswith("simulated-h100-worker-"), "another group of workers, and the old one is gone"
+    caches = changed["caches"]
+    assert caches["address"] in caches["stopped"]["message"]
+    # What the worker's cache holds is not known, and it serves all the same.
+    assert [caches["stopped"][kind] for kind in ("Degraded", "Ready")] == ["True", "True"]
+    assert [caches["going_on"][kind] for kind in ("Degraded", "Ready")] == ["False", "True"]
