@@ -65,6 +65,13 @@ class OffloadHarness(SchedulerHarness):
         self.offload.stepped(self.cache.take_events(), num_tokens, 1e-3 * num_tokens)
         return plan is not None
 
+    @property
+    def are_threads_alive(self) -> bool:
+        """All that use the store beside the engine's."""
+        readers = [*self.offload._reader.threads]
+        bringers, writer = self.offload._prefetcher.threads, self.offload.writer
+        return all(each.is_alive for each in readers) and all(each.is_alive for each in bringers) and writer.is_alive
+
     def flush(self) -> None:
         """Waits until what is to be stored is stored."""
         assert self.offload.writer.flush(20.0)
@@ -78,6 +85,8 @@ def offloading(
     sizes: dict[str, Any] | None = None,
     memory: Callable[[Tensor], KvMemory] = CpuKvMemory,
     accounts: Accounts | None = None,
+    timeout_s: float = 5.0,
+    max_backoff_s: float = 0.02,
     **options: Any,
 ) -> Iterator[OffloadHarness]:
     """A harness whose blocks go to `store`, or to one with its socket in a folder. It waits long for answers: the
@@ -89,9 +98,9 @@ def offloading(
         fingerprint=b"f",
         block_bytes=BLOCK_BYTES,
         num_staging_blocks=4,
-        timeout_s=5.0,
-        min_backoff_s=0.01,
-        max_backoff_s=0.02,
+        timeout_s=timeout_s,
+        min_backoff_s=max_backoff_s / 2,
+        max_backoff_s=max_backoff_s,
     )
     defaults = OffloadOptions(client=client, lookup_wait_s=5.0, wait_budget_s=5.0)
     blocks = memory(torch.from_numpy(h.runner.kv))

@@ -10,9 +10,9 @@ A store that is away, dies, hangs or answers nonsense is a miss, within `timeout
 `client.problem` says what is wrong, `client.counters` how often.
 """
 
+from shoal.kv_client.answers import Located as Located
+from shoal.kv_client.answers import Prefix as Prefix
 from shoal.kv_client.client import KvClient as KvClient
-from shoal.kv_client.client import Located as Located
-from shoal.kv_client.client import Prefix as Prefix
 from shoal.kv_client.lease import Lease as Lease
 from shoal.kv_client.options import KvClientOptions as KvClientOptions
 from shoal.kv_client.writes import PutResult as PutResult

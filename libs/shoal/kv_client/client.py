@@ -7,52 +7,37 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.blocks import join_keys
 from shoal.checksum import Buffer, copy_crc32c_at, crc32c_at
+from shoal.kv_client.answers import (
+    PRESENT,
+    Located,
+    Prefix,
+    Status,
+    check_committed,
+    check_granted,
+    check_located,
+    check_prefetched,
+    check_reserved,
+    status_name,
+)
+from shoal.kv_client.failures import LinkBroken, Refused
 from shoal.kv_client.frames import Method
 from shoal.kv_client.lease import Lease, Place, Reading
-from shoal.kv_client.link import Link, LinkBroken, Refused
+from shoal.kv_client.link import Link
 from shoal.kv_client.options import KvClientOptions
 from shoal.kv_client.origin import NOBODY, Origin
 from shoal.kv_client.roots import bucket_of
-from shoal.kv_client.writes import PRESENT, RESERVED, PutResult, Reserved, Status
+from shoal.kv_client.writes import PutResult, Reserved
 
 ROOTS_COUNT_S: Final = 1.0
 """How long after an answer of the store it is believed what its chains begin with."""
 _T = TypeVar("_T")
-
-
-class Prefix(NamedTuple):
-    """How much of a chain the store has."""
-
-    num_visible: int
-    num_in_memory: int
-
-    @property
-    def num_with_peers(self) -> int:
-        """See `Located`: nobody else was asked."""
-        return self.num_visible
-
-    @property
-    def asked_peers(self) -> bool:
-        """See `Located`."""
-        return False
-
-
-class Located(NamedTuple):
-    """How much of a chain the store has, or can get."""
-
-    num_visible: int
-    num_in_memory: int
-    num_with_peers: int
-    """Leading blocks that it has or another store has; `KvClient.prefetch` brings them."""
-    asked_peers: bool = False
-    """Whether other stores were asked: it has some, and lacks blocks."""
 
 
 class KvClient:
@@ -70,6 +55,7 @@ class KvClient:
         self._backoff_s = options.min_backoff_s
         self._retry_at_s = 0.0
         self._answered_s = float("-inf")
+        self._opened_s = float("-inf")
 
     def may_begin(self, key: bytes) -> bool:
         """Whether the store may have a chain that begins with a key. Asks nobody, and may be called by any thread.
@@ -86,10 +72,10 @@ class KvClient:
         """How many leading blocks the store has; nothing when it is away. origin: for traces."""
 
         def ask(link: Link) -> Prefix:
-            asked = join_keys(keys[: link.session.max_batch_size])
-            request = pb.LookupRequest(keys=asked, origin=_told(origin))
-            found = link.call(Method.LOOKUP, request, pb.LookupResponse)
-            return Prefix(min(found.num_visible, len(keys)), min(found.num_in_memory, len(keys)))
+            asked = keys[: link.max_batch_size]
+            request = pb.LookupRequest(keys=join_keys(asked), origin=_told(origin))
+            found = check_located(link.call(Method.LOOKUP, request, pb.LookupResponse), len(asked))
+            return Prefix(found.num_visible, found.num_in_memory)
 
         return self._try(ask, Prefix(0, 0))
 
@@ -107,17 +93,15 @@ class KvClient:
         """
 
         def ask(link: Link) -> Located:
-            asked = join_keys(keys[: link.session.max_batch_size])
+            asked = keys[: link.max_batch_size]
             request = pb.LookupRequest(
-                keys=asked,
+                keys=join_keys(asked),
                 peers_timeout_ms=math.ceil(1000 * peers_timeout_s),
                 leading_keys=join_keys(leading),
                 origin=_told(origin),
             )
             found = link.call(Method.LOOKUP, request, pb.LookupResponse, peers_timeout_s + link.timeout_s)
-            nums = (found.num_visible, found.num_in_memory, max(found.num_visible, found.num_with_peers))
-            visible, in_memory, with_peers = (min(num, len(keys)) for num in nums)
-            return Located(visible, in_memory, with_peers, found.asked_peers)
+            return check_located(found, len(asked))
 
         return self._try(ask, Located(0, 0, 0))
 
@@ -147,21 +131,20 @@ class KvClient:
         """Leases on the leading blocks in memory, to be closed; an empty one when the store is away."""
 
         def ask(link: Link) -> Lease:
-            asked = list(keys[: link.session.max_batch_size])
+            asked = list(keys[: link.max_batch_size])
             request = pb.AcquireRequest(keys=join_keys(asked), origin=_told(origin))
             found = link.call(Method.ACQUIRE, request, pb.AcquireResponse)
+            granted = check_granted(found, len(asked))
             if found.retired_chunks:
                 link.unmap(list(found.retired_chunks))
                 link.post(Method.RELEASE, pb.ReleaseRequest(unmapped_chunks=found.retired_chunks))
-            chunks = {number: link.chunk(number) for number in set(found.chunks)}
-            places = [
-                Place(chunks[number], slot, generation, checksum)
-                for number, slot, generation, checksum in zip(
-                    found.chunks, found.slots, found.generations, found.checksums, strict=True
-                )
-            ]
-            if len(places) > len(asked) or any(slot >= chunk.num_slots for chunk, slot, _, _ in places):
-                raise LinkBroken("the store named blocks that cannot be")
+            try:
+                chunks = {number: link.chunk(number) for number in {each.chunk for each in granted}}
+            except Refused as refusal:
+                raise LinkBroken(f"the store leased blocks of a chunk that it refuses: {refusal}") from refusal
+            places = [Place(chunks[each.chunk], each.slot, each.generation, each.checksum) for each in granted]
+            if any(slot >= chunk.num_slots for chunk, slot, _, _ in places):
+                raise LinkBroken("the store named a slot that is not there")
             leased = asked[: len(places)]
             return Lease(leased, places, found.num_visible, link.block_bytes, lambda held: self._give_back(link, held))
 
@@ -198,7 +181,7 @@ class KvClient:
             done = next((at for at, status in enumerate(statuses) if status != PRESENT), len(statuses))
             num_visible += done
             if done < len(statuses) and (not done or not checksums):
-                return PutResult(num_stored, num_visible, self.problem or pb.BlockStatus.Name(statuses[done]))
+                return PutResult(num_stored, num_visible, self.problem or status_name(statuses[done]))
             parent_key = keys[num_visible - 1]
         return PutResult(num_stored, num_visible)
 
@@ -211,19 +194,16 @@ class KvClient:
         """
 
         def ask(link: Link) -> Reserved:
-            asked = list(keys[: link.session.max_batch_size])
+            asked = list(keys[: link.max_batch_size])
             request = pb.ReserveRequest(
                 keys=join_keys(asked), parent_key=parent_key, namespace_key=namespace_key, cost_s=cost_s
             )
             found = link.call(Method.RESERVE, request, pb.ReserveResponse)
-            reserved = [at for at, status in enumerate(found.statuses) if status == RESERVED]
-            blocks = list(found.staging_blocks)
-            if len(found.statuses) != len(asked) or len(reserved) != len(blocks):
-                raise LinkBroken("the store answered for other blocks than those asked for")
-            if link.staging is None or (blocks and max(blocks) >= link.num_staging_blocks):
-                raise LinkBroken("the store named staging memory that is not there")
-            start, stride = link.staging.address, link.session.staging_stride
-            addresses = {at: start + stride * block for at, block in zip(reserved, blocks, strict=True)}
+            blocks = check_reserved(found, len(asked), link.num_staging_blocks)
+            if link.staging is None:
+                raise LinkBroken("this client does not write")
+            start, stride = link.staging.address, link.staging.row_bytes
+            addresses = {position: start + stride * block for position, block in blocks.items()}
             return Reserved(asked, list(found.statuses), link, link.staging, addresses)
 
         return self._try(ask, None)
@@ -247,15 +227,14 @@ class KvClient:
             checksums=[checksums[position] for position in positions],
         )
 
-        def ask(link: Link) -> pb.CommitResponse:
+        def ask(link: Link) -> Sequence[Status]:
             if link is not reserved.link:
                 raise Refused(0, "the store was lost between reserving and committing")
-            return link.call(Method.COMMIT, request, pb.CommitResponse)
+            return check_committed(link.call(Method.COMMIT, request, pb.CommitResponse), len(positions))
 
-        answer = self._try(ask, None)
-        if answer is not None and len(answer.statuses) == len(positions):
-            for position, status in zip(positions, answer.statuses, strict=True):
-                statuses[position] = status
+        away: Sequence[Status] = ()
+        for position, status in zip(positions, self._try(ask, away), strict=False):
+            statuses[position] = status
         return statuses
 
     def abandon(self, reserved: Reserved) -> None:
@@ -279,13 +258,14 @@ class KvClient:
 
         def ask(link: Link) -> int:
             wait_s = link.timeout_s if timeout_s is None else timeout_s
-            asked = join_keys(keys[: link.session.max_batch_size])
+            asked = keys[: link.max_batch_size]
             timeout_ms = max(1, int(1000 * wait_s))
             request = pb.PrefetchRequest(
-                keys=asked, timeout_ms=timeout_ms, leading_keys=join_keys(leading), origin=_told(origin)
+                keys=join_keys(asked), timeout_ms=timeout_ms, leading_keys=join_keys(leading), origin=_told(origin)
             )
             # The store answers in `wait_s`; one that takes longer by a whole timeout is in trouble.
-            return link.call(Method.PREFETCH, request, pb.PrefetchResponse, wait_s + link.timeout_s).num_in_memory
+            found = link.call(Method.PREFETCH, request, pb.PrefetchResponse, wait_s + link.timeout_s)
+            return check_prefetched(found, len(asked))
 
         return self._try(ask, 0)
 
@@ -317,6 +297,7 @@ class KvClient:
                         self.counters["skipped_calls"] += 1
                         return otherwise
                     link = self._link = Link(self.options)
+                    self._opened_s = time.monotonic()
                 result = ask(link)
             except Refused as refusal:
                 self.counters["refusals"] += 1
@@ -329,8 +310,14 @@ class KvClient:
                 return otherwise
             self.problem = ""
             self._answered_s = time.monotonic()
-            self._backoff_s = self.options.min_backoff_s
+            if self._answered_s - self._opened_s >= self._backoff_s:  # or who fails at every second call is asked on
+                self._backoff_s = self.options.min_backoff_s
             return result
+
+    def give_up(self, problem: str) -> None:
+        """Ends the session and leaves the store alone for a while, as when it failed: for callers whom it failed."""
+        with self._lock:
+            self._back_off(problem)
 
     def _back_off(self, problem: str) -> None:
         self.problem = problem

@@ -4,70 +4,30 @@ from __future__ import annotations
 
 import array
 import contextlib
-import mmap
 import os
 import socket
 import time
 from collections.abc import Iterator
 from typing import Final, TypeVar
 
-import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
+from shoal.kv_client.failures import LinkBroken as LinkBroken
+from shoal.kv_client.failures import Refused as Refused
 from shoal.kv_client.frames import HEADER, MAX_BODY_BYTES, OK, Method, pack
+from shoal.kv_client.mapping import MappedChunk as MappedChunk
+from shoal.kv_client.mapping import MappedMemory as MappedMemory
+from shoal.kv_client.mapping import address_of as address_of
+from shoal.kv_client.mapping import map_bytes, map_rows
 from shoal.kv_client.options import KvClientOptions
 from shoal.kv_client.roots import NUM_BUCKETS
 
 _M = TypeVar("_M", bound=Message)
 _READ_BYTES: Final = 1 << 16
 _MAX_DESCRIPTORS: Final = 4
-_MADV_POPULATE_READ: Final = 22  # linux/mman.h, since Linux 5.14
-
-
-class LinkBroken(Exception):
-    """The store is away, too slow, or does not speak this protocol. The link is of no use any more."""
-
-
-class Refused(Exception):
-    """The store said no; the link is fine."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class MappedMemory:
-    """Shared memory of the store, mapped here as long as this object lives, or somebody views it."""
-
-    def __init__(self, mapping: mmap.mmap, row_bytes: int) -> None:
-        """row_bytes: from one block to the next."""
-        self.row_bytes = row_bytes
-        self.mapping = mapping
-        self.memory = memoryview(mapping)
-        self.num_bytes = len(mapping)
-        self.address = address_of(self.memory)
-
-
-class MappedChunk(MappedMemory):
-    """A chunk of the arena, mapped for reading. Stays readable when the store is gone."""
-
-    def __init__(self, fd: int, shape: pb.MapResponse) -> None:
-        """Takes the descriptor. Raises LinkBroken when the sizes do not fit each other, OSError."""
-        try:
-            num_bytes = os.fstat(fd).st_size
-            end = shape.generations_offset + 8 * shape.num_slots
-            if num_bytes != shape.num_bytes or end > num_bytes or shape.slot_bytes * shape.num_slots > num_bytes:
-                raise LinkBroken("the store described a chunk that is not as large as its file")
-            super().__init__(mmap.mmap(fd, num_bytes, mmap.MAP_SHARED, mmap.PROT_READ), shape.slot_bytes)
-        finally:
-            os.close(fd)
-        with contextlib.suppress(OSError):
-            self.mapping.madvise(mmap.MADV_HUGEPAGE)
-        with contextlib.suppress(OSError):  # page faults now, 30 us a block, and not in the first request
-            self.mapping.madvise(_MADV_POPULATE_READ)
-        self.generations = self.memory[shape.generations_offset : end].cast("Q")
-        self.num_slots = shape.num_slots
+_MAX_BATCH: Final = MAX_BODY_BYTES // 32
+"""Keys of a call, which take half a body, whatever the store says."""
 
 
 class Link:
@@ -124,7 +84,7 @@ class Link:
         if known is None:
             shape = self.call(Method.MAP, pb.MapRequest(chunk=number), pb.MapResponse)
             with _breaking():
-                known = self._chunks[number] = MappedChunk(self._take_descriptor(), shape)
+                known = self._chunks[number] = MappedChunk(self._take_descriptor(), shape, self.block_bytes)
         return known
 
     def unmap(self, numbers: list[int]) -> None:
@@ -150,30 +110,18 @@ class Link:
             wants_roots=options.wants_roots,
         )
         self.session = self.call(Method.OPEN, request, pb.OpenResponse)
+        if not self.session.max_batch_size:
+            raise LinkBroken("the store takes no keys at all")
+        self.max_batch_size = min(self.session.max_batch_size, _MAX_BATCH)
         self.num_staging_blocks = options.num_staging_blocks
-        if options.num_staging_blocks:
-            num_bytes = options.num_staging_blocks * self.session.staging_stride
-            fd = self._take_descriptor()
-            with _breaking():
-                try:
-                    if self.session.staging_stride < options.block_bytes or os.fstat(fd).st_size < num_bytes:
-                        raise LinkBroken("the store gave less staging memory than it said")
-                    mapping = mmap.mmap(fd, num_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-                    self.staging = MappedMemory(mapping, self.session.staging_stride)
-                finally:
-                    os.close(fd)
-
-        if self.session.num_root_buckets:
-            self.roots = self._map_roots(self._take_descriptor())
-
-    def _map_roots(self, fd: int) -> memoryview:
         with _breaking():
-            try:
-                if self.session.num_root_buckets != NUM_BUCKETS or os.fstat(fd).st_size < NUM_BUCKETS:
+            if options.num_staging_blocks:
+                stride, fd = self.session.staging_stride, self._take_descriptor()
+                self.staging = map_rows(fd, options.num_staging_blocks, stride, options.block_bytes)
+            if self.session.num_root_buckets:
+                if self.session.num_root_buckets != NUM_BUCKETS:
                     raise LinkBroken("the store counts first blocks in another way")
-                return memoryview(mmap.mmap(fd, NUM_BUCKETS, mmap.MAP_SHARED, mmap.PROT_READ))
-            finally:
-                os.close(fd)
+                self.roots = map_bytes(self._take_descriptor(), NUM_BUCKETS)
 
     def _take_descriptor(self) -> int:
         if not self._descriptors:
@@ -181,6 +129,8 @@ class Link:
         return self._descriptors.pop(0)
 
     def _send(self, method: Method, request: Message) -> None:
+        if self._descriptors:
+            raise LinkBroken("the store sent a descriptor that nobody asked for")
         with _breaking():
             self._socket.settimeout(self._left_s())
             self._socket.sendall(pack(method, request.SerializeToString()))
@@ -229,8 +179,3 @@ def _breaking() -> Iterator[None]:
         raise LinkBroken("no answer in time") from error
     except (OSError, ValueError) as error:
         raise LinkBroken(f"cannot reach the store: {error}") from error
-
-
-def address_of(memory: memoryview) -> int:
-    """Where a contiguous buffer begins."""
-    return int(np.frombuffer(memory, np.uint8).ctypes.data)

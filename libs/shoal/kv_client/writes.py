@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
 
-from shoal.api.kv_store.v1 import kv_store_pb2 as pb
+from shoal.kv_client.answers import PRESENT as PRESENT
+from shoal.kv_client.answers import Status
 from shoal.kv_client.link import Link, MappedMemory
-
-Status: TypeAlias = pb.BlockStatus.ValueType
-PRESENT: Final = pb.BLOCK_STATUS_PRESENT
-RESERVED: Final = pb.BLOCK_STATUS_RESERVED
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,7 @@ def test_two_writers_of_one_key_make_one_block(running: RunningStore, client: Kv
     assert reserved is not None
     result = other.put([key(1), key(2)], [payload(1), payload(2)], parent_key=ROOT, namespace_key=ROOT)
     assert (result.num_stored, result.num_visible) == (0, 0)
-    assert result.problem == "BLOCK_STATUS_PENDING"
+    assert result.problem == "pending"
     ctypes.memmove(reserved.addresses[0], payload(1), BLOCK_BYTES)
     client.commit(reserved)
     assert put(other, 1, 2) == 2

@@ -150,8 +150,10 @@ def test_a_store_that_goes_away_costs_nothing_but_hits(store: RunningStore) -> N
         assert second.offload.stats.unused["store_down"] >= 1
 
 
-@pytest.mark.parametrize("num_claimed", [10, 1_000_000])
-def test_a_store_that_claims_to_have_what_it_has_not_costs_one_wait(store: RunningStore, num_claimed: int) -> None:
+@pytest.mark.parametrize(("num_claimed", "reason"), [(10, "evicted"), (1_000_000, "store_down")])
+def test_a_store_that_claims_to_have_what_it_has_not_costs_one_wait(
+    store: RunningStore, num_claimed: int, reason: str
+) -> None:
     claim = pb.LookupResponse(num_visible=num_claimed, num_in_memory=num_claimed)
     store.control.lookup = lambda *_: claim  # type: ignore[method-assign]
     with offloading(store) as h:
@@ -159,7 +161,7 @@ def test_a_store_that_claims_to_have_what_it_has_not_costs_one_wait(store: Runni
         assert h.run(request(1)) == 0
         assert h.run(request(2, [7, *PROMPT])) == 0
         assert time.monotonic() - start_s < 5.0
-        assert h.offload.stats.unused["evicted"] >= 1
+        assert h.offload.stats.unused[reason] >= 1
         assert sum(h.offload.stats.unused.values()) == 2
         assert h.offload.stats.loaded_blocks == {}
 

@@ -137,6 +137,12 @@ class WorkerConfig:
     kv_store_wait_budget_ms: Annotated[int, Meta(ge=0, le=60_000)] = option(
         250, "What waiting for it in vain may cost at first, all requests together; it grows by what loads save."
     )
+    kv_store_tenants: Annotated[int, Meta(ge=1, le=1024)] = option(
+        8,
+        "Tenants whose sessions with it stay open: three each, one of which has memory to write through, 16 MiB beside "
+        "a CPU and 128 MiB beside a GPU, and as many of all together to bring blocks from disk, four at least. A "
+        "tenant that comes back after so many others waits for new ones, and for its blocks to be mapped anew.",
+    )
     kv_store_by_layer: bool = option(
         False,
         "Whether a request that is alone on a GPU computes behind its blocks as they arrive, layer by layer. On an "

@@ -70,6 +70,7 @@ class KvStoreStatus:
             ("unused", "reason", "Requests that computed what the store had or might have had.", stats.unused),
             ("failed_blocks", "reason", "Blocks that were not what they should have been.", stats.failed_blocks),
             ("dropped_blocks", "reason", "Blocks that were not stored.", stats.dropped_blocks),
+            ("errors", "call", "Uses of the store that failed here, and not because it was away.", stats.errors),
         ):
             family = CounterMetricFamily(prefix + name, text, labels=[label])
             for value_of_label, count in counts.items():

@@ -14,11 +14,11 @@ from shoal.model_worker.block_source import Retrieval
 from shoal.model_worker.kv_cache import KVCacheManager, KvEvent
 from shoal.model_worker.kv_offload.memory import KvMemory
 from shoal.model_worker.kv_offload.options import OffloadOptions
-from shoal.model_worker.kv_offload.prefetching import Prefetcher
+from shoal.model_worker.kv_offload.prefetching import MAX_UNDER_WAY, Prefetcher
 from shoal.model_worker.kv_offload.prefill_rate import PrefillRate
 from shoal.model_worker.kv_offload.reading import Reader
 from shoal.model_worker.kv_offload.retrieving import Retrieving
-from shoal.model_worker.kv_offload.sessions import Sessions
+from shoal.model_worker.kv_offload.sessions import Sessions, find_problem
 from shoal.model_worker.kv_offload.stats import KvStoreStats
 from shoal.model_worker.kv_offload.storing import Storing
 from shoal.model_worker.kv_offload.ticket import Ticket
@@ -50,13 +50,11 @@ class KvOffload:
         """Called by other threads when there is something to take in."""
         self._sent = msgspec.msgpack.encode(self.stats)
         self.rate = PrefillRate(options.tokens_per_s)
-        readers = replace(options.client, num_staging_blocks=0, wants_roots=True)
-        writer = replace(options.client, timeout_s=_WRITER_PATIENCE * options.client.timeout_s)
-        self._sessions = tuple(Sessions(each, self._accounts) for each in (readers, readers, writer))
-        self._reader = Reader(self._sessions[0], memory, self.stats, self._settled, clock)
-        self._prefetcher = Prefetcher(self._sessions[1])
+        asking, loading, writing, *bringing = self._sessions = self._make_sessions(options)
+        self._reader = Reader(asking, loading, memory, self.stats, self._settled, clock)
+        self._prefetcher = Prefetcher(bringing, self.stats)
         self.writer = WriteBack(
-            self._sessions[2],
+            writing,
             memory,
             self.stats,
             cache.version_of,
@@ -125,7 +123,7 @@ class KvOffload:
     def report(self) -> KvStoreStats | None:
         """See `engine.Offload.report`."""
         self.stats.num_queued_blocks = self.writer.num_queued_blocks
-        self.stats.problem = max(self._sessions, key=lambda sessions: sessions.used_s).problem
+        self.stats.problem = find_problem(self._sessions)
         encoded = msgspec.msgpack.encode(self.stats)
         if encoded == self._sent:
             return None
@@ -136,6 +134,16 @@ class KvOffload:
         """Ends the threads, and with them all leases and reservations."""
         for thread in (self._reader, self._prefetcher, self.writer):
             thread.close(_CLOSE_TIMEOUT_S)
+
+    def _make_sessions(self, options: OffloadOptions) -> tuple[Sessions, ...]:
+        """Of the threads that ask, load, and write, and of each that has blocks brought."""
+        loader = replace(options.client, num_staging_blocks=0)
+        asker = replace(loader, wants_roots=True)
+        writer = replace(options.client, timeout_s=_WRITER_PATIENCE * options.client.timeout_s)
+        few = -(-options.max_tenants // MAX_UNDER_WAY)
+        bringers = (Sessions(loader, self._accounts, few) for _ in range(MAX_UNDER_WAY))
+        single = (Sessions(each, self._accounts, options.max_tenants) for each in (asker, loader, writer))
+        return (*single, *bringers)
 
     def _settled(self, ticket: Ticket) -> None:
         self._retrieving.settled(ticket)

@@ -29,6 +29,8 @@ class OffloadOptions:
     """Longest time that the store may ask other stores for what it lacks; 0: they are not asked."""
     wait_budget_s: float = 0.25
     """What waiting in vain may cost at first, of all requests together; see `shoal.kv_client.pricing`."""
+    max_tenants: int = 8
+    """Whose sessions stay open, of each kind; who comes back after so many others pays for a new one."""
     by_layer: bool = False
     """Whether blocks of a request that is alone come layer by layer, where the device can."""
     tokens_per_s: float = 500.0

@@ -13,7 +13,7 @@ from shoal.model_worker.kv_offload.memory import KvMemory
 from shoal.model_worker.kv_offload.options import OffloadOptions
 from shoal.model_worker.kv_offload.prefetching import Prefetch, Prefetcher
 from shoal.model_worker.kv_offload.prefill_rate import PrefillRate
-from shoal.model_worker.kv_offload.reading import Reader
+from shoal.model_worker.kv_offload.reading import STORE_DOWN, Reader
 from shoal.model_worker.kv_offload.stats import KvStoreStats
 from shoal.model_worker.kv_offload.ticket import Load, Stage, Ticket
 
@@ -32,9 +32,9 @@ _ATTENTION_TOKENS: Final = 16_384
 _WEIGHT: Final = 0.1
 """Of the latest lookup."""
 _MAX_PREFETCH_S: Final = 5.0
-"""Others wait behind it."""
-_LAUNCH_S_PER_LAYER: Final = 0.6e-3
-"""What the host takes to launch a layer's operations one by one."""
+"""Some others may wait behind it."""
+_LAUNCH_S_PER_LAYER: Final = 1e-3
+"""What the host takes to launch a layer's operations one by one, while other threads sum what is loaded."""
 _PROBE_EVERY_S: Final = 0.5
 """While the store is of no use one request this often has it asked, and does not wait for the answer."""
 
@@ -95,7 +95,7 @@ class Retrieving:
                 self._next_probe_s = now_s + _PROBE_EVERY_S
                 ticket.is_over = True
                 self._reader.post(ticket)
-            return self._skip("store_down", compute_s)
+            return self._skip(STORE_DOWN, compute_s)
         ticket.peers_wait_s = self._peers_wait_s(compute_s)
         if self._is_surely_new(ticket):
             return self._skip("nothing_stored", compute_s)
@@ -106,6 +106,8 @@ class Retrieving:
         """Takes in answers: learns from them, and has blocks brought from disk and peers that will be wanted."""
         while self._answered:
             ticket = self._answered.popleft()
+            if ticket.failure:
+                continue
             num_found, num_asked = ticket.num_visible - ticket.num_held, len(ticket.keys) - ticket.num_held
             self._hit_rate += _WEIGHT * (num_found / num_asked - self._hit_rate)
             took_s = min(ticket.answered_s - ticket.asked_s, self._options.lookup_wait_s)
@@ -129,7 +131,8 @@ class Retrieving:
             return self._go_without(ticket, "no_answer", compute(len(block_ids)), now_s)
         offers = self._offers(ticket, first, len(block_ids))
         if not offers:
-            return self._go_without(ticket, "nothing_stored", compute(len(block_ids)), now_s)
+            reason = ticket.failure or "nothing_stored"
+            return self._go_without(ticket, reason, compute(len(block_ids)), now_s)
         pending = self._pricer.decide(offers, compute, len(block_ids), slack_s=0.0)
         num_blocks = pending.decision.num_blocks
         if pending.decision.action is not Action.LOAD:

@@ -44,6 +44,7 @@ def make_offload(
         lookup_wait_s=config.kv_store_lookup_wait_ms / 1e3,
         peers_wait_s=config.kv_store_peers_wait_ms / 1e3,
         wait_budget_s=config.kv_store_wait_budget_ms / 1e3,
+        max_tenants=config.kv_store_tenants,
         by_layer=config.kv_store_by_layer,
         tokens_per_s=tokens_per_s,
         memory_bytes_per_s=memory_bytes_per_s,

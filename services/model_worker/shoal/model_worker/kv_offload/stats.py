@@ -29,6 +29,8 @@ class KvStoreStats(msgspec.Struct, array_like=True):
     """By reason: blocks that were not stored."""
     num_queued_blocks: int = 0
     """Waiting to be stored."""
+    errors: dict[str, int] = msgspec.field(default_factory=dict)
+    """By what was attempted: what failed here, and not because the store was away. Such a failure ends the session."""
 
     def count(self, counts: dict[str, int], reason: str, amount: int = 1) -> None:
         """Adds to one of the dictionaries above."""

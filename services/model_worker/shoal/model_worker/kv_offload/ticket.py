@@ -82,6 +82,8 @@ class Ticket:
     num_in_memory: int = 0
     """With those that it brought from disk since."""
     answered_s: float = 0.0
+    failure: str = ""
+    """Why the question came to nothing; empty when it was answered. Written before ANSWERED."""
     load: Load | None = None
 
     @property

@@ -7,11 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
-from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.kv_client import KvClient
-from shoal.kv_client.writes import PRESENT, Reserved
+from shoal.kv_client.answers import PRESENT, status_name
+from shoal.kv_client.writes import Reserved
+from shoal.model_worker.kv_offload.guarding import ERROR, Guard, tell
 from shoal.model_worker.kv_offload.memory import KvMemory
 from shoal.model_worker.kv_offload.sessions import Sessions
 from shoal.model_worker.kv_offload.stats import KvStoreStats
@@ -78,6 +80,7 @@ class WriteBack:
         self._is_busy = False
         self._is_ending = False
         self._num_queued = 0
+        self._guard = Guard("store", sessions, stats)
         self._thread = threading.Thread(target=self._work, name="kv writer", daemon=True)
         self._thread.start()
 
@@ -132,18 +135,21 @@ class WriteBack:
             self._changed.notify()
         self._thread.join(timeout_s)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread takes runs."""
+        return self._thread.is_alive()
+
     def _work(self) -> None:
         while (run := self._next()) is not None:
             start_s = time.monotonic()
-            num_stored = self._store(run)
-            self._stats.stored_blocks += num_stored
-            self._stats.stored_bytes += num_stored * self._memory.block_bytes
+            self._guard.attempt(partial(self._store, run), partial(self._end, run))
             self._stats.store_s += time.monotonic() - start_s
             with self._changed:
                 self._num_queued -= len(run.keys)
                 is_idle = not self._runs
             if is_idle:
-                self._idle()
+                tell(self._idle)
         self._sessions.close()
 
     def _next(self) -> Run | None:
@@ -165,10 +171,10 @@ class WriteBack:
                 self._changed.wait(wait_s)
         return None
 
-    def _store(self, run: Run) -> int:
-        """Stores a run in parts, as much as staging memory holds; how many blocks were stored by that."""
+    def _store(self, run: Run) -> None:
+        """Stores a run in parts, as much as staging memory holds."""
         client = self._sessions.client(run.tenant)
-        num_stored, first, parent_key = 0, 0, run.parent_key
+        first, parent_key = 0, run.parent_key
         while first < len(run.keys) and not self._is_ending:
             self._let_pass()
             reserved = client.reserve(
@@ -179,13 +185,17 @@ class WriteBack:
                 self._drop(STORE if client.problem else "no_space", run, first)
                 break
             stored, visible, reason = self._fill(client, run, first, reserved)
-            num_stored += stored
+            self._stats.stored_blocks += stored
+            self._stats.stored_bytes += stored * self._memory.block_bytes
             first += visible
             if first < len(run.keys) and (reason in (EVICTED, UNFIT) or not visible):
                 self._drop(reason, run, first)
                 break
             parent_key = run.keys[first - 1]
-        return num_stored
+
+    def _end(self, run: Run, is_done: bool) -> None:
+        if not is_done:
+            self._drop(ERROR, run, 0)
 
     def _let_pass(self) -> None:
         for _ in range(_MAX_NAPS):
@@ -207,7 +217,7 @@ class WriteBack:
         if left:
             return num_stored, num_visible, problem
         failed = statuses[num_visible] if num_visible < len(statuses) else PRESENT
-        return num_stored, num_visible, pb.BlockStatus.Name(failed).removeprefix("BLOCK_STATUS_").lower()
+        return num_stored, num_visible, status_name(failed)
 
     def _copy(self, run: Run, first: int, reserved: Reserved) -> tuple[dict[int, int], str]:
         """Copies leading reserved blocks, up to one that cannot be; their checksums, and why not all."""
@@ -228,5 +238,5 @@ class WriteBack:
 
     def _drop(self, reason: str, run: Run, first: int) -> None:
         self._stats.count(self._stats.dropped_blocks, reason, len(run.keys) - first)
-        if reason in (STORE, ORPHAN):
+        if reason in (STORE, ORPHAN, ERROR):
             self._lost.extend(zip(run.block_ids[first:], run.versions[first:], strict=True))
