@@ -44,3 +44,19 @@ def upload(array: NDArray[Any], device: torch.device) -> Tensor:
     """An array on the device, through pinned memory and without waiting."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.clone()
+
+
+def send(pinned: Tensor, target: Tensor) -> None:
+    """Copies pinned memory of the host to the device by a kernel, for sizes that are multiples of 16 bytes.
+
+    A copy of more than 16 KiB waits until the device's copy engine has made all copies that were launched before it, in
+    whatever stream: 38 ms behind 2 GiB of KV blocks on an H100, where a kernel takes 0.1.
+    """
+    if target.device.type != "cuda":
+        target.copy_(pinned)
+        return
+    from shoal.kernels.block_copy import triton_impl
+
+    triton_impl.copy_blocks(
+        pinned.view(1, -1), target.view(1, -1), None, torch.zeros(1, dtype=torch.int32, device=target.device)
+    )

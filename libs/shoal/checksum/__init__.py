@@ -12,10 +12,11 @@ import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
 from shoal.native import Library, NativeBuildError, build
 
@@ -45,15 +46,26 @@ def crc32c_at(address: int, num_bytes: int) -> int:
     """The checksum of memory that the caller keeps alive."""
     native = _native()
     if native is not None:
-        return native(0, None, address, num_bytes, 0)
+        return native.one(0, None, address, num_bytes, 0)
     return int(google_crc32c.value(_array_at(address, num_bytes)))
+
+
+def crc32c_each(addresses: NDArray[np.uint64], num_bytes: int) -> list[int]:
+    """The checksums of many pieces of memory of one size, which the caller keeps alive. The interpreter is free
+    meanwhile: whoever asks for each by itself waits for it after each, up to 5 ms while another thread computes."""
+    native = _native()
+    if native is None:
+        return [crc32c_at(address, num_bytes) for address in addresses.tolist()]
+    sums = np.empty(len(addresses), np.uint32)
+    native.each(np.ascontiguousarray(addresses).ctypes.data, len(addresses), num_bytes, sums.ctypes.data)
+    return sums.tolist()
 
 
 def copy_crc32c_at(into: int, address: int, num_bytes: int) -> int:
     """Copies between memory that the caller keeps alive, which does not overlap; the checksum of what was written."""
     native = _native()
     if native is not None:
-        return native(0, into, address, num_bytes, num_bytes >= STREAM_BYTES)
+        return native.one(0, into, address, num_bytes, num_bytes >= STREAM_BYTES)
     ctypes.memmove(into, address, num_bytes)
     return int(google_crc32c.value(_array_at(into, num_bytes)))
 
@@ -62,20 +74,29 @@ def _array_at(address: int, num_bytes: int) -> np.ndarray[tuple[int], np.dtype[n
     return np.ctypeslib.as_array((ctypes.c_uint8 * num_bytes).from_address(address))
 
 
+class _Native(NamedTuple):
+    """Functions of crc32c.c. They give up the GIL: 2 MiB take 100 us."""
+
+    one: Callable[..., int]
+    each: Callable[..., None]
+
+
 @functools.cache
-def _native() -> Callable[..., int] | None:
-    """shoal_crc32c of crc32c.c, compiled on the first call, checked against google-crc32c; None without a compiler."""
+def _native() -> _Native | None:
+    """Compiled on the first call, checked against google-crc32c; None without a compiler."""
     try:
-        function = ctypes.CDLL(str(build(_LIBRARY))).shoal_crc32c  # gives up the GIL: 2 MiB take 100 us
+        library = ctypes.CDLL(str(build(_LIBRARY)))
+        native = _Native(library.shoal_crc32c, library.shoal_crc32c_each)
     except (NativeBuildError, OSError, AttributeError) as error:
         _logger.warning("KV blocks are copied and summed in two passes: %s", error)
         return None
     pointer, u32, u64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
-    function.argtypes, function.restype = (u32, pointer, pointer, u64, ctypes.c_int), u32
+    library.shoal_crc32c.argtypes, library.shoal_crc32c.restype = (u32, pointer, pointer, u64, ctypes.c_int), u32
+    library.shoal_crc32c_each.argtypes, library.shoal_crc32c_each.restype = (pointer, u64, u64, pointer), None
     text, expected = _CHECK
     sample = text * 1000  # passes through the vector loop and its remainder
-    right = function(0, None, text, len(text), 0) == expected
-    if right and function(0, None, sample, len(sample), 0) == google_crc32c.value(sample):
-        return function
+    right = native.one(0, None, text, len(text), 0) == expected
+    if right and native.one(0, None, sample, len(sample), 0) == google_crc32c.value(sample):
+        return native
     _logger.warning("KV blocks are copied and summed in two passes: the native checksum computes something else")
     return None

@@ -140,3 +140,8 @@ uint32_t shoal_crc32c(uint32_t crc, uint8_t *to, const uint8_t *from, uint64_t n
 #endif
     return ~scalar(crc, to, from, n);
 }
+
+/* CRC32Cs of `count` buffers of n bytes each, into `sums`. */
+void shoal_crc32c_each(const uint64_t *addresses, uint64_t count, uint64_t n, uint32_t *sums) {
+    for (uint64_t i = 0; i < count; i++) sums[i] = shoal_crc32c(0, 0, (const uint8_t *)(uintptr_t)addresses[i], n, 0);
+}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
-from shoal.checksum import copy_crc32c_at, crc32c_at
+import numpy as np
+
+from shoal.checksum import copy_crc32c_at, crc32c_each
 from shoal.kv_client.link import MappedChunk
 
 
@@ -86,11 +89,13 @@ class Lease:
                 return position
         return len(self.places)
 
-    def verify(self, position: int) -> Reading:
-        """Reads a block where it is."""
-        if not self.is_valid(position):
-            return Reading.STALE
-        return self._judge(position, crc32c_at(self.address(position), self.block_bytes))
+    def verify(self, positions: Sequence[int]) -> list[Reading]:
+        """Reads some blocks where they are; what became of each, up to one that is not VERIFIED, at least."""
+        if not all(map(self.is_valid, positions)):
+            positions = list(itertools.takewhile(self.is_valid, positions))
+            return [*self.verify(positions), Reading.STALE]
+        sums = crc32c_each(np.array([self.address(position) for position in positions], np.uint64), self.block_bytes)
+        return [self._judge(position, checksum) for position, checksum in zip(positions, sums, strict=True)]
 
     def copy(self, position: int, into: int) -> Reading:
         """Copies a block to an address with room for it, in one pass with its checksum."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import google_crc32c
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +36,16 @@ def test_sums_and_copies_agree_with_another_implementation() -> None:
         assert target == b"\xee" * offset + data + b"\xee" * offset
 
     check()
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 255, 70_000])
+def test_many_sums_at_once_are_those_of_each(num_bytes: int) -> None:
+    blocks = np.random.default_rng(0).integers(0, 256, (5, num_bytes + 3), np.uint8)
+    addresses = np.array([blocks[at].ctypes.data for at in (3, 0, 4)], np.uint64)
+    expected = [google_crc32c.value(blocks[at, :num_bytes].tobytes()) for at in (3, 0, 4)]
+    assert checksum.crc32c_each(addresses, num_bytes) == expected
+    assert checksum.crc32c_each(addresses[::2], num_bytes) == expected[::2]
+    assert checksum.crc32c_each(addresses[:0], num_bytes) == []
 
 
 def test_a_flipped_bit_changes_the_sum() -> None:

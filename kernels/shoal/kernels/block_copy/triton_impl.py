@@ -26,14 +26,14 @@ def copy_blocks(source: Tensor, target: Tensor, source_ids: Tensor | None, targe
     """
     ids = source_ids if source_ids is not None else target_ids
     assert ids is not None
-    words = source[0].nbytes // 4
-    grid = (ids.shape[0], triton.cdiv(words, _CHUNK))
+    quads = source[0].nbytes // 16
+    grid = (ids.shape[0], triton.cdiv(4 * quads, _CHUNK))
     _copy_chunk[grid](
         source.view(torch.uint8).view(-1).view(torch.int32),
         target.view(torch.uint8).view(-1).view(torch.int32),
         source_ids,
         target_ids,
-        words,
+        quads,
         HAS_SOURCE_IDS=source_ids is not None,
         HAS_TARGET_IDS=target_ids is not None,
         CHUNK=_CHUNK,
@@ -46,13 +46,14 @@ def fits(tensor: Tensor) -> bool:
     return tensor[0].nbytes % 16 == 0 and tensor.data_ptr() % 16 == 0
 
 
-@triton.jit
+# Nothing is compiled for a size. It is counted in units of 16 bytes, so that the compiler sees that none is cut.
+@triton.jit(do_not_specialize=["quads"])
 def _copy_chunk(
     source,
     target,
     source_ids,
     target_ids,
-    words,
+    quads,
     HAS_SOURCE_IDS: tl.constexpr,
     HAS_TARGET_IDS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -64,8 +65,7 @@ def _copy_chunk(
     if HAS_TARGET_IDS:
         write_to = tl.load(target_ids + entry)
     at = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
-    exists = at < words
-    # Four words are 16 bytes, and no entry ends within them.
-    read_from = tl.multiple_of(read_from.to(tl.int64) * words, 4)
-    write_to = tl.multiple_of(write_to.to(tl.int64) * words, 4)
+    exists = at < quads * 4
+    read_from = read_from.to(tl.int64) * quads * 4
+    write_to = write_to.to(tl.int64) * quads * 4
     tl.store(target + write_to + at, tl.load(source + read_from + at, mask=exists), mask=exists)

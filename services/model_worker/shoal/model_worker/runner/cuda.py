@@ -14,7 +14,7 @@ from shoal.kernels.kv_layout import RowsLayout
 from shoal.kernels.paged_attention import AttentionShape
 from shoal.kernels.paged_attention.gpu_plan import describe_pages, divide_step, plan_decode
 from shoal.kernels.step_inputs import DecodeInputs, fill_inputs, record_tokens, resolve_tokens
-from shoal.kernels.transfers import upload
+from shoal.kernels.transfers import send, staging, upload
 from shoal.model_worker.layers.batch import ForwardBatch
 from shoal.model_worker.models.config import ModelConfig
 from shoal.model_worker.models.registry import Model
@@ -119,6 +119,7 @@ class CudaRunner:
             for size in reversed(decoding):
                 self._decode_graphs[size] = DecodeGraph(size, self._decode_step, pool)
                 progress((len(mixed) + len(self._decode_graphs)) / num_graphs)
+            send(staging(4, self._device), torch.empty(4, dtype=torch.int32, device=self._device))  # compiles it
             torch.cuda.synchronize()
 
     def submit(self, plan: StepPlan) -> PendingStep:
@@ -175,14 +176,14 @@ class CudaRunner:
         has_low = bool(len(arrays.work.low.items))
         graph = None if plan.feed is not None else self._find_graph(num_tokens, len(slots), has_low=has_low)
         if self._sequences.wants_prompt_logprobs:
-            inputs = self._write(arrays)
+            inputs = self._write(arrays, plan.feed)
             hidden = self._forward(inputs, all_rows=True, feed=plan.feed)
             prompt_logprobs = self._sequences.report_prompts(plan, arrays.tokens, hidden, self._model.compute_logits)
             logits, token_ids = self._choose(inputs, hidden[inputs["sample_rows"]])
         elif graph is not None:
             logits, token_ids = graph.run(arrays.named())
         else:
-            logits, token_ids = self._mixed_step(self._write(arrays), plan.feed)
+            logits, token_ids = self._mixed_step(self._write(arrays, plan.feed), plan.feed)
         return self._mail.send(slots, token_ids, self._gather(logits, slots, token_ids), prompt_logprobs)
 
     def _find_graph(self, num_tokens: int, num_sampled: int, *, has_low: bool) -> MixedGraph | None:
@@ -211,9 +212,9 @@ class CudaRunner:
             sample_lens=lens,
         )
 
-    def _write(self, arrays: StepArrays) -> PackedInputs:
+    def _write(self, arrays: StepArrays, feed: LayerFeed | None) -> PackedInputs:
         inputs = PackedInputs(exact(arrays), self._device)
-        inputs.write(arrays.named())
+        inputs.write(arrays.named(), beside_copies=feed is not None)
         return inputs
 
     def _decode_step(self, inputs: DecodeInputs) -> Chosen:

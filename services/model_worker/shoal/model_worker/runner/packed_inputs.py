@@ -22,7 +22,7 @@ from shoal.kernels.paged_attention.gpu_plan import (
     tall_places,
     tall_tiling,
 )
-from shoal.kernels.transfers import staging
+from shoal.kernels.transfers import send, staging
 from shoal.model_worker.runner.flat_batch import FlatTokens
 from shoal.model_worker.step import IntArray
 
@@ -94,8 +94,11 @@ class PackedInputs:
         start, shape = self._starts[name], self._shapes[name]
         return self._device[start : start + prod(shape)].view(shape)
 
-    def write(self, arrays: Mapping[str, NDArray[np.int32]]) -> None:
-        """Sends a step, without waiting. Arrays may be shorter than their places."""
+    def write(self, arrays: Mapping[str, NDArray[np.int32]], *, beside_copies: bool = False) -> None:
+        """Sends a step, without waiting. Arrays may be shorter than their places.
+
+        beside_copies: not behind copies of other streams.
+        """
         pinned = self._next_pinned()
         flat: NDArray[np.int32] = pinned.numpy()
         flat[:] = self._unused
@@ -104,7 +107,10 @@ class PackedInputs:
             place[: len(array)] = array
             if name == "query_starts":
                 place[len(array) :] = array[-1]
-        self._device.copy_(pinned, non_blocking=True)
+        if beside_copies:
+            send(pinned, self._device)
+        else:
+            self._device.copy_(pinned, non_blocking=True)
 
     def _next_pinned(self) -> Tensor:
         """Memory that no copy is reading: of two, since no more than two steps are under way."""
