@@ -177,12 +177,11 @@ class _Collector:
         )
         about = {item["metadata"]["uid"] for item in (service, *objects, *pods)}
         # Deployments have ReplicaSets between them and their pods, which carry no label of ours to be found by.
-        prefix = f"{metadata['name']}-"
+        deployments = {item["metadata"]["name"] for item in objects if item["kind"] == "Deployment"}
         events = [
             event
             for event in events
-            if event["involvedObject"].get("uid") in about
-            or (event["involvedObject"]["kind"] == "ReplicaSet" and event["involvedObject"]["name"].startswith(prefix))
+            if event["involvedObject"].get("uid") in about or _replica_set_of(event["involvedObject"]) in deployments
         ]
         return ServiceFacts(
             service={"apiVersion": API_VERSION, "kind": KIND, **service},
@@ -242,6 +241,11 @@ def gpus_of(pod: Manifest) -> int:
 def when(event: Manifest) -> str:
     """RFC 3339."""
     return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")
+
+
+def _replica_set_of(about: Manifest) -> str | None:
+    """The Deployment's name, by which Kubernetes names its ReplicaSets."""
+    return str(about.get("name", "")).rpartition("-")[0] if about.get("kind") == "ReplicaSet" else None
 
 
 def _concerns_us(configuration: Manifest) -> bool:

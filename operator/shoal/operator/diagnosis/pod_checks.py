@@ -45,7 +45,26 @@ def _check_unmade(found: ServiceFacts) -> Iterator[Finding]:
         ):
             continue  # it was so, and is no more
         text = f"{event['involvedObject']['kind']} {name} cannot make pods: {event.get('message', '')}"
-        yield problem("pods", 71, text, "raise the quota, or change the policy that the message names")
+        yield problem("pods", 71, text, _remedy_of_refusal(str(event.get("message", ""))))
+
+
+def _remedy_of_refusal(message: str) -> str:
+    """By the words of Kubernetes' own admission plugins."""
+    if "violates PodSecurity" in message:
+        return (
+            "keep to the standard in spec.podTemplate and give kvCache.placement: Pod, or label the namespace "
+            "pod-security.kubernetes.io/enforce=privileged"
+        )
+    if "exceeded quota" in message:
+        return "kubectl describe resourcequota: raise it, or ask for less in spec.workers.resources and replicas"
+    if "failed quota" in message:
+        return (
+            "the quota wants limits that are not planned: give them in spec.podTemplate, or by a LimitRange's defaults"
+        )
+    # What a LimitRange puts in as a limit may be less than what is asked for.
+    if any(words in message for words in (" per Container is ", " per Pod is ", "limit to request ratio", "limit of ")):
+        return "kubectl describe limitrange: change it, or the resources in spec.workers.resources and spec.podTemplate"
+    return "change what the message names"
 
 
 def _check_pod(pod: Manifest, found: ServiceFacts, now_s: float) -> Iterator[Finding]:

@@ -171,13 +171,65 @@ async def _report(
     await space.call("PATCH", path, {"status": status}, "application/merge-patch+json")
 
 
-async def test_pods_that_may_not_be_made(space: Namespace) -> None:
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": {"pods": "0"}}}
-    await space.call("POST", f"/api/v1/namespaces/{space.name}/resourcequotas", quota)
+QUOTA = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}}
+RANGE = {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "r"}}
+REFUSALS = {
+    "a quota of pods": (
+        {**QUOTA, "spec": {"hard": {"pods": "0"}}},
+        {},
+        "exceeded quota: q",
+        "raise it, or ask for less",
+    ),
+    "a quota of memory": (
+        {**QUOTA, "spec": {"hard": {"limits.cpu": "100"}}},
+        {},
+        "failed quota: q: must specify limits.cpu",
+        "by a LimitRange's defaults",
+    ),
+    "a range": (
+        {**RANGE, "spec": {"limits": [{"type": "Container", "max": {"cpu": "2m"}}]}},
+        {},
+        "must be less than or equal to cpu limit of 2m",
+        "kubectl describe limitrange",
+    ),
+    "the security standard": (
+        None,
+        {"spec__kvCache": {"cpu": "1Gi", "placement": "Node"}},
+        'violates PodSecurity "restricted',
+        "kvCache.placement: Pod",
+    ),
+    "the security standard and a template": (
+        None,
+        {"spec__podTemplate": {"gateway": {"spec": {"hostNetwork": True}}}},
+        'violates PodSecurity "restricted',
+        "keep to the standard in spec.podTemplate",
+    ),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+async def test_pods_that_may_not_be_made(space: Namespace, refusal: str) -> None:
+    plugin, fields, words, remedy = REFUSALS[refusal]
+    if plugin is not None:
+        await space.call("POST", f"/api/v1/namespaces/{space.name}/{plugin['kind'].lower()}s", plugin)
+    async with served(space, **fields):
+        await eventually(lambda: _has_findings(space, "pods"), "it is seen", 30)
+        findings = await doctor(space)
+        assert findings[0]["check"] == "pods", "the likeliest cause comes first"
+        assert words in findings[0]["message"]
+        assert remedy in findings[0]["remedy"]
+
+
+async def test_a_service_is_not_told_of_another_whose_name_begins_alike(space: Namespace) -> None:
+    other = with_fields(
+        MINIMAL_ON_KUBERNETES,
+        {"metadata.name": "smol-gateway-b", "spec.podTemplate": {"gateway": {"spec": {"hostNetwork": True}}}},
+    )
     async with served(space):
-        await eventually(lambda: _has_findings(space, "pods"), "the quota is seen", 30)
-        found = next(found for found in await doctor(space) if found["check"] == "pods")
-        assert "exceeded quota: q" in found["message"]
+        await space.until_phase("smol", "Ready")
+        await space.create(other)
+        await eventually(lambda: _has_findings(space, "pods"), "the other one's pods are refused", 30)
+        assert "pods" not in [found["check"] for found in await doctor(space, "smol")]
 
 
 async def test_a_webhook_that_does_not_answer(space: Namespace) -> None:
