@@ -173,7 +173,7 @@ async def _report(
 
 QUOTA = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}}
 RANGE = {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "r"}}
-REFUSALS = {
+REFUSALS: dict[str, tuple[dict[str, Any] | None, dict[str, Any], str, str]] = {
     "a quota of pods": (
         {**QUOTA, "spec": {"hard": {"pods": "0"}}},
         {},
