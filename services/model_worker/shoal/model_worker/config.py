@@ -144,9 +144,9 @@ class WorkerConfig:
         "tenant that comes back after so many others waits for new ones, and for its blocks to be mapped anew.",
     )
     kv_store_by_layer: bool = option(
-        False,
-        "Whether a request that is alone on a GPU computes behind its blocks as they arrive, layer by layer. On an "
-        "H100 its first token was later by that: many small copies, and a step without a graph.",
+        True,
+        "Whether a request that is alone on a GPU computes behind its blocks as they arrive, layer by layer where that "
+        "is sooner.",
     )
     kv_store_queued_bytes: Positive = option(
         8 << 30, "Blocks that may wait on the device to be stored; more wait until the device is about to give them up."

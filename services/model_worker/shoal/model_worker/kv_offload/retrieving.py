@@ -173,12 +173,14 @@ class Retrieving:
         return list(load.block_ids[:num_loaded])
 
     def _pays_by_layer(self, ticket: Ticket, load: Load) -> bool:
-        """Whether launching a step operation by operation, as one that waits has to be, is hidden behind the load."""
-        num_bytes = len(load.block_ids) * self._memory.block_bytes
+        """Whether launching a step operation by operation, as one that waits has to be, is hidden behind the load and
+        what the step computes."""
+        end = load.first + len(load.block_ids)
         launch_s = self._memory.num_layers_fed * _LAUNCH_S_PER_LAYER
-        is_in_memory = load.first + len(load.block_ids) <= ticket.num_in_memory
-        can = self._options.by_layer and launch_s > 0 and is_in_memory
-        return can and num_bytes / self._options.memory_bytes_per_s >= launch_s
+        if not self._options.by_layer or not launch_s or end > ticket.num_in_memory:
+            return False
+        load_s = len(load.block_ids) * self._memory.block_bytes / self._options.memory_bytes_per_s
+        return load_s + self._compute_time(end)(len(ticket.keys) - end) >= launch_s
 
     def _start(self, ticket: Ticket, load: Load) -> None:
         end = load.first + len(load.block_ids)
