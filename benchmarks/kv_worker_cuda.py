@@ -47,9 +47,10 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, nargs="+", default=sorted(RELOAD_BARS_MS))
     parser.add_argument("--num-blocks", type=int, default=1100, help="KV blocks of each of the two engines")
     parser.add_argument("--store-bytes", type=int, default=16 << 30)
+    parser.add_argument("--codec", default="none", choices=("none", "fp8"))
     arguments = parser.parse_args()
     device = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
-    settings = {"model": arguments.model.stem, "device": device, "rounds": arguments.rounds}
+    settings = {"model": arguments.model.stem, "device": device, "rounds": arguments.rounds, "codec": arguments.codec}
     with (
         tempfile.TemporaryDirectory() as folder,
         running_store(Path(folder), arguments.store_bytes) as socket,
@@ -65,7 +66,7 @@ def main() -> None:
             num_blocks=arguments.num_blocks,
             max_model_len=max(arguments.prefix) + 2 * max(NEW_TOKENS),
         )
-        stored, plain = load(replace(common, kv_store_socket=socket)), load(common)
+        stored, plain = load(replace(common, kv_store_socket=socket, kv_codec=arguments.codec)), load(common)
         rows = list(_measure(stored, plain, random.Random(0), arguments.rounds, arguments.prefix))
         assert stored.parts.offload is not None
         print(stored.parts.offload.stats)

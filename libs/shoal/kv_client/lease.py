@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from shoal.checksum import copy_crc32c_at, crc32c_each
-from shoal.kv_client.link import MappedChunk
+from shoal.kv_client.mapping import MappedChunk
 
 
 class Place(NamedTuple):
