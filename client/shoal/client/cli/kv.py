@@ -89,6 +89,8 @@ def stats(session: Session, /, tenant: str, as_json: bool, **where: Any) -> None
         ("in use", f"{found.num_leased:,} leased, {size(found.pinned_bytes)} pinned, {found.num_sessions:,} clients"),
         ("hits", _hit_ratio(found)),
         ("disk", found.disk_problem),
+        ("huge pages", _huge_pages(found)),
+        *(("problem", problem) for problem in found.problems),
         ("state", "draining: it takes no more blocks" if found.draining else ""),
         *((f"peer {peer.address}", f"{peer.num_pulled:,} blocks came. {peer.problem}") for peer in found.peers),
     ]
@@ -101,6 +103,10 @@ def stats(session: Session, /, tenant: str, as_json: bool, **where: Any) -> None
         for name, num in sorted(found.counters.items()):
             if num:
                 session.out.print(f"{name:<28} {num:>14,}", markup=False)
+
+
+def _huge_pages(found: pb.StatsResponse) -> str:
+    return f"{found.huge_pages}: {found.huge_pages_problem}" if found.huge_pages_problem else found.huge_pages
 
 
 @command.command("ls")

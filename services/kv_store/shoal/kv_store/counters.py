@@ -58,6 +58,7 @@ NAMES: Final = (
     "offers_refused",
     "offers_dropped",
     "hot_units",
+    "housekeeping_failures",
 )
 
 

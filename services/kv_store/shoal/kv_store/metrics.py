@@ -42,6 +42,8 @@ _FAMILIES: Final[tuple[tuple[str, str, str, Mapping[str, str]], ...]] = (
 )
 """Name, help, label, and the label's value for each of the store's counters that it takes."""
 
+PAGE_BYTES: Final = {"off": 4096, "transparent": 2 << 20, "reserved": 2 << 20}
+
 
 class StoreCollector(Collector):
     """Reads numbers that the store's thread writes; each is a whole one, together they may be of two moments."""
@@ -92,6 +94,9 @@ class StoreCollector(Collector):
             yield GaugeMetricFamily("shoal_kv_store_disk_admitted_ratio", admitted, disk.stats().admitted_fraction)
         yield from (tiers, used, capacity)
         yield GaugeMetricFamily("shoal_kv_store_pinned_bytes", "Of blocks that owners pinned.", store.pins.bytes_of(""))
+        pages = "Bytes of a page that memory for blocks has, as far as the kernel grants it."
+        yield GaugeMetricFamily("shoal_kv_store_page_bytes", pages, PAGE_BYTES[store.huge_pages.granted])
+        yield GaugeMetricFamily("shoal_kv_store_problems", "What does not work at the moment.", len(store.problems))
         yield GaugeMetricFamily("shoal_kv_store_sessions", "Open sessions.", len(store.sessions))
         yield GaugeMetricFamily("shoal_kv_store_draining", "Whether it takes no more blocks.", int(store.draining))
 

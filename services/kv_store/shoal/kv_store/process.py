@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from shoal.kv_store.arena import Arena
+import structlog
+
+from shoal.kv_store.arena import Arena, HugePagesMissing, grant_huge_pages
 from shoal.kv_store.config import KvStoreConfig
 from shoal.kv_store.control import Control
 from shoal.kv_store.disk import LogOptions, OutOfService, SegmentLog, ShuffledZstd
@@ -24,6 +26,7 @@ from shoal.kv_store.tenants import TenantsProblem, read_tenants
 from shoal.kv_store.unix_server import UnixServer
 from shoal.kv_store.worth import Worth
 
+_log = structlog.get_logger("shoal.kv_store")
 EXPIRE_EVERY_S: Final = 1.0
 
 
@@ -52,8 +55,14 @@ def build_store(config: KvStoreConfig) -> Store:
         ttl_s=config.ttl_s,
         pinned_fraction=config.pinned_fraction,
     )
+    try:
+        huge_pages = grant_huge_pages(config.huge_pages, config.memory_bytes)
+    except HugePagesMissing as problem:
+        raise SettingsProblem(str(problem)) from problem
+    if huge_pages.problem:
+        _log.warning("no huge pages", asked=huge_pages.asked, error=huge_pages.problem)
     arena = Arena(config.memory_bytes, config.chunk_bytes, config.huge_pages)
-    return Store(arena, partial(make_policy, config.policy), limits, tenants, huge_pages=config.huge_pages)
+    return Store(arena, partial(make_policy, config.policy), limits, tenants, huge_pages=huge_pages)
 
 
 def open_disk(config: KvStoreConfig, store: Store) -> DiskTier:
@@ -93,7 +102,9 @@ async def open_control(config: KvStoreConfig) -> AsyncIterator[Control]:
             store.attach_disk(open_disk(config, store))
         server = UnixServer(Path(config.socket_path), control)
         server.start(int(config.socket_mode, 8))
-        housekeeping = asyncio.create_task(_keep_house(store, server))
+        housekeeping = asyncio.create_task(
+            store.housekeeping.repeat("expiry", EXPIRE_EVERY_S, partial(_keep_house, store, server))
+        )
         try:
             async with _sharing(config, store) as control.exchange:
                 yield control
@@ -118,8 +129,6 @@ async def _sharing(config: KvStoreConfig, store: Store) -> AsyncIterator[Exchang
         raise SettingsProblem(str(problem)) from problem
 
 
-async def _keep_house(store: Store, server: UnixServer) -> None:
-    while True:
-        await asyncio.sleep(EXPIRE_EVERY_S)
-        for session in store.expire():
-            server.end_session(session)
+def _keep_house(store: Store, server: UnixServer) -> None:
+    for session in store.expire():
+        server.end_session(session)

@@ -33,6 +33,9 @@ def make_stats(store: Store, tenant: str, caller: Caller) -> pb.StatsResponse:
         counters={} if caller.tenant else make_counters(store),
         pinned_bytes=store.pins.bytes_of(tenant),
         draining=store.draining,
+        problems=[] if caller.tenant else store.problems,
+        huge_pages=store.huge_pages.granted,
+        huge_pages_problem=store.huge_pages.problem,
     )
     if store.describe_peers is not None and not caller.tenant:
         response.peers.extend(store.describe_peers())

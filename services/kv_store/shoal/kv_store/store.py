@@ -12,10 +12,11 @@ from typing import Final
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.api.worker.v1 import worker_pb2
 from shoal.kv_store.ageing import Ageing
-from shoal.kv_store.arena import Arena, HugePages, SlotId, Staging
+from shoal.kv_store.arena import Arena, Granted, SlotId, Staging
 from shoal.kv_store.counters import Counters
 from shoal.kv_store.disk_tier import DiskTier
 from shoal.kv_store.events import MEMORY, EventHub
+from shoal.kv_store.housekeeping import Housekeeping
 from shoal.kv_store.index import NO_SLOT, BlockIndex
 from shoal.kv_store.latency import Latency
 from shoal.kv_store.memory_tier import MemoryTier
@@ -30,6 +31,7 @@ from shoal.kv_store.writing import Writing
 from shoal.rpc.errors import NotFound, ResourceExhausted
 
 MAX_PREFETCH_S: Final = 10.0
+NO_HUGE_PAGES: Final = Granted("off", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class Store:
         limits: StoreLimits,
         tenants: Tenants | None = None,
         *,
-        huge_pages: HugePages = "off",
+        huge_pages: Granted = NO_HUGE_PAGES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.epoch = secrets.randbits(63) | 1
@@ -75,6 +77,7 @@ class Store:
         self.tenants = tenants or Tenants()
         self.counters = Counters()
         self.latency = Latency()
+        self.housekeeping = Housekeeping(self.counters)
         self.index = BlockIndex()
         self.events = EventHub(epoch=self.epoch, buffer=limits.event_buffer, list_keys=self._list_keys)
         self.scopes = Scopes(arena, make_policy)
@@ -104,7 +107,7 @@ class Store:
         )
         self.memory.share_by(sharing.claim_chunk)
         self._staging_bytes = 0
-        self._huge_pages: HugePages = huge_pages
+        self.huge_pages = huge_pages
         self.clock = clock
         self._started_s = clock()
 
@@ -132,7 +135,7 @@ class Store:
                 left = self.limits.max_staging_bytes - self._staging_bytes
                 raise ResourceExhausted(f"{wanted} bytes of staging asked for, {left} are left")
             try:
-                staging = Staging(block_bytes, num_staging_blocks, self._huge_pages)
+                staging = Staging(block_bytes, num_staging_blocks, self.huge_pages.asked)
             except MemoryError as error:
                 raise ResourceExhausted(str(error)) from None
             self._staging_bytes += staging.memory.num_bytes
@@ -242,6 +245,11 @@ class Store:
                 self.arena.unmapped(number)
 
     # Housekeeping
+
+    @property
+    def problems(self) -> list[str]:
+        """What does not work at the moment beside the disk and other stores."""
+        return [*self.housekeeping.problems, *([self.arena.problem] if self.arena.problem else [])]
 
     def expire(self) -> list[Session]:
         """Ends leases, reservations, pins and blocks that are over their time. Called about once a second.

@@ -8,5 +8,8 @@ from shoal.kv_store.arena.arena import Arena as Arena
 from shoal.kv_store.arena.arena import Pool as Pool
 from shoal.kv_store.arena.arena import SlotId as SlotId
 from shoal.kv_store.arena.chunk import Chunk as Chunk
+from shoal.kv_store.arena.huge_pages import Granted as Granted
+from shoal.kv_store.arena.huge_pages import HugePagesMissing as HugePagesMissing
+from shoal.kv_store.arena.huge_pages import grant_huge_pages as grant_huge_pages
 from shoal.kv_store.arena.memory import HugePages as HugePages
 from shoal.kv_store.arena.staging import Staging as Staging

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import structlog
+
 from shoal.kv_store.arena.chunk import Chunk
 from shoal.kv_store.arena.memory import PAGE_BYTES, HugePages, round_up
 
 _SLOT_BITS = 24
+_log = structlog.get_logger("shoal.kv_store")
 
 
 class SlotId(NamedTuple):
@@ -45,6 +48,8 @@ class Arena:
         self.capacity_bytes = capacity_bytes
         self.chunk_bytes = chunk_bytes
         self._huge_pages: HugePages = huge_pages
+        self.problem = ""
+        """Why memory that the capacity allows cannot be had; empty once it can."""
         self._chunks: dict[int, Chunk] = {}
         self._next_number = 1
         self._retired: dict[int, int] = {}
@@ -177,8 +182,12 @@ class Arena:
             return False
         try:
             chunk = Chunk(self._next_number, self.chunk_bytes, pool.slot_bytes, self._huge_pages)
-        except MemoryError:
+        except MemoryError as error:
+            if not self.problem:
+                _log.warning("the system gives no more memory for blocks", error=str(error))
+            self.problem = f"memory: {error}"
             return False
+        self.problem = ""
         self._next_number += 1
         self._chunks[chunk.number] = chunk
         pool.chunks.add(chunk.number)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import logging
 import mmap
 import threading
 import time
@@ -24,6 +25,7 @@ from shoal.kv_store.disk.errors import Expired, NotAdmitted, OutOfService, Stall
 Lane = Literal["read", "write"]
 _T = TypeVar("_T")
 _BUFFER_STEP_BYTES: Final = 1 << 20
+_logger: Final = logging.getLogger(__name__)
 
 
 class WrittenOff(Exception):
@@ -262,6 +264,14 @@ class IoPool:
 
     def _watch_deadlines(self) -> None:
         while True:
+            try:
+                self._enforce_deadlines()
+                return
+            except Exception:  # without this thread nothing that hangs would ever end
+                _logger.exception("the watch over deadlines failed; it goes on")
+
+    def _enforce_deadlines(self) -> None:
+        while True:
             with self._lock:
                 if self._closed and not self._running:
                     return
@@ -285,7 +295,10 @@ class IoPool:
             self.num_lost += 1
             self._num_alive -= 1
             if not self.exhausted and not self._closed:
-                self._start_thread()
+                try:
+                    self._start_thread()
+                except RuntimeError:  # the system has none: there is one fewer until this one comes back
+                    self._num_alive -= 1
             late.append((task, True))
         for queue in self._queues.values():
             for task in [task for task in queue if task.deadline_s <= now_s]:

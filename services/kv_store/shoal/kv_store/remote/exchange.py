@@ -76,7 +76,11 @@ class Exchange:
         self._keep_peers()
         store.writing.on_stored = self._stored
         store.describe_peers = self.describe
-        self._tasks = [asyncio.create_task(self._follow_addresses()), asyncio.create_task(self._offer())]
+        repeat = store.housekeeping.repeat
+        self._tasks = [
+            asyncio.create_task(repeat("peers", options.refresh_every_s, self._follow_addresses)),
+            asyncio.create_task(repeat("offers", options.offer_delay_s, self.outbox.flush)),
+        ]
 
     @property
     def peers(self) -> list[Peer]:
@@ -226,20 +230,10 @@ class Exchange:
         for address in wanted - set(self._peers):
             self._peers[address] = Peer(address, self._options)
 
-    async def _follow_addresses(self) -> None:
-        while True:
-            await asyncio.sleep(self._options.refresh_every_s)
-            before = self.addresses.problem
-            if self.addresses.refresh():
-                _log.info("peers changed", hosts=list(self.addresses.hosts))
-                self._keep_peers()
-            if self.addresses.problem and self.addresses.problem != before:
-                _log.warning("peers are those of before", error=self.addresses.problem)
-
-    async def _offer(self) -> None:
-        while True:
-            await asyncio.sleep(self._options.offer_delay_s)
-            try:
-                await self.outbox.flush()
-            except Exception as error:  # sharing must not end because of one chain
-                _log.error("cannot offer blocks", exc_info=error)
+    def _follow_addresses(self) -> None:
+        before = self.addresses.problem
+        if self.addresses.refresh():
+            _log.info("peers changed", hosts=list(self.addresses.hosts))
+            self._keep_peers()
+        if self.addresses.problem and self.addresses.problem != before:
+            _log.warning("peers are those of before", error=self.addresses.problem)

@@ -11,6 +11,8 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+import structlog
+
 from shoal.api.kv_store.v1 import kv_peer_pb2
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.blocks import join_keys
@@ -25,6 +27,7 @@ MAX_OUTGOING: Final = 1024
 """Chains that wait to be offered; the oldest go first when there are more, and are found here alone."""
 MAX_INCOMING: Final = 64
 """Offers that wait to be read; further ones are not wanted."""
+_log = structlog.get_logger("shoal.kv_store")
 READ_TIMEOUT_S: Final = 10.0
 """For one offer: it is nobody's request."""
 
@@ -149,10 +152,17 @@ class Inbox:
     async def _read(self) -> None:
         while self._waiting:
             peer, scope, keys = self._waiting.popleft()
-            deadline_s = time.monotonic() + READ_TIMEOUT_S
-            while missing := self._admitted(scope, self._missing(scope, keys)):
-                if not await _ignoring_errors(self._puller.pull(peer, scope, missing, deadline_s)):
-                    break
+            try:
+                await self._read_one(peer, scope, keys)
+            except Exception as error:  # one offer that cannot be read must not keep those behind it from being read
+                self._store.counters.add("housekeeping_failures")
+                _log.error("cannot read an offer", peer=peer.address, exc_info=error)
+
+    async def _read_one(self, peer: Peer, scope: Scope, keys: Sequence[bytes]) -> None:
+        deadline_s = time.monotonic() + READ_TIMEOUT_S
+        while missing := self._admitted(scope, self._missing(scope, keys)):
+            if not await _ignoring_errors(self._puller.pull(peer, scope, missing, deadline_s)):
+                break
 
     def _admitted(self, scope: Scope, keys: Sequence[bytes]) -> Sequence[bytes]:
         """Leading blocks that are worth more than what they would displace."""

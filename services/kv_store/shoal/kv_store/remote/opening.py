@@ -149,7 +149,7 @@ async def open_exchange(store: Store, settings: RemoteSettings) -> AsyncIterator
         ending.push_async_callback(exchange.close)
         told = data_port and (settings.public_data_port or data_port)
         answers.append(Answers(store, book, exchange.hotness, options, post, told, exchange.inbox.take))
-        expiring = asyncio.create_task(_expire(book))
+        expiring = asyncio.create_task(store.housekeeping.repeat("tickets", EXPIRE_EVERY_S, partial(_expire, book)))
         ending.callback(expiring.cancel)
         _log.info("sharing", address=own, data_port=data_port, hosts=list(exchange.addresses.hosts))
         yield exchange
@@ -159,7 +159,5 @@ def _joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def _expire(book: TicketBook) -> None:
-    while True:
-        await asyncio.sleep(EXPIRE_EVERY_S)
-        book.expire()
+def _expire(book: TicketBook) -> None:
+    book.expire()

@@ -21,7 +21,7 @@ from shoal.kv_store.remote.transfer import Received, Transfer
 from shoal.kv_store.remote.wire import TICKET_BYTES, binding_of, share_out
 from shoal.kv_store.scopes import Scope
 from shoal.kv_store.sessions import Session
-from shoal.kv_store.writing import CopyJob, Writing
+from shoal.kv_store.writing import CopyJob, Status, Writing
 
 MAX_COST_S: Final = 1e6
 PULL_SESSION: Final = b"pull"
@@ -79,11 +79,15 @@ class Puller:
         for reservation, cost_s in zip(job.reservations, granted.costs_s, strict=False):
             if reservation is not None and 0 <= cost_s < MAX_COST_S:
                 reservation.cost_s = cost_s
-        if num:
-            received = await self._receive(job, granted, wanted, peer, deadline_s)
-            if received.is_corrupt:
-                await self._report(peer, scope, wanted[received.num_verified])
-        statuses = self._writing.finish(job)
+        statuses: Sequence[Status] = ()
+        received = Received(0)
+        try:
+            if num:
+                received = await self._receive(job, granted, wanted, peer, deadline_s)
+        finally:  # whatever goes wrong, slots without an owner would never be free again
+            statuses = self._writing.finish(job)
+        if received.is_corrupt:
+            await self._report(peer, scope, wanted[received.num_verified])
         num_pulled = sum(status == pb.BLOCK_STATUS_PRESENT for status in statuses)
         self._counters.add("peer_pulled", num_pulled)
         peer.num_pulled += num_pulled
@@ -122,13 +126,17 @@ class Puller:
         views = [self._memory.arena.view(each.slot, job.num_bytes) for each in job.reservations if each is not None]
         runs: list[asyncio.Future[Received]] = []
         parts = share_out(len(granted.checksums), len(granted.tickets))
-        for ticket, part in zip(granted.tickets, parts, strict=True):
-            binding = binding_of(scope.tenant, scope.fingerprint, keys[part.start : part.stop])
-            targets, checksums = views[part.start : part.stop], job.checksums[part.start : part.stop]
-            if targets:
-                transfer = Transfer(ticket, binding, targets, checksums, until_s)
-                runs.append(loop.run_in_executor(self._threads, transfer.run, connect))
-        received = _joined(await asyncio.gather(*runs), parts)
+        try:
+            for ticket, part in zip(granted.tickets, parts, strict=True):
+                binding = binding_of(scope.tenant, scope.fingerprint, keys[part.start : part.stop])
+                targets, checksums = views[part.start : part.stop], job.checksums[part.start : part.stop]
+                if targets:
+                    transfer = Transfer(ticket, binding, targets, checksums, until_s)
+                    runs.append(loop.run_in_executor(self._threads, transfer.run, connect))
+        finally:
+            if runs:
+                await asyncio.wait(runs)
+        received = _joined([run.result() for run in runs], parts)
         job.copied.extend(job.checksums[: received.num_verified])
         if received.is_corrupt:
             self._counters.add("checksum_failures_peer")

@@ -974,6 +974,9 @@ class StatsResponse(_message.Message):
     DISK_PROBLEM_FIELD_NUMBER: _builtins.int
     PINNED_BYTES_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    HUGE_PAGES_FIELD_NUMBER: _builtins.int
+    HUGE_PAGES_PROBLEM_FIELD_NUMBER: _builtins.int
     PEERS_FIELD_NUMBER: _builtins.int
     num_blocks: _builtins.int
     """Visible blocks."""
@@ -999,10 +1002,20 @@ class StatsResponse(_message.Message):
     """Bytes of blocks that owners have pinned, once for each owner."""
     draining: _builtins.bool
     """The store takes no more blocks."""
+    huge_pages: _builtins.str
+    """Pages of 2 MiB for blocks, as granted: "reserved", "transparent" or "off"."""
+    huge_pages_problem: _builtins.str
+    """Why they are not those that were asked for; empty when they are."""
     @_builtins.property
     def counters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Counters by name, of the whole store: hits_memory, hits_disk, misses, stored, evicted, removed_wrong, demoted,
         promoted, checksum_failures_memory, disk_torn, disk_stalls, ... None for a caller who may see one tenant only.
+        """
+
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What does not work at the moment beside the disk and other stores, a sentence each. None for a caller who may see one
+        tenant only.
         """
 
     @_builtins.property
@@ -1025,11 +1038,14 @@ class StatsResponse(_message.Message):
         disk_problem: _builtins.str = ...,
         pinned_bytes: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
+        huge_pages: _builtins.str = ...,
+        huge_pages_problem: _builtins.str = ...,
         peers: _abc.Iterable[Global___PeerStats] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "disk_bytes", b"disk_bytes", "disk_problem", b"disk_problem", "draining", b"draining", "memory_bytes", b"memory_bytes", "num_blocks", b"num_blocks", "num_disk_blocks", b"num_disk_blocks", "num_leased", b"num_leased", "num_memory_blocks", b"num_memory_blocks", "num_sessions", b"num_sessions", "peers", b"peers", "pinned_bytes", b"pinned_bytes", "used_disk_bytes", b"used_disk_bytes", "used_memory_bytes", b"used_memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "disk_bytes", b"disk_bytes", "disk_problem", b"disk_problem", "draining", b"draining", "huge_pages", b"huge_pages", "huge_pages_problem", b"huge_pages_problem", "memory_bytes", b"memory_bytes", "num_blocks", b"num_blocks", "num_disk_blocks", b"num_disk_blocks", "num_leased", b"num_leased", "num_memory_blocks", b"num_memory_blocks", "num_sessions", b"num_sessions", "peers", b"peers", "pinned_bytes", b"pinned_bytes", "problems", b"problems", "used_disk_bytes", b"used_disk_bytes", "used_memory_bytes", b"used_memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
