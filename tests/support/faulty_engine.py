@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,7 @@ from shoal.model_worker.config import WorkerConfig
 from shoal.model_worker.engine_process import main
 from shoal.model_worker.engine_setup import EngineParts, Progress, set_up
 from shoal.model_worker.step import PendingStep, Runner, StepPlan
+from support import kv_load_pauses
 
 GOOD_STEPS = 5
 POISON = ord("!")
@@ -98,8 +100,12 @@ class PoisonedRunner(FaultyRunner):
 
 
 def set_up_faulty(config: WorkerConfig, progress: Progress) -> EngineParts:
-    """In the place of `engine_setup.set_up`. FAULT may begin with `early `, to fail at once, or with `poison `."""
+    """In the place of `engine_setup.set_up`. FAULT may begin with `early `, to fail at once, or with `poison `; or be
+    one of `kv_load_pauses`."""
     when, _, name = os.environ["FAULT"].rpartition(" ")
+    if when in kv_load_pauses.PAUSES:
+        kv_load_pauses.PAUSES[when](Path(name))
+        return set_up(config, progress)
     if when == "early":
         FAULTS[name]()
     parts = set_up(config, progress)

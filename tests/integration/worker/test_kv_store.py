@@ -15,7 +15,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from shoal.api.worker.v1 import worker_pb2
-from support.kv_store_process import start_kv_store
+from support.eventually import eventually
+from support.kv_store_process import launch_kv_store, start_kv_store
+from support.logged_process import LoggedProcess
 from support.model import smollm2_path
 from support.worker_calls import collect, generate_request
 from support.worker_process import WorkerProcess, start_worker, worker_stub
@@ -26,11 +28,11 @@ NUM_CACHED = 192
 
 
 @asynccontextmanager
-async def worker_with(folder: Path, *flags: str) -> AsyncIterator[WorkerProcess]:
+async def worker_with(folder: Path, *flags: str, fault: str = "") -> AsyncIterator[WorkerProcess]:
     """A worker that uses the store in `folder`, if there is one."""
     sizes = ("--num-blocks=64", "--port=0", "--metrics-port=0", "--threads=1")
     store = (f"--kv-store-socket={folder / 'kv.sock'}", "--kv-store-lookup-wait-ms=250")
-    async with start_worker(f"--model={smollm2_path()}", *sizes, *store, *flags) as worker:
+    async with start_worker(f"--model={smollm2_path()}", *sizes, *store, *flags, fault=fault) as worker:
         yield worker
 
 
@@ -112,9 +114,47 @@ async def test_a_worker_goes_on_when_its_store_hangs_and_dies_and_uses_it_when_i
         assert (await ask(worker))[0] == expected
 
 
-async def time_computing(worker: WorkerProcess, number: int) -> float:
+@pytest.mark.parametrize(("when", "num_cached"), [pytest.param("before", 0, marks=pytest.mark.slow), ("amid", 96)])
+async def test_a_request_whose_store_is_killed_amid_its_load_is_answered_in_time(
+    tmp_path: Path, when: str, num_cached: int
+) -> None:
+    prompt = PROMPT[:100]
+    sizes = ("--num-blocks=16", "--max-model-len=128", "--dtype=float32", "--kv-store-wait-budget-ms=5000")
+    async with (
+        start_killed_kv_store(tmp_path) as store,
+        worker_with(tmp_path, *sizes, fault=f"{when} {tmp_path}") as worker,
+    ):
+        expected, _ = await ask(worker, prompt)
+        await wait_stored(worker, 6)
+        usual_s = max([await time_computing(worker, number, 100) for number in range(3)])  # and its blocks are gone
+        asked = asyncio.create_task(ask(worker, prompt))
+        await eventually((tmp_path / "paused").exists, "a load that has begun")
+        store.signal(signal.SIGKILL)
+        await store.wait_ended()
+        start_s = time.monotonic()
+        (tmp_path / "go").touch()
+        assert await asked == (expected, num_cached)  # what is mapped stays, whoever dies
+        # A dead store is noticed at once; then it takes as long as computing, twice that as others use these cores too.
+        assert time.monotonic() - start_s < 2 * usual_s + 1.0
+        if num_cached:
+            assert worker.metric('kv_store_loaded_blocks_total{tier="memory"}') == num_cached // 16
+        else:
+            assert worker.metric('kv_store_unused_total{reason="store"}') == 1
+        assert await time_computing(worker, 9, 100) < 2 * usual_s + 1.0
+        await worker.wait_metric("kv_store_up", lambda value: value == 0)
+
+
+@asynccontextmanager
+async def start_killed_kv_store(folder: Path) -> AsyncIterator[LoggedProcess]:
+    """A store that does not end by itself."""
+    async with await launch_kv_store(folder, *STORE) as store:
+        await store.wait_logged("serving")
+        yield store
+
+
+async def time_computing(worker: WorkerProcess, number: int, num_tokens: int = len(PROMPT)) -> float:
     """Seconds for a prompt that nobody has computed."""
     start_s = time.monotonic()
-    _, cached = await ask(worker, [number, *PROMPT[1:]])
+    _, cached = await ask(worker, [number, *PROMPT[1:num_tokens]])
     assert cached == 0
     return time.monotonic() - start_s
