@@ -25,6 +25,7 @@ from shoal.model_worker.unsupported import find_unsupported
         ("speculative_method", "ngram"),
         ("num_speculative_tokens", 4),
         ("draft_model", "hf://org/small"),
+        ("lora_registry", "registry:50051"),
     ],
 )
 def test_each_is_named_with_its_value(setting: str, value: Any) -> None:

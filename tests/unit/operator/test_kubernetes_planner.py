@@ -15,9 +15,12 @@ import yaml
 from shoal.config import load
 from shoal.gateway.config import Config as GatewayConfig
 from shoal.kv_store.config import KvStoreConfig
+from shoal.lora_registry.config import LoraRegistryConfig
+from shoal.lora_registry.settings_file import read_adapters
 from shoal.model_worker.config import WorkerConfig
 from shoal.operator.api import InferenceService, find_contradictions, load_manifest, parse_manifest
 from shoal.operator.api.kubernetes_rules import find_kubernetes_contradictions
+from shoal.operator.api.spec import Model
 from shoal.operator.envoy import Endpoint
 from shoal.operator.planner.kubernetes import (
     ALL_KINDS,
@@ -29,6 +32,7 @@ from shoal.operator.planner.kubernetes import (
     Platform,
     plan,
 )
+from shoal.operator.planner.model_uri import base_config
 from shoal.tokenizer.config import TokenizerConfig
 from support.manifests import EVERYTHING_ON_KUBERNETES, MINIMAL_ON_KUBERNETES, ROLES_ON_KUBERNETES, with_fields
 
@@ -44,6 +48,7 @@ OWNER = Owner(namespace="models", uid="0d6ef4bd-5f1c-4a76-a8a0-3f2f6d0f0e3c")
 CONFIGS: dict[str, type[Any]] = {
     "shoal.kv_store.main": KvStoreConfig,
     "shoal.gateway.main": GatewayConfig,
+    "shoal.lora_registry.main": LoraRegistryConfig,
     "shoal.model_worker.main": WorkerConfig,
     "shoal.tokenizer.main": TokenizerConfig,
 }
@@ -169,12 +174,43 @@ def test_services_lead_to_ports_that_pods_have(service: InferenceService) -> Non
 @every_service
 def test_services_take_their_flags(service: InferenceService) -> None:
     found = [each for pod in pod_specs(service) for each in containers_of(pod) if each["command"][-1] in CONFIGS]
-    has_store = service.spec.kv_cache.cpu is not None
-    assert {each["command"][2] for each in found} == set(CONFIGS) - (set() if has_store else {"shoal.kv_store.main"})
+    left_out = {
+        "shoal.kv_store.main": service.spec.kv_cache.cpu is None,
+        "shoal.lora_registry.main": not service.spec.adapters,
+    }
+    assert {each["command"][2] for each in found} == {name for name in CONFIGS if not left_out.get(name)}
     for each in found:
         settings = load(CONFIGS[each["command"][2]], program=each["name"], argv=each["args"], environ={})
         ports = {port["name"].removeprefix("kv-"): port["containerPort"] for port in each["ports"]}
         assert (settings.host, settings.port, settings.metrics_port) == ("0.0.0.0", ports["grpc"], ports["metrics"])
+
+
+def test_a_registry_has_the_adapters_of_the_spec(tmp_path: Path) -> None:
+    service = SERVICES["adapters"]
+    config = planned(service)["ConfigMap", "adapters-lora-registry"]
+    path = tmp_path / "adapters.json"
+    path.write_text(config["data"]["adapters.json"])
+    found = {wanted.name: (wanted.uri, wanted.sha256, wanted.rank) for wanted in read_adapters(path)}
+    assert found == {each.name: (each.uri, each.sha256 or "", each.rank or 0) for each in service.spec.adapters}
+    args = containers(service)["lora-registry"]["args"]
+    settings = load(LoraRegistryConfig, program="lora-registry", argv=args, environ={})
+    assert (settings.read_only, settings.source_cache) == (True, "/models")
+    assert settings.base_config == "hf://org/smol@v2/config.json"
+    assert settings.max_bytes + settings.max_publishes * settings.max_adapter_bytes < 16 << 30, "the volume's size"
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"uri": "hf://org/smol"}, "hf://org/smol/config.json"),
+        ({"uri": "/models/smol/"}, "/models/smol/config.json"),
+        ({"uri": "hf://org/smol/smol.gguf"}, None),
+        ({"uri": "hf://org/smol", "load_format": "gguf"}, None),
+        ({"uri": "pypi://a==1/smol.gguf"}, None),
+    ],
+)
+def test_adapters_are_compared_with_models_that_have_a_config(model: dict[str, Any], expected: str | None) -> None:
+    assert base_config(Model(name="smol", **model)) == expected
 
 
 @every_service
