@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from google.protobuf.message import Message
@@ -117,3 +118,14 @@ def test_a_few_prefetches_are_under_way_and_no_more(tmp_path: Path) -> None:
         for _ in range(MAX_UNDER_WAY + 1):
             gate.may_answer.release()
         wait_until(lambda: len(ended) == MAX_UNDER_WAY + 2, "all are told", 10)
+
+
+def test_sessions_of_some_tenants_stay_open_and_others_get_theirs_anew(tmp_path: Path) -> None:
+    with running_store(tmp_path) as store, offloading(store, max_tenants=2) as h:
+        for number, tenant in enumerate(("a", "b", "c", "a"), 1):
+            h.cache.clear()
+            request = make_request(number, PROMPTS[1], sampling=exactly(2), tenant=tenant.encode())
+            h.run(replace(request, tenant=tenant))
+            h.flush()
+        assert h.started[4] == NUM_FULL, "a came back"
+        assert store.do(lambda running: len(running.sessions)) <= 3 * 2

@@ -108,7 +108,9 @@ class WorkerConfig:
     load_timeout_s: Annotated[float, Meta(gt=0)] = option(1800.0, "Longest time that loading the model may take.")
     kv_store_socket: str = option("", "Unix socket of the node's KV store; empty: blocks stay on the device.")
     kv_store_address: str = option(
-        "", "Its gRPC address, host:port, to tell routers what it holds; empty: they are not told."
+        "",
+        "Its gRPC address, host:port or unix:PATH, to tell routers what it holds; empty: they are not told. On this "
+        "host, if the tokens file has the operator's, which is sent there as it is.",
     )
     kv_store_tokens_file: str = option(
         "",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import ipaddress
+from collections.abc import AsyncIterator, Iterable
 from typing import Final
 
 import grpc.aio
@@ -16,7 +17,20 @@ from shoal.model_worker.kv_events import KvEventHub
 SILENCE_S: Final = 5.0
 """A store says something every second."""
 RETRY_S: Final = 1.0
+_KEY_BYTES: Final = 16
+_TIERS: Final = (worker_pb2.TIER_MEMORY, worker_pb2.TIER_DISK)
 _log = structlog.get_logger("shoal.model_worker")
+
+
+def is_on_this_host(address: str) -> bool:
+    """Whether what is sent to a gRPC address, host:port or unix:PATH, surely stays on this host."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class KvStoreWatch:
@@ -31,7 +45,10 @@ class KvStoreWatch:
         silence_s: float = SILENCE_S,
         retry_s: float = RETRY_S,
     ) -> None:
-        """address: host:port of the store's gRPC. token: the operator's, to a store that asks for tokens."""
+        """address: of the store's gRPC. token: the operator's, to a store that asks for tokens; as the channel is not
+        encrypted, ValueError where it would leave this host."""
+        if token and not is_on_this_host(address):
+            raise ValueError(f"a token would go to {address} in the clear")
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._address = address
         self._hub = hub
@@ -49,7 +66,7 @@ class KvStoreWatch:
                 try:
                     await self._follow(stub)
                     self._lose(EOFError("the store ended the stream"))
-                except (grpc.aio.AioRpcError, TimeoutError) as error:
+                except Exception as error:  # whatever it says, it is followed again
                     self._lose(error)
                 await asyncio.sleep(self._retry_s)
 
@@ -77,12 +94,15 @@ class KvStoreWatch:
     def _take(self, event: kv_store_pb2.WatchResponse) -> None:
         match event.WhichOneof("event"):
             case "stored":
+                _check(event.stored.keys, event.stored.tier)
                 self._hub.publish_stored(event.stored.keys, event.stored.parent_key, event.stored.tier)
             case "removed":
+                _check(event.removed.keys, event.removed.tier)
                 self._hub.publish_removed(event.removed.keys, event.removed.tier)
             case "cleared":
                 self._hub.replace_stored({})
             case "snapshot":
+                _check(event.snapshot.keys, event.snapshot.tier)
                 staged = self._snapshot = {} if self._snapshot is None else self._snapshot
                 staged.setdefault(event.snapshot.tier, set()).update(event.snapshot.keys)
                 if event.snapshot.complete:
@@ -97,3 +117,11 @@ class KvStoreWatch:
         if self._is_following:
             self._is_following = False
             _log.warning("lost the KV store's events", address=self._address, error=str(error) or "silence")
+
+
+def _check(keys: Iterable[bytes], tier: worker_pb2.Tier.ValueType) -> None:
+    """Raises ValueError for what routers must not be told."""
+    if tier not in _TIERS:
+        raise ValueError(f"the store told of tier {tier}")
+    if any(len(key) != _KEY_BYTES for key in keys):
+        raise ValueError("the store told of a key that is none")

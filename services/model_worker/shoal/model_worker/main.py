@@ -10,6 +10,7 @@ import uvloop
 
 from shoal.config import describe, load_or_exit
 from shoal.model_worker.config import WorkerConfig
+from shoal.model_worker.exposed import find_exposed
 from shoal.model_worker.front import run_front
 from shoal.model_worker.unsupported import find_unsupported
 from shoal.telemetry import setup_logs, setup_traces
@@ -18,7 +19,7 @@ from shoal.telemetry import setup_logs, setup_traces
 def main() -> None:
     """The command `shoal-worker`. Exit status: 0 drained, 1 the engine failed, 2 bad configuration."""
     config = load_or_exit(WorkerConfig, program="shoal-worker").with_device_defaults()
-    reason = find_unsupported(config)
+    reason = find_unsupported(config) or find_exposed(config)
     if reason is not None:
         print(f"shoal-worker: {reason}", file=sys.stderr)
         sys.exit(2)
