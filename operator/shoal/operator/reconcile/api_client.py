@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ _TIMEOUT_S: Final = 30.0
 _MAX_ATTEMPTS: Final = 5
 _MAX_RETRY_AFTER_S: Final = 5.0
 _APPLY: Final = "application/apply-patch+yaml"
+_ESCAPED: Final = re.compile("[\x7f-\uffff]")
 
 
 class ApiError(Exception):
@@ -183,6 +186,8 @@ class ApiClient:
     ) -> bytes:
         headers = {"Content-Type": content_type, "Accept": accept}
         await self._api.update_params_for_auth(headers, [], ["BearerToken"])
+        if content_type == _APPLY:
+            headers["Content-Type"], body = f"{_APPLY}; charset=utf-8", as_yaml(body)
         url = f"{self.configuration.host}{path}"
         try:
             with timed(API_SECONDS.labels(method)):
@@ -204,6 +209,16 @@ class ApiClient:
         API_REQUESTS.labels(method, str(answer.status)).inc()
         data: bytes = answer.data
         return data
+
+
+def as_yaml(value: Any) -> bytes:
+    """JSON that is the same as YAML, as which the API server reads what is applied.
+
+    YAML knows no pairs of surrogates, which JSON libraries escape characters beyond the first 65,536 with, and takes
+    some others for line breaks or refuses them unless they are escaped.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
 
 
 def collection_path(kind: Kind, namespace: str | None) -> str:

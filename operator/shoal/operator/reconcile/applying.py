@@ -57,7 +57,7 @@ class Applier:
                 memory[identity] = _Applied(wanted, live)  # the same object next time: compared at a glance
                 continue
             if live is None or not _is_ours(live, uid):
-                await self._require_ours(wanted, key)
+                await self._require_ours(wanted, key, uid)
             applied = await self._api.apply(_KIND_OF[wanted["kind"]], wanted)
             self._store.put(applied)
             memory[identity] = _Applied(wanted, applied)
@@ -80,11 +80,13 @@ class Applier:
             self._applied[key].pop(identity, None)
             changes.pruned.append("/".join(identity))
 
-    async def _require_ours(self, wanted: Manifest, key: Key) -> None:
-        """Server-side apply would quietly take over an object that somebody else made."""
+    async def _require_ours(self, wanted: Manifest, key: Key, uid: str) -> None:
+        """Server-side apply would quietly take over an object that somebody else made. One that the service owns is
+        its own even if somebody took away the labels by which the operator sees it."""
         kind, metadata = _KIND_OF[wanted["kind"]], wanted["metadata"]
         live = await self._api.get(kind, metadata["namespace"], metadata["name"])
-        if live is None or owner_key(live) == key:
+        owners = () if live is None else live["metadata"].get("ownerReferences", ())
+        if live is None or owner_key(live) == key or any(owner.get("uid") == uid for owner in owners):
             return
         manager = (live["metadata"].get("labels") or {}).get(MANAGED_BY, "nobody that it names")
         of_other = owner_key(live)

@@ -7,11 +7,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import yaml
 from aiohttp import web
+from hypothesis import example, given
+from hypothesis import strategies as st
 from kubernetes_asyncio.client import Configuration
 
 from shoal.operator.planner.kubernetes.plan import Kind
-from shoal.operator.reconcile.api_client import ApiClient, ApiError
+from shoal.operator.reconcile.api_client import ApiClient, ApiError, as_yaml
 
 POD = Kind("v1", "Pod", "pods")
 Answer = tuple[int, dict[str, str]]
@@ -108,3 +111,44 @@ async def test_a_list_that_became_too_old_to_be_read_on_is_read_as_a_whole() -> 
         ["continue", "labelSelector", "limit"],
         ["labelSelector"],
     ]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+@example("\N{WHALE} \\ud83d \x7f \x85 \u2028 \ufeff \uffff")
+def test_what_is_applied_means_the_same_as_yaml(text: str) -> None:
+    value = {"note": text, text: [1, 2.5, True, None, {}]}
+    encoded = as_yaml(value)
+    assert yaml.safe_load(encoded.decode()) == value
+    assert not any(0x7F <= ord(character) <= 0xFFFF for character in encoded.decode())
+
+
+@pytest.mark.parametrize("content", [b"<html>log in</html>", b"[]", b"", b"\xff"])
+async def test_an_answer_that_is_no_object_is_an_error_like_others(content: bytes) -> None:
+    """Of a proxy that asks for a password, say."""
+
+    class Answering(ApiClient):
+        async def _send(self, *_: Any, **fields: Any) -> bytes:
+            return content
+
+    async with Answering(Configuration()) as api:
+        with pytest.raises(ApiError, match="what is no object") as caught:
+            await api.request("GET", "/x")
+    assert caught.value.is_temporary
+
+
+async def test_an_object_that_is_no_list_is_an_error_like_others() -> None:
+    async with connected([(200, {})]) as (api, _):
+        with pytest.raises(ApiError, match="no list of pods"):
+            await api.list(POD, None)
+
+
+async def test_credentials_that_cannot_be_had_are_an_error_like_others() -> None:
+    async def refresh(configuration: Configuration) -> None:
+        raise FileNotFoundError("/var/run/token")
+
+    async with connected([(200, {})]) as (api, asked):
+        api.configuration.refresh_api_key_hook = refresh
+        with pytest.raises(ApiError, match="no credentials to be had for http.*/var/run/token") as caught:
+            await api.request("GET", "/x")
+    assert caught.value.is_temporary
+    assert asked == []
