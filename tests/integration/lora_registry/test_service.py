@@ -237,6 +237,20 @@ async def test_death_while_it_publishes_leaves_what_was_there(tmp_path: Path) ->
             assert (again.version, again.changed) == (2, True)
 
 
+async def test_it_serves_when_its_adapters_were_tried_and_ends_without_them(tmp_path: Path) -> None:
+    folder, file = write_adapter(tmp_path / "sql"), tmp_path / "adapters.json"
+    with serve(FileServer()) as web:
+        file.write_text(json.dumps([{"name": "sql", "uri": put_on(web, "/sql", folder)}]))
+        arrived, release = web.hold(f"/sql/{WEIGHTS}")
+        async with await launch_registry(tmp_path / "store", f"--adapters-file={file}") as service:
+            assert await asyncio.to_thread(arrived.wait, 20)
+            with pytest.raises(LookupError):
+                service.logged("serving")
+            service.signal(signal.SIGTERM)
+            assert await service.wait_ended(timeout_s=15) == 0, "nobody waits for a server that says nothing"
+            release.set()
+
+
 async def test_a_store_has_one_registry(tmp_path: Path) -> None:
     async with start_registry(tmp_path / "store"), await launch_registry(tmp_path / "store") as second:
         assert await second.wait_ended() == 1

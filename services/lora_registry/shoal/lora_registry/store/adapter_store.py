@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import threading
 import time
 import uuid
@@ -16,10 +15,11 @@ from typing import Final
 from shoal.artifacts import hash_file
 from shoal.lora_registry.adapters import WEIGHTS_FILE, Adapter, BaseModel, inspect
 from shoal.lora_registry.errors import AdapterRefused, Damaged, NoRoom, NotKept
+from shoal.lora_registry.store.copying import copy_file
 from shoal.lora_registry.store.disk import Disk
 from shoal.lora_registry.store.folders import StoreFolders
 from shoal.lora_registry.store.reading import AdapterFile
-from shoal.lora_registry.store.records import CHUNK_BYTES, FILES, FileRecord, NameRecord, VersionRecord
+from shoal.lora_registry.store.records import FILES, NameRecord, VersionRecord
 
 MAX_NAMES: Final = 512
 """Those that were removed count, since their numbers go on."""
@@ -148,7 +148,7 @@ class AdapterStore:
                 if adapter.digest in self._state.versions:
                     return self._point(name, adapter.digest, is_set=is_set)
         with self._promised(num_bytes), self._incoming() as incoming:
-            files = {each: self._copy(source / each, incoming / each) for each in FILES}
+            files = {each: copy_file(self._folders.disk, source / each, incoming / each) for each in FILES}
             adapter = inspect(incoming, base_model)  # of the copy: the source may have changed
             if check is not None:
                 check(adapter, files[WEIGHTS_FILE].sha256.hex())
@@ -207,8 +207,9 @@ class AdapterStore:
             if digest not in self._state.versions:
                 return []
             lost = [record for record in self._state.names.values() if record.digest == digest]
-            self._collect(digest)
-            return lost
+            leaving = self._collect(digest)
+        self._folders.discard(leaving)
+        return lost
 
     def _size(self, source: Path) -> int:
         total = 0
@@ -224,9 +225,14 @@ class AdapterStore:
 
     @contextmanager
     def _promised(self, num_bytes: int) -> Iterator[None]:
-        with self._lock:
-            self._make_room(num_bytes)
-            self._state.coming_bytes += num_bytes
+        leaving: list[Path] = []
+        try:
+            with self._lock:
+                self._make_room(num_bytes, leaving)
+                self._state.coming_bytes += num_bytes
+        finally:  # not under the lock: files of gigabytes take a while
+            for path in leaving:
+                self._folders.discard(path)
         try:
             yield
         except OSError as error:
@@ -246,25 +252,6 @@ class AdapterStore:
             yield path
         finally:
             self._folders.discard(path)
-
-    def _copy(self, source: Path, target: Path) -> FileRecord:
-        """Bounded by what was promised: a file that grows meanwhile is refused."""
-        left, whole, chunks = source.stat().st_size, hashlib.sha256(), []
-
-        def read() -> Iterator[bytes]:
-            nonlocal left
-            with source.open("rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    left -= len(chunk)
-                    if left < 0:
-                        raise AdapterRefused(f"{source.name} grew while it was read")
-                    whole.update(chunk)
-                    chunks.append(hashlib.sha256(chunk).digest())
-                    yield chunk
-
-        num_bytes = left
-        self._folders.disk.write(target, read())
-        return FileRecord(num_bytes - left, whole.digest(), tuple(chunks))
 
     def _require_name(self, name: str) -> None:
         names = self._state.names
@@ -287,8 +274,9 @@ class AdapterStore:
         self._folders.write_name(record)
         self._state.names[record.name] = record
 
-    def _make_room(self, num_bytes: int) -> None:
-        """Collects versions that no name points to, those first that nobody asked for the longest."""
+    def _make_room(self, num_bytes: int, leaving: list[Path]) -> None:
+        """Collects versions that no name points to, those first that nobody asked for the longest. leaving: gets what
+        is left of them."""
         state = self._state
         pointed = {record.digest for record in state.names.values()}
         used = state.coming_bytes + sum(record.num_bytes for record in state.versions.values())
@@ -304,13 +292,13 @@ class AdapterStore:
             if used + num_bytes <= self.limits.max_bytes:
                 break
             used -= state.versions[digest].num_bytes
-            self._collect(digest)
+            leaving.append(self._collect(digest))
 
-    def _collect(self, digest: str) -> None:
-        """Names forget it first: none may point to what is not there."""
+    def _collect(self, digest: str) -> Path:
+        """Names forget it first: none may point to what is not there. What is left to discard."""
         state = self._state
         for record in list(state.names.values()):
             if any(each == digest for _, each in record.versions):
                 self._write_name(record.without(digest))
         del state.versions[digest], state.used[digest]
-        self._folders.forget(digest)
+        return self._folders.forget(digest)

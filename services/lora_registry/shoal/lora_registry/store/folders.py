@@ -81,7 +81,7 @@ class StoreFolders:
             for path, record in zip(paths, threads.map(_verify, paths), strict=True):
                 if record is None:
                     dropped.append(f"version {path.name}")
-                    self.forget(path.name)
+                    self.discard(self.forget(path.name))
                 else:
                     versions[path.name] = record
         return Found(versions, self._read_names(versions, dropped), dropped)
@@ -113,7 +113,7 @@ class StoreFolders:
     def keep(self, incoming: Path, digest: str) -> None:
         """From here on it is a version."""
         if self.version(digest).exists():  # of a change that failed halfway
-            self.forget(digest)
+            self.discard(self.forget(digest))
         self.disk.rename(incoming, self.version(digest))
         self.disk.sync(self._versions)
 
@@ -128,12 +128,12 @@ class StoreFolders:
             raise
         self.disk.sync(self._names)
 
-    def forget(self, digest: str) -> None:
-        """Away in one step, and then byte by byte: what is half removed is never taken for a version."""
+    def forget(self, digest: str) -> Path:
+        """Away in one step: what is half removed is never taken for a version. What is left to `discard`."""
         leaving = self.incoming / uuid.uuid4().hex
         self.disk.rename(self.version(digest), leaving)
         self.disk.sync(self._versions)
-        self.discard(leaving)
+        return leaving
 
     def discard(self, path: Path) -> None:
         """As far as that goes: the next start removes what is left."""
