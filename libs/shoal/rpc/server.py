@@ -42,6 +42,9 @@ class ServerOptions:
     drain_timeout_s: float = 60.0
     max_message_bytes: int = 64 << 20
     max_concurrent_streams: int = 8192
+    keepalive_s: float = 20.0
+    """A connection on which nothing was said for so long is asked for a sign of life; without one for as long again it
+    is closed, and with it the calls of a client whose machine has lost its power."""
     unix_path: str = ""
     """A Unix socket to listen on as well, for this user alone; empty for none. One that is left over is replaced."""
 
@@ -110,6 +113,18 @@ class _Health(HealthServicer):  # type: ignore[misc]  # untyped
             watch.cancel()
 
 
+def connection_options(keepalive_s: float) -> list[tuple[str, int]]:
+    """How any server of ours keeps its connections: it asks for signs of life, and lets clients ask every 5 s. By
+    default a server ends connections that ask more than twice in five minutes."""
+    return [
+        ("grpc.keepalive_time_ms", int(keepalive_s * 1e3)),
+        ("grpc.keepalive_timeout_ms", int(keepalive_s * 1e3)),
+        ("grpc.http2.ping_timeout_ms", int(keepalive_s * 1e3)),  # a minute by default, whatever keepalive_timeout is
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ]
+
+
 async def start_server(
     options: ServerOptions,
     registrations: Sequence[Registration],
@@ -132,7 +147,7 @@ async def start_server(
             ("grpc.server.max_pending_requests", options.max_concurrent_streams),
             ("grpc.server.max_pending_requests_hard_limit", 2 * options.max_concurrent_streams),
             ("grpc.so_reuseport", 0),  # a second process on the same port is a mistake that must show
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            *connection_options(options.keepalive_s),
         ],
     )
     health = _Health()

@@ -8,6 +8,7 @@ import gc
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -82,11 +83,8 @@ async def serve(config: OperatorConfig) -> None:
         _log.info("serving", address=f"{config.host}:{server.port}")
         if config.tls_certificate:
             files = Path(config.tls_certificate), Path(config.tls_key)
-            port = await stack.enter_async_context(
-                serving_securely(
-                    discovery, config.host, config.tls_port, *files, drain_timeout_s=config.drain_timeout_s
-                )
-            )
+            by_tls = replace(listening, port=config.tls_port)
+            port = await stack.enter_async_context(serving_securely(discovery, by_tls, *files))
             _log.info("serving by TLS", address=f"{config.host}:{port}")
         running = asyncio.ensure_future(controller.run(stop, ready))
         watching = asyncio.ensure_future(ready.wait())

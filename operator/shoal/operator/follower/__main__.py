@@ -42,6 +42,7 @@ async def _follow(config: FollowerConfig) -> None:
     options = [
         ("grpc.keepalive_time_ms", keepalive_ms),
         ("grpc.keepalive_timeout_ms", keepalive_ms),
+        ("grpc.http2.ping_timeout_ms", keepalive_ms),
         ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
     ]
 

@@ -12,6 +12,7 @@ import grpc.aio
 import structlog
 
 from shoal.operator.xds.server import DiscoveryServer
+from shoal.rpc.server import ServerOptions, connection_options
 
 _log = structlog.get_logger("shoal.operator")
 
@@ -48,19 +49,21 @@ class _Identity:
 
 @asynccontextmanager
 async def serving_securely(
-    discovery: DiscoveryServer, host: str, port: int, certificate: Path, key: Path, *, drain_timeout_s: float
+    discovery: DiscoveryServer, listening: ServerOptions, certificate: Path, key: Path
 ) -> AsyncIterator[int]:
     """Serves to whoever trusts the certificate, until the block ends; yields the port. Raises OSError."""
-    identity = _Identity(certificate, key)
+    identity, address = _Identity(certificate, key), f"{listening.host}:{listening.port}"
     credentials = grpc.dynamic_ssl_server_credentials(identity.configuration, identity.renew)
-    server = grpc.aio.server()
+    server = grpc.aio.server(
+        options=[("grpc.so_reuseport", 0), *connection_options(listening.keepalive_s)],
+    )
     discovery.add_to(server)
     try:
-        bound = server.add_secure_port(f"{host}:{port}", credentials)
+        bound = server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {host}:{port}: is the port in use, and is it a certificate?") from error
+        raise OSError(f"cannot listen on {address}: is the port in use, and is it a certificate?") from error
     await server.start()
     try:
         yield bound
     finally:
-        await server.stop(drain_timeout_s)
+        await server.stop(listening.drain_timeout_s)
