@@ -28,9 +28,10 @@ _Id = tuple[str, str, str]
 class FakeApi(ApiClient):
     """Applies by merging, counts versions, and tells its observer of each change at once."""
 
-    def __init__(self) -> None:
-        self.objects: dict[_Id, Manifest] = {}
-        self.version = 0
+    def __init__(self, other: FakeApi | None = None) -> None:
+        """other: a client of the same API server."""
+        self.objects: dict[_Id, Manifest] = {} if other is None else other.objects
+        self._versions: list[int] = [0] if other is None else other._versions
         self.writes: list[str] = []
         """`PATCH smol-worker`: those that were asked for, Events and Leases among them."""
         self.events: list[Manifest] = []
@@ -40,6 +41,11 @@ class FakeApi(ApiClient):
         """After that, while its answer is on its way."""
         self.observer: Observer | None = None
         self._uids = itertools.count(1)
+
+    @property
+    def version(self) -> int:
+        """Of the last change."""
+        return self._versions[0]
 
     async def request(
         self, method: str, path: str, body: Any = None, *, query: Any = None, content_type: str = "application/json"
@@ -59,7 +65,7 @@ class FakeApi(ApiClient):
     def delete_object(self, plural: str, namespace: str, name: str) -> None:
         """As somebody else does."""
         found = self.objects.pop((plural, namespace, name))
-        self.version += 1
+        self._versions[0] += 1
         self._tell({**found, "metadata": {**found["metadata"], "resourceVersion": str(self.version)}}, gone=True)
 
     def names(self, kind: str) -> list[str]:
@@ -120,7 +126,7 @@ class FakeApi(ApiClient):
             return before
         elif after.get("spec") != before.get("spec"):
             metadata["generation"] += 1
-        self.version += 1
+        self._versions[0] += 1
         metadata["resourceVersion"] = str(self.version)
         self.objects[where] = after
         self._tell(after)

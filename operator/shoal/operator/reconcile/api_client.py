@@ -121,9 +121,13 @@ class ApiClient:
                 query, found, version = {"labelSelector": label_selector}, [], ""
                 continue
             # Items of a list leave these out.
-            found += [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in answer["items"]]
-            version = version or str(answer["metadata"].get("resourceVersion", ""))
-            proceed = answer["metadata"].get("continue")
+            items, metadata = answer.get("items"), answer.get("metadata")
+            if not isinstance(items, list) or not isinstance(metadata, dict):
+                text = f"{self.configuration.host} answers with what is no list of {kind.plural}"
+                raise ApiError(0, "NotAList", text)
+            found += [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in items]
+            version = version or str(metadata.get("resourceVersion", ""))
+            proceed = metadata.get("continue")
             if not proceed:
                 return Listing(tuple(found), int(version) if version.isdigit() else 0)
             query["continue"] = proceed
@@ -155,8 +159,12 @@ class ApiClient:
         content_type: str = "application/json",
     ) -> Manifest:
         """One call. Raises ApiError."""
-        decoded: Manifest = msgspec.json.decode(await self._send(method, path, body, query, content_type))
-        return decoded
+        content = await self._send(method, path, body, query, content_type)
+        try:
+            return msgspec.json.decode(content, type=Manifest)
+        except msgspec.DecodeError as error:  # something else answers at that address
+            text = f"{self.configuration.host} answers {method} {path} with what is no object: {error}"
+            raise ApiError(0, "NotAnObject", text) from error
 
     async def request_text(self, path: str, query: Mapping[str, str] | None = None) -> str:
         """Reads what is no object, such as a container's log. Raises ApiError."""
@@ -185,7 +193,11 @@ class ApiClient:
         self, method: str, path: str, body: Any, query: Mapping[str, str] | None, content_type: str, accept: str
     ) -> bytes:
         headers = {"Content-Type": content_type, "Accept": accept}
-        await self._api.update_params_for_auth(headers, [], ["BearerToken"])
+        try:
+            await self._api.update_params_for_auth(headers, [], ["BearerToken"])
+        except Exception as error:  # of a file, a program or a service that gives out tokens
+            text = f"there are no credentials to be had for {self.configuration.host}: {error or type(error).__name__}"
+            raise ApiError(0, "NoCredentials", text) from error
         if content_type == _APPLY:
             headers["Content-Type"], body = f"{_APPLY}; charset=utf-8", as_yaml(body)
         url = f"{self.configuration.host}{path}"

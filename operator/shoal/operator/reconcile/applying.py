@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,6 +12,10 @@ from shoal.operator.reconcile.api_client import ApiClient
 from shoal.operator.reconcile.object_store import Key, ObjectStore, owner_key
 
 _KIND_OF: Final = {kind.kind: kind for kind in ALL_KINDS}
+
+
+class LeadLost(Exception):
+    """Another operator may write by now, so this one does not."""
 
 
 class NameTaken(Exception):
@@ -40,13 +44,15 @@ class Applier:
     Its memory only saves calls: a new one applies everything once, to the same effect.
     """
 
-    def __init__(self, api: ApiClient, store: ObjectStore) -> None:
+    def __init__(self, api: ApiClient, store: ObjectStore, may_write: Callable[[], bool]) -> None:
+        """may_write: asked before each write, since a plan takes longer than a Lease."""
         self._api = api
+        self._may_write = may_write
         self._store = store
         self._applied: dict[Key, dict[tuple[str, str], _Applied]] = {}
 
     async def apply(self, key: Key, uid: str, plan: Sequence[Manifest]) -> Changes:
-        """Raises NameTaken and ApiError; what came before in the plan is applied then, and nothing is pruned."""
+        """Raises NameTaken, LeadLost and ApiError: what came before in the plan is applied then, nothing is pruned."""
         memory = self._applied.setdefault(key, {})
         changes = Changes()
         for wanted in plan:
@@ -58,27 +64,40 @@ class Applier:
                 continue
             if live is None or not _is_ours(live, uid):
                 await self._require_ours(wanted, key, uid)
+            self._require_lead()
             applied = await self._api.apply(_KIND_OF[wanted["kind"]], wanted)
             self._store.put(applied)
             memory[identity] = _Applied(wanted, applied)
             changes.applied.append("/".join(identity))
-        await self._prune(key, uid, plan, changes)
+        await self._prune(key, uid, plan, memory, changes)
         return changes
 
     def forget(self, key: Key) -> None:
         """The InferenceService is gone, or everything is to be applied again."""
         self._applied.pop(key, None)
 
-    async def _prune(self, key: Key, uid: str, plan: Sequence[Manifest], changes: Changes) -> None:
+    async def _prune(
+        self,
+        key: Key,
+        uid: str,
+        plan: Sequence[Manifest],
+        memory: dict[tuple[str, str], _Applied],
+        changes: Changes,
+    ) -> None:
         planned = {(wanted["kind"], wanted["metadata"]["name"]) for wanted in plan}
         for live in self._store.of(key):
             identity = (live["kind"], live["metadata"]["name"])
             if live["kind"] not in _KIND_OF or identity in planned or not _is_ours(live, uid):
                 continue
+            self._require_lead()
             await self._api.delete(_KIND_OF[live["kind"]], live)
             self._store.remove(live)
-            self._applied[key].pop(identity, None)
+            memory.pop(identity, None)
             changes.pruned.append("/".join(identity))
+
+    def _require_lead(self) -> None:
+        if not self._may_write():
+            raise LeadLost("another operator may write by now")
 
     async def _require_ours(self, wanted: Manifest, key: Key, uid: str) -> None:
         """Server-side apply would quietly take over an object that somebody else made. One that the service owns is

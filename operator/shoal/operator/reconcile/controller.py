@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from shoal.operator.planner.kubernetes import (
 from shoal.operator.planner.kubernetes.envoy import envoy_options, node_cluster
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError
+from shoal.operator.reconcile.background import repeat, running
 from shoal.operator.reconcile.cache_watch import CacheWatch, Fetch, Gateway, MetricsFetcher, gateways_among
 from shoal.operator.reconcile.handlers import WatchHandlers, make_registry
 from shoal.operator.reconcile.inventory import OURS, Inventory
@@ -86,6 +87,8 @@ class Controller:
         """What watches tell goes there."""
         self._watched: tuple[Kind, ...] = _ALWAYS_WATCHED
         self._apis_changed = asyncio.Event()
+        self._at_work: set[asyncio.Task[None]] = set()
+        """Reconciles that are under way."""
         self.listed_unix_s = 0.0
         """When everything was last listed."""
 
@@ -94,14 +97,16 @@ class Controller:
         await self._discover()
         await self.relist()
         async with contextlib.AsyncExitStack() as stack:
-            reconciling = (self._reconcile() for _ in range(self._options.num_reconcilers))
+            options = self._options
+            reconciling = (self._reconcile() for _ in range(options.num_reconcilers))
+            resyncing = repeat("listing", options.resync_interval_s, self._resync)
+            checking = repeat("asking gateways", options.cache_check_interval_s, self._check_caches)
             await stack.enter_async_context(self._fetcher)
-            await stack.enter_async_context(_running(self._resync(), self._check_caches(), *reconciling))
-            if self._options.lease_namespace:
+            await stack.enter_async_context(running(resyncing, checking, *reconciling))
+            if options.lease_namespace:
                 self.reconciler.writes = False
-                leadership = Leadership(
-                    self._api, self._options.lease_namespace, self._options.identity, on_change=self._lead
-                )
+                leadership = Leadership(self._api, options.lease_namespace, options.identity, on_change=self._lead)
+                self.reconciler.may_write = lambda: leadership.holds
                 await stack.enter_async_context(leadership.held())
             await self._watch(stop, ready)
 
@@ -154,8 +159,11 @@ class Controller:
         return find_infeasible(service, self._platform)
 
     def _lead(self, leads: bool) -> None:
-        """Everything is looked at anew: what was not to be written so far may have to be."""
+        """Everything is looked at anew: what was not to be written so far may have to be. What is being written when
+        the lead is lost is given up: another operator is about to begin."""
         self.reconciler.writes = leads
+        for task in () if leads else self._at_work:
+            task.cancel()
         for key in list(self.reconciler.services):
             self.reconciler.forget_applied(key)
             self.queue.add(key)
@@ -176,8 +184,15 @@ class Controller:
     async def _reconcile(self) -> None:
         while True:
             key = await self.queue.get()
+            task = asyncio.ensure_future(self.reconciler.reconcile(key))
+            self._at_work.add(task)
             try:
-                await self.reconciler.reconcile(key)
+                await asyncio.wait({task})
+                task.result()
+            except asyncio.CancelledError:
+                if not task.cancelled():  # it is this one that is to end
+                    raise
+                self.queue.done(key)  # and is there again, since the lead was lost
             except Exception as error:  # one service must not keep the others from being looked after
                 delay_s = self.queue.failed(key)
                 is_told = isinstance(error, ApiError) and error.is_temporary
@@ -187,29 +202,24 @@ class Controller:
                 )  # fmt: skip
             else:
                 self.queue.done(key)
+            finally:
+                task.cancel()
+                self._at_work.discard(task)
 
     async def _resync(self) -> None:
-        while True:
-            await asyncio.sleep(self._options.resync_interval_s)
-            try:
-                await self._discover()
-                await self.relist()
-            except ApiError as error:
-                _log.warning("cannot list", error=str(error))
-                continue
-            for key in list(self.reconciler.services):
-                self.queue.add(key)
+        await self._discover()
+        await self.relist()
+        for key in list(self.reconciler.services):
+            self.queue.add(key)
 
     async def _check_caches(self) -> None:
-        while True:
-            await asyncio.sleep(self._options.cache_check_interval_s)
-            if not self.reconciler.writes:
-                continue  # who writes the status asks
-            gateways: dict[Key, list[Gateway]] = {}
-            for key in self.reconciler.services:
-                if found := gateways_among(self.store.of(key, "Pod")):
-                    gateways[key] = found
-            await self.caches.look(gateways)
+        if not self.reconciler.writes:
+            return  # who writes the status asks
+        gateways: dict[Key, list[Gateway]] = {}
+        for key in self.reconciler.services:
+            if found := gateways_among(self.store.of(key, "Pod")):
+                gateways[key] = found
+        await self.caches.look(gateways)
 
     async def relist(self) -> None:
         """Reads everything anew: watches tell of what changes, lists of what is."""
@@ -243,15 +253,3 @@ def _settings(watched: Iterable[Kind]) -> kopf.OperatorSettings:
         settings.watching.label_selectors[kind.plural] = OURS
     logging.getLogger("kopf").setLevel(logging.WARNING)
     return settings
-
-
-@contextlib.asynccontextmanager
-async def _running(*coroutines: Any) -> AsyncIterator[None]:
-    """Runs them beside the block, and ends them with it."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

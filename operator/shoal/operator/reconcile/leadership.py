@@ -13,6 +13,7 @@ import structlog
 from shoal.operator.planner.kubernetes import Manifest
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError, collection_path, object_path
+from shoal.operator.reconcile.background import running
 
 LEASE_NAME: Final = "shoal-operator"
 _LEASE: Final = Kind("coordination.k8s.io/v1", "Lease", "leases")
@@ -23,7 +24,8 @@ class Leadership:
     """One operator's claim to a Lease.
 
     A holder that has not renewed for `duration_s`, by the watcher's own clock since it saw the last change, is taken
-    for dead. Whoever holds the Lease stops writing earlier than that when it cannot renew.
+    for dead. Whoever holds the Lease stops writing earlier than that when it cannot renew, whatever it waits for: a
+    third of that time is left for clocks that differ, and for calls that are on their way.
     """
 
     def __init__(
@@ -48,44 +50,61 @@ class Leadership:
         """The Lease's version, and when it was first seen."""
         self._renewed_s = 0.0
 
+    @property
+    def holds(self) -> bool:
+        """Whether this operator may write at this moment, also when it was kept from looking at the clock."""
+        return self._leads and self._left_s > 0
+
     @contextlib.asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
         """Claims the Lease for as long as the block runs, and gives it up at its end."""
-        claiming = asyncio.ensure_future(self._claim())
         try:
-            yield
+            async with running(self._claim()):
+                yield
         finally:
-            claiming.cancel()
-            await asyncio.gather(claiming, return_exceptions=True)
             if self._leads:
                 self._set(False)
-                with contextlib.suppress(ApiError):
-                    await self._release()
+                with contextlib.suppress(ApiError, TimeoutError):
+                    async with asyncio.timeout(self._renew_s):
+                        await self._release()
+
+    @property
+    def _left_s(self) -> float:
+        """Until it has to stop if it cannot renew."""
+        return self._renewed_s + self._duration_s * 2 / 3 - _now_s()
 
     async def _claim(self) -> None:
         while True:
-            now_s = asyncio.get_running_loop().time()
+            if not self.holds:  # it slept for longer than it was to
+                self._set(False)
+            asked_s = _now_s()
             try:
-                holds = await self._try(now_s)
-            except ApiError as error:
-                # Others may take it once the duration is over; a third of it is for clocks and slow calls.
-                holds = self._leads and now_s - self._renewed_s < self._duration_s * 2 / 3
-                _log.warning("the lease cannot be renewed", error=str(error), leads=holds)
+                # Waiting for an answer does not make the Lease last longer.
+                async with asyncio.timeout(self._left_s if self._leads else self._duration_s):
+                    holds = await self._try()
+            except Exception as error:  # whatever it is: it was not renewed
+                holds = self.holds
+                text = "no answer" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+                _log.warning(
+                    "the lease cannot be renewed", error=text, leads=holds,
+                    exc_info=not isinstance(error, (ApiError, TimeoutError)),
+                )  # fmt: skip
             else:
-                self._renewed_s = now_s if holds else self._renewed_s
+                # Others count from when they saw it, which is not before it was asked for.
+                self._renewed_s = asked_s if holds else self._renewed_s
             self._set(holds)
-            await asyncio.sleep(self._renew_s)
+            await asyncio.sleep(min(self._renew_s, max(self._left_s, 0.0)) if holds else self._renew_s)
 
-    async def _try(self, now_s: float) -> bool:
+    async def _try(self) -> bool:
         """Takes or renews the Lease if that may be."""
         found = await self._api.get(_LEASE, self._namespace, LEASE_NAME)
         if found is None:
             return await self._write("POST", collection_path(_LEASE, self._namespace), self._lease(None))
         version, spec = found["metadata"]["resourceVersion"], found.get("spec", {})
         if version != self._seen[0]:
-            self._seen = (version, now_s)
+            self._seen = (version, _now_s())
         is_ours = spec.get("holderIdentity") == self._identity
-        is_free = not spec.get("holderIdentity") or now_s - self._seen[1] > self._duration_s
+        is_free = not spec.get("holderIdentity") or _now_s() - self._seen[1] > self._duration_s
         if not is_ours and not is_free:
             return False
         return await self._write("PUT", object_path(_LEASE, self._namespace, LEASE_NAME), self._lease(found))
@@ -121,3 +140,7 @@ class Leadership:
             self._leads = leads
             _log.info("leading" if leads else "not leading any more", identity=self._identity)
             self._on_change(leads)
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

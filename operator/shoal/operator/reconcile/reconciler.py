@@ -21,7 +21,7 @@ from shoal.operator.measures import OBJECTS
 from shoal.operator.planner.kubernetes import Manifest, Observed, Owner, Platform, find_infeasible, observe, plan
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError, collection_path
-from shoal.operator.reconcile.applying import Applier, NameTaken
+from shoal.operator.reconcile.applying import Applier, LeadLost, NameTaken
 from shoal.operator.reconcile.caches import CachesState
 from shoal.operator.reconcile.events import events_of
 from shoal.operator.reconcile.object_store import Key, ObjectStore, version_of
@@ -83,7 +83,7 @@ class Reconciler:
         self._api = api
         self._store = store
         self._platform = platform
-        self._applier = Applier(api, store)
+        self._applier = Applier(api, store, self._is_writing)
         self._on_planned = on_planned
         self._caches_of = caches_of
         self._now = now
@@ -91,6 +91,8 @@ class Reconciler:
         self._plans: dict[Key, _Plan] = {}
         self.writes = True
         """False: nothing is applied and no status written, as long as another operator does."""
+        self.may_write: Callable[[], bool] = lambda: True
+        """Whether that is still so, asked before each write."""
 
     async def reconcile(self, key: Key) -> None:
         """Raises ApiError or NameTaken when it is to be tried again; the status says so if it could be written."""
@@ -99,8 +101,11 @@ class Reconciler:
             # What it owned goes by itself: Kubernetes collects what has no owner.
             self.forget_applied(key)
             return
-        findings, failure = await self._bring_about(key, found)
-        if self.writes:
+        try:
+            findings, failure = await self._bring_about(key, found)
+        except LeadLost:  # who gets it looks at everything
+            return
+        if self._is_writing():
             await self._show(found, findings)
         if failure is not None:
             raise failure
@@ -110,6 +115,9 @@ class Reconciler:
         self._applier.forget(key)
         self._specs.pop(key, None)
         self._plans.pop(key, None)
+
+    def _is_writing(self) -> bool:
+        return self.writes and self.may_write()
 
     def set_platform(self, platform: Platform) -> None:
         """The cluster has come to have other APIs: every plan may be another."""

@@ -26,6 +26,7 @@ from shoal.operator.measures import (
     timed,
 )
 from shoal.operator.reconcile.api_client import ApiError
+from shoal.operator.reconcile.background import repeat
 from shoal.operator.webhook.certificates import Issued, expiry_of
 from shoal.operator.webhook.configuration import PATH
 from shoal.operator.webhook.keeping import CertificateKeeper, Place, Requests
@@ -97,22 +98,23 @@ async def serve_webhook(
         try:
             async with running_webhook(api, options, find_facts, find_infeasible):
                 await asyncio.Event().wait()
-        except (ApiError, OSError) as error:
-            _log.error("no webhook", error=str(error), again_in_s=options.retry_interval_s)
+        except Exception as error:  # nobody else would hear of it
+            _log.error(
+                "no webhook", error=str(error) or type(error).__name__, again_in_s=options.retry_interval_s,
+                exc_info=not isinstance(error, (ApiError, OSError)),
+            )  # fmt: skip
             await asyncio.sleep(options.retry_interval_s)
 
 
 async def _keep_fresh(keeper: CertificateKeeper, context: ssl.SSLContext, served: Issued, interval_s: float) -> None:
-    while True:
-        await asyncio.sleep(interval_s)
-        try:
-            issued = await keeper.refresh()
-        except ApiError as error:
-            _log.warning("the webhook's certificate cannot be looked after", error=str(error))
-            continue
+    async def refresh() -> None:
+        nonlocal served
+        issued = await keeper.refresh()
         if issued != served:
             _load(context, issued)  # for connections from now on
             served = issued
+
+    await repeat("looking after the webhook's certificate", interval_s, refresh)
 
 
 def _load(context: ssl.SSLContext, issued: Issued) -> None:

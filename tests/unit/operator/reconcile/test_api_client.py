@@ -116,7 +116,7 @@ async def test_a_list_that_became_too_old_to_be_read_on_is_read_as_a_whole() -> 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 @example("\N{WHALE} \\ud83d \x7f \x85 \u2028 \ufeff \uffff")
 def test_what_is_applied_means_the_same_as_yaml(text: str) -> None:
-    value = {"note": text, text: [1, 2.5, True, None, {}]}
+    value: dict[str, Any] = {"note": text, text: [1, 2.5, True, None, {}]}
     encoded = as_yaml(value)
     assert yaml.safe_load(encoded.decode()) == value
     assert not any(0x7F <= ord(character) <= 0xFFFF for character in encoded.decode())
@@ -147,8 +147,9 @@ async def test_credentials_that_cannot_be_had_are_an_error_like_others() -> None
         raise FileNotFoundError("/var/run/token")
 
     async with connected([(200, {})]) as (api, asked):
+        api.configuration.api_key = {"BearerToken": "old"}
         api.configuration.refresh_api_key_hook = refresh
-        with pytest.raises(ApiError, match="no credentials to be had for http.*/var/run/token") as caught:
+        with pytest.raises(ApiError, match=r"no credentials to be had for http.*/var/run/token") as caught:
             await api.request("GET", "/x")
     assert caught.value.is_temporary
     assert asked == []
