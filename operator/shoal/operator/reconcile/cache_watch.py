@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Final
 
 import aiohttp
+import structlog
 
 from shoal.operator.planner.kubernetes import Manifest
 from shoal.operator.planner.kubernetes.names import COMPONENT_LABEL
@@ -22,6 +23,7 @@ _MAX_AT_ONCE: Final = 32
 _WINDOW: Final = 7
 """Readings of a gateway that are kept: a minute, at one each ten seconds."""
 _UNKNOWN: Final = CachesState()
+_log = structlog.get_logger("shoal.operator")
 Fetch = Callable[[str], Awaitable[str]]
 """URL -> text of a page. Raises OSError, saying why, when it cannot be had in time."""
 
@@ -84,6 +86,11 @@ class CacheWatch:
                 return parse_reading(await self._fetch(gateway.url))
             except OSError as error:
                 return str(error)
+            except ValueError as error:
+                return f"its metrics make no sense: {error}"
+            except Exception as error:  # what one pod says must not keep the others from being asked
+                _log.exception("a gateway cannot be asked", pod=gateway.pod)
+                return f"the operator has a bug: {type(error).__name__}"
 
 
 class MetricsFetcher:

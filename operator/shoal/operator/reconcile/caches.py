@@ -26,6 +26,7 @@ _MIN_PREDICTED_TOKENS: Final = 16_384
 """Fewer say nothing: one long prompt whose blocks were evicted meanwhile is none of anybody's faults."""
 _MIN_TRUE_SHARE: Final = 0.5
 _MAX_NAMED: Final = 3
+_MAX_COUNT: Final = 1e18
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,14 @@ class CachesState:
 
 
 def parse_reading(text: str) -> Reading:
-    """From the text of a gateway's `/metrics`. What is not there is nothing: another version may not count it."""
+    """From the text of a gateway's `/metrics`. What is not there is nothing: another version may not count it. Raises
+    ValueError for numbers that are none, or that nothing can be counted with."""
     found: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for name, worker, value in _LINE.findall(text):
-        found[name][worker] = float(value)
+        number = float(value)
+        if not 0 <= number <= _MAX_COUNT:
+            raise ValueError(f"{name} is {value}")
+        found[name][worker] = number
     return Reading(
         num_stale=int(found[_STALE].get("", 0)),
         ages_s=found[_AGE_S],

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shoal.operator.reconcile.cache_watch import CacheWatch, Gateway, MetricsFetcher, gateways_among
 from shoal.operator.reconcile.caches import Reading, judge_caches, parse_reading
@@ -79,6 +82,45 @@ async def test_changes_are_told_once_and_a_restarted_gateway_is_another() -> Non
     assert watch.state(KEY).status == "True", "heard once of the new one"
     await watch.look({})
     assert watch.state(KEY).reason == "NotObserved"
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1", "1.2.3", "1e300", "e", "-1e999"])
+@pytest.mark.parametrize(
+    "name", ["shoal_gateway_workers_without_kv_events", 'shoal_gateway_kv_event_age_seconds{worker="w"}']
+)
+async def test_one_page_of_nonsense_is_that_pods_alone(name: str, value: str) -> None:
+    async def fetch(url: str) -> str:
+        return PAGE if url == GATEWAY.url else f"{name} {value}\n"
+
+    watch = CacheWatch(fetch, lambda key: None)
+    other = ("default", "other")
+    for _ in range(2):
+        await watch.look({KEY: [GATEWAY], other: [Gateway("liar", "u3", "http://b/metrics")]})
+    assert watch.state(KEY).reason == "EventsStopped"
+    assert watch.state(other).reason == "GatewaysUnreachable"
+    assert value in watch.state(other).message
+
+
+async def test_a_bug_at_one_gateway_does_not_keep_the_others_from_being_asked() -> None:
+    async def fetch(url: str) -> str:
+        if url == GATEWAY.url:
+            return PAGE
+        raise KeyError(url)
+
+    watch = CacheWatch(fetch, lambda key: None)
+    for _ in range(2):
+        await watch.look({KEY: [GATEWAY], ("default", "other"): [Gateway("odd", "u3", "http://b/metrics")]})
+    assert watch.state(KEY).reason == "EventsStopped"
+
+
+@settings(max_examples=200, deadline=None)
+@given(page=st.text(alphabet='shoal_gateway_kv_events{}="\n 0123456789.eE+-', max_size=200), line=st.integers(0, 12))
+def test_any_page_is_read_or_refused(page: str, line: int) -> None:
+    lines = PAGE.splitlines()
+    text = "\n".join([*lines[:line], page, *lines[line:]])
+    with contextlib.suppress(ValueError):
+        reading = parse_reading(text)
+        judge_caches({"a": [reading, reading]}, {})
 
 
 async def test_pages_are_fetched_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
