@@ -22,6 +22,7 @@ import shoal.operator.measures
 import shoal.rpc.interceptor  # noqa: F401 - all four register metrics
 from shoal.kv_store.metrics import StoreCollector
 from shoal.kv_store.remote.metrics import PeerCollector
+from shoal.lora_registry.metrics import RegistryCollector
 from shoal.model_worker.metrics import WorkerMetrics
 from shoal.operator.api import parse_manifest
 from shoal.operator.planner.kubernetes import OPTIONAL_APIS, Owner, Platform, plan
@@ -154,6 +155,10 @@ async def _metric_names() -> AsyncIterator[str]:
         worker,
         PeerCollector(SimpleNamespace(peers=[], outbox=[])),  # type: ignore[arg-type]
         OperatorCollector(Controller(None, Platform())),  # type: ignore[arg-type]
+        RegistryCollector(
+            SimpleNamespace(contents=lambda: ([], []), limits=SimpleNamespace(max_bytes=1)),  # type: ignore[arg-type]
+            SimpleNamespace(problems={}, wanted=[]),  # type: ignore[arg-type]
+        ),
     ]
     async with open_core(files=MemoryDisk()) as core:
         for collector in (*collectors, StoreCollector(core.store)):
