@@ -42,7 +42,7 @@ MAX_SUMMING_THREADS: Final = 8
 FED_BYTES_AT_ONCE: Final = 128 << 20
 """Whole layers of all blocks, in one launch: 2.5 ms of an H100's link."""
 CODED_BYTES_AT_ONCE: Final = 32 << 20
-"""With a codec, in the cache's form: on its way through the device a block takes some six times its bytes."""
+"""Stored with a codec, in the cache's form: on its way through the device a block takes some six times its bytes."""
 
 
 class CudaKvMemory:
@@ -66,9 +66,9 @@ class CudaKvMemory:
         raw_bytes: int = self._blocks.shape[1]
         self.num_layers_fed: int = kv_cache.shape[1] if codec is None and kv_cache.dim() > 2 else 0
         self.block_bytes = raw_bytes if codec is None else codec.stored_bytes
-        if codec is not None:
-            bytes_at_once = min(bytes_at_once, CODED_BYTES_AT_ONCE)
-        self.blocks_at_once = min(max(bytes_at_once // raw_bytes, 1), len(kv_cache))
+        self._num_loaded_at_once = min(max(bytes_at_once // raw_bytes, 1), len(kv_cache))
+        num_coded = max(CODED_BYTES_AT_ONCE // raw_bytes, 1)
+        self.blocks_at_once = self._num_loaded_at_once if codec is None else min(num_coded, self._num_loaded_at_once)
         self._num_threads = min(MAX_SUMMING_THREADS, max((os.cpu_count() or 2) // 2, 1))
         self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="kv sum")
         self._copies = make_copies(kv_cache.device)
@@ -89,12 +89,13 @@ class CudaKvMemory:
 
     def load(self, lease: Lease, block_ids: Sequence[int], mark: object) -> Generator[Loaded, None, None]:
         """See `KvMemory.load`."""
-        starts = iter(range(0, len(block_ids), self.blocks_at_once))
+        at_once = self._num_loaded_at_once
+        starts = iter(range(0, len(block_ids), at_once))
         parts: deque[_Part] = deque()
         try:
             while True:
                 while len(parts) < 2 and (start := next(starts, None)) is not None:
-                    parts.append(self._start(lease, start, block_ids[start : start + self.blocks_at_once], mark))
+                    parts.append(self._start(lease, start, block_ids[start : start + at_once], mark))
                 if not parts:
                     return
                 loaded = parts.popleft().finish(lease)

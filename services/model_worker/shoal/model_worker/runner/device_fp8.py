@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.kernels.block_transfer import gather_blocks, scatter_blocks
+from shoal.kernels.block_transfer import gather_blocks
+from shoal.kernels.fp8_blocks import decode_blocks
 from shoal.kv_codec import BlockShape, Fp8
 from shoal.kv_codec.fp8 import MAX_EXPONENT, MIN_EXPONENT
 
@@ -38,8 +39,8 @@ class DeviceFp8:
         return self.encode(raw)
 
     def write(self, cache: Tensor, block_ids: Sequence[int], stored: Tensor) -> None:
-        """The reverse, of blocks that `is_valid_at` has seen."""
-        scatter_blocks(cache, block_ids, self.decode(stored))
+        """The reverse, of blocks that `is_valid_at` has seen; of others any values."""
+        decode_blocks(stored, cache.view(self._dtype), block_ids, self.shape.group_elements)
 
     def encode(self, raw: Tensor) -> Tensor:
         """uint8 [n, payload_bytes] to uint8 [n, stored_bytes]."""
@@ -54,14 +55,6 @@ class DeviceFp8:
         stored[:, : self._num_codes] = values.to(torch.float8_e4m3fn).view(torch.uint8).view(num, -1)
         stored[:, self._num_codes :] = torch.where(is_fit, exponents, _UNFIT).to(torch.int8).view(torch.uint8)
         return stored
-
-    def decode(self, stored: Tensor) -> Tensor:
-        """uint8 [n, stored_bytes] to uint8 [n, payload_bytes]."""
-        num, groups = len(stored), self.shape.num_groups
-        codes = stored[:, : self._num_codes].contiguous().view(torch.float8_e4m3fn).view(num, groups, -1)
-        exponents = stored[:, self._num_codes :].contiguous().view(torch.int8)
-        values = codes.float() * torch.exp2(exponents.float())[..., None]
-        return values.to(self._dtype).view(num, -1).view(torch.uint8)
 
     def is_valid_at(self, address: int) -> bool:
         """Whether a stored block in the host's memory is what `encode` makes of values that it can hold."""
