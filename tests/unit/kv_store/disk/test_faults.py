@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -200,6 +201,83 @@ def test_what_a_failed_sync_left_is_not_taken_for_durable(open_log: Opener, file
     assert log.find(key(1)) is not None
     assert log.find(key(2)) is None, "it was verified, though a checkpoint came after it"
     assert log.stats().num_torn == 1
+    log.close()
+
+
+def test_what_a_sync_that_hangs_left_is_not_taken_for_durable(open_log: Opener, files: FaultyFiles) -> None:
+    """It may still fail, when nobody listens any more; a later one that succeeds says nothing about what it left."""
+    log = open_log(io_timeout_s=0.3)
+    write(log, 1, num_bytes=100)
+    released = files.block("fdatasync", times=1)
+    assert not log.checkpoint()
+    released.set()
+    files.heal()
+    segment = log._volume.segments.open
+    assert segment is not None
+    assert segment.suspect
+    wait_until(lambda: log.healthy, "the disk is back")
+    assert log.checkpoint()
+    assert segment.synced_bytes < segment.end_bytes
+    log.close()
+
+
+def test_without_o_direct_a_failed_sync_of_one_record_is_one_of_all(open_log: Opener, files: FaultyFiles) -> None:
+    """The kernel tells it once: the next sync of the same file succeeds, whatever was lost."""
+    files.refuses_direct = True
+    log = open_log()
+    write(log, 1, num_bytes=100)
+    files.fail("fdatasync", errno.EIO, times=1)
+    with pytest.raises(IoFailed):
+        write(log, 2, num_bytes=100)
+    assert log.checkpoint()
+    segment = log._volume.segments.open
+    assert segment is not None
+    assert segment.synced_bytes < segment.end_bytes
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "broken", "kept"), [("header", 3, {1, 2}), ("stall", 2, {1}), ("payload", 2, {1, 3}), ("header", 2, {1})]
+)
+def test_a_tail_that_cannot_be_read_costs_the_tail(
+    open_log: Opener, files: FaultyFiles, fault: str, broken: int, kept: set[int]
+) -> None:
+    """Blocks that the checkpoint covers, and those of the tail that were read, are kept."""
+    log = open_log()
+    write(log, 1, num_bytes=100)
+    assert log.checkpoint()
+    for number in (2, 3):
+        write(log, number, num_bytes=100)
+    location = log.find(key(broken))
+    assert location is not None
+    assert len(log._volume.segments.by_slot) == 1, "all in one segment"
+    log._maintenance.checkpoint = lambda: False  # type: ignore[method-assign]  # dies without one
+    log.close()
+    wanted = location.offset_bytes + (4096 if fault == "payload" else 0)
+    released = threading.Event()
+
+    def break_one(name: str, offset: object) -> None:
+        if name == "preadv" and offset == wanted:
+            if fault == "stall":
+                released.wait(30)
+            raise OSError(errno.EIO, "Input/output error")
+
+    files.on_call = break_one
+    log = open_log(io_timeout_s=0.3)
+    assert {number for number in (1, 2, 3) if log.find(key(number)) is not None} == kept
+    assert log.stats().num_io_errors >= 1
+    released.set()
+    files.heal()
+    later = {broken, 6, 7, 8, 9}
+    for number in later:
+        write(log, number, num_bytes=100)
+    for number in kept | later:
+        assert read(log, number, num_bytes=100) == payload(number, 100)
+    assert log.checkpoint()
+    log.close()
+    log = open_log()
+    for number in kept | later:
+        assert read(log, number, num_bytes=100) == payload(number, 100)
     log.close()
 
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 
 from shoal.kv_store.disk import checkpoint
-from shoal.kv_store.disk.errors import DiskError
+from shoal.kv_store.disk.errors import DiskError, Stalled
 from shoal.kv_store.disk.files import write_all
 from shoal.kv_store.disk.pool import IoContext
 from shoal.kv_store.disk.segments import Segment, SegmentState
@@ -56,10 +56,10 @@ def _sync(volume: Volume, segment: Segment, nonce: bytes, settled_bytes: int) ->
         segment.num_holds += 1
     try:
         volume.pool.submit(sync, "write").result()
-    except OSError:
-        with volume.lock:
-            # The kernel may have given the pages up: a later sync that succeeds says nothing about them.
-            segment.suspect = segment.nonce == nonce
+    except (OSError, Stalled):
+        # The kernel may have given the pages up: a later sync that succeeds says nothing about them. One that hangs may
+        # still fail, when nobody listens any more.
+        volume.suspect(segment, nonce)
         raise
     finally:
         volume.release(segment)

@@ -25,9 +25,10 @@ _T = TypeVar("_T")
 class Recovery:
     """Rebuilds a volume from its folder. Used once, before anybody else uses the volume.
 
-    Every I/O has its deadline and the whole has one: segments that were not looked at by then, or that cannot be read,
-    are emptied. What a checkpoint covers was synced before it. Of the rest the latest `verify_bytes` are read and
-    verified; older records, which are scanned only when the checkpoint is lost, are verified when they are used.
+    Every I/O has its deadline and the whole has one: of segments that were not looked at by then, or that cannot be read
+    to their end, what the checkpoint says is kept, and what was found before. What a checkpoint covers was synced
+    before it. Of the rest the latest `verify_bytes` are read and verified; older records, which are scanned only when
+    the checkpoint is lost, are verified when they are used.
     """
 
     def __init__(self, volume: Volume, timeout_s: float, verify_bytes: int, max_checkpoint_bytes: int) -> None:
@@ -35,6 +36,8 @@ class Recovery:
         self._deadline_s = time.monotonic() + timeout_s
         self._verify_bytes = verify_bytes
         self._max_checkpoint_bytes = max_checkpoint_bytes
+        self._cut_short: set[Segment] = set()
+        """Not read to their end: nothing is added to them."""
         self._chunk = b""
         self._chunk_offset = 0
 
@@ -167,10 +170,10 @@ class Recovery:
                 with self._volume.lock, contextlib.suppress(OverflowError):
                     self._volume.publish(entry, segment)
                 segment.end_bytes = header.offset_bytes + header.record_bytes
-        except (DiskError, OSError):
+        except (DiskError, OSError):  # what was found before, by the checkpoint or the scan, is there all the same
             with self._volume.lock:
                 self._volume.counters.num_io_errors += 1
-                self._volume.empty(segment)
+                self._cut_short.add(segment)
 
     def _scan(self, segment: Segment, start: int, verify: bool) -> Iterator[RecordHeader]:
         """Whole records from `start` on, in order of their place.
@@ -218,7 +221,11 @@ class Recovery:
                 return None
             return crc32c(view[: header.stored_bytes])
 
-        return self._submit(read)
+        try:
+            return self._submit(read)
+        except OSError:  # those after it may be readable
+            self._volume.counters.num_io_errors += 1
+            return None
 
     def _settle(self) -> None:
         """Goes on with the latest segment if it has room; frees those in which nothing lives."""
@@ -229,7 +236,11 @@ class Recovery:
             segment.state = SegmentState.SEALED
             if not segment.num_live:
                 volume.empty(segment)
-            elif segment is latest and segment.end_bytes + 2 * ALIGNMENT <= volume.segments.segment_bytes:
+            elif (
+                segment is latest
+                and segment not in self._cut_short
+                and segment.end_bytes + 2 * ALIGNMENT <= volume.segments.segment_bytes
+            ):
                 segment.state = SegmentState.OPEN
                 volume.segments.open = segment
         volume.dirty_bytes = 1

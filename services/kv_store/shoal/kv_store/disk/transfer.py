@@ -151,7 +151,12 @@ class Transfer:
         write_all(self._volume.files, segment.fd, view, offset, ALIGNMENT)
         if not self._volume.direct:
             # The page cache would hide the device's speed and its stalls until a checkpoint runs into all at once.
-            self._volume.files.fdatasync(segment.fd)
+            nonce = segment.nonce
+            try:
+                self._volume.files.fdatasync(segment.fd)
+            except OSError:  # the kernel tells it once: what others wrote beside may be lost, and their sync succeed
+                self._volume.suspect(segment, nonce)
+                raise
 
     def _hold(self, key: bytes) -> Held:
         with self._volume.lock:

@@ -135,6 +135,12 @@ class Volume:
                 self.empty(segment)
             self.changed.notify_all()
 
+    def suspect(self, segment: Segment, nonce: bytes) -> None:
+        """A sync of a segment failed, or hangs: nothing that is not durable yet is ever taken for it in this use."""
+        with self.lock:
+            if segment.nonce == nonce:
+                segment.suspect = True
+
     def drop_corrupt(self, held: Held) -> None:
         """Drops a block whose bytes are wrong, unless it has been replaced meanwhile."""
         with self.lock:
