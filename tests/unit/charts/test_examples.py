@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from shoal.operator.api import InferenceService, find_contradictions, load_manifest
+from shoal.operator.api.advice import advise
 from shoal.operator.api.kubernetes_rules import find_kubernetes_contradictions
 from shoal.operator.planner.kubernetes import OPTIONAL_APIS, Owner, Platform, find_infeasible, plan
-from shoal.operator.webhook.advice import advise
 
 ROOT = Path(__file__).parents[3]
 PATHS = sorted((ROOT / "examples" / "kubernetes").glob("*.yaml"))

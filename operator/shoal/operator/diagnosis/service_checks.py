@@ -57,6 +57,8 @@ def _check_planned(conditions: Mapping[str, Mapping[str, Any]]) -> Iterator[Find
     accepted, planned = conditions.get("Accepted"), conditions.get("Planned")
     if accepted is not None and accepted["status"] == "False":
         yield problem("spec", 78, accepted["message"], "change the spec as the message says")
+    elif accepted is not None and accepted["reason"] == "ValidWithWarnings":
+        yield warning("spec", 35, accepted["message"], "do what it says about each field")
     if planned is not None and planned["status"] == "False":
         likelihood, remedy = _NOT_APPLIED.get(planned["reason"], (70, "see the message; the operator tries again"))
         yield problem("objects", likelihood, f"{planned['reason']}: {planned['message']}", remedy)

@@ -74,7 +74,8 @@ def _observe(component: str, wanted: Manifest, found: Manifest | None, pods: Seq
     is_current = counts.is_seen and counts.updated >= counts.desired and counts.all == counts.desired
     name, trouble, reason = found["metadata"]["name"], "", ""
     if not (is_current and counts.ready >= counts.desired):
-        reason, trouble = _trouble_of_workload(found) or next(filter(None, map(_trouble_of_pod, pods)), ("", ""))
+        told = _trouble_of_workload(found) or next(filter(None, map(_trouble_of_pod, pods)), None)
+        reason, trouble = told or ("", _unmade(found, counts))
     ready, text = min(counts.ready, counts.desired), _shorten(f"{name}: {trouble}", trouble)
     return RoleState(component, counts.desired, ready, is_current, text, reason)
 
@@ -124,6 +125,14 @@ def _trouble_of_workload(found: Manifest) -> tuple[str, str] | None:
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
             return condition.get("reason", "ReplicaFailure"), condition.get("message", "")
     return None
+
+
+def _unmade(found: Manifest, counts: _Counts) -> str:
+    """StatefulSets and DaemonSets say in Events alone why their pods are refused, which the operator may not read."""
+    missing = counts.desired - counts.all
+    if found["kind"] not in ("StatefulSet", "DaemonSet") or not counts.is_seen or missing <= 0:
+        return ""
+    return f"{missing} of {counts.desired} pods have not been made; if that lasts, `shoal doctor` says who refuses them"
 
 
 def _trouble_of_pod(pod: Manifest) -> tuple[str, str] | None:

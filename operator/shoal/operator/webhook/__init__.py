@@ -6,7 +6,7 @@ The schema with its CEL rules comes first and refuses most; what is left are rul
 of pod templates, and what a model makes impossible. The reconciler has the same rules, so that nothing gets past them
 while no operator answers: a refusal here only comes sooner, and where people look.
 
-`review.py` and `advice.py` are pure: request in, answer out. `certificates.py` issues, `keeping.py` shares between
+`review.py` is pure: request in, answer out. `certificates.py` issues, `keeping.py` shares between
 operators what was issued, `configuration.py` is the ValidatingWebhookConfiguration, `server.py` serves.
 """
 

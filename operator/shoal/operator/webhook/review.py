@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from shoal.operator.api import InferenceService, ModelFacts, Problem, find_contradictions
+from shoal.operator.api.advice import advise
 from shoal.operator.api.checking import check
 from shoal.operator.api.crd import GROUP, PLURAL
 from shoal.operator.api.kubernetes_rules import find_kubernetes_contradictions
 from shoal.operator.api.spec import API_VERSION, KIND, Model
-from shoal.operator.webhook.advice import advise
 
 FindFacts = Callable[[Model], ModelFacts | None]
 """What is known of a model without fetching it."""

@@ -9,10 +9,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 
 from shoal.operator.api import InferenceService, Machine, ModelFacts, find_contradictions, parse_manifest
+from shoal.operator.api.advice import advise
 from shoal.operator.api.kubernetes_rules import find_kubernetes_contradictions
 from shoal.operator.api.roles import worker_roles
 from shoal.operator.planner.kubernetes import Owner, Platform, plan
-from shoal.operator.webhook.advice import advise
 from support.manifests import specs
 from support.valid_specs import manifest_of, without_contradictions
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import yaml
 
 from shoal.operator.api import parse_manifest
 from shoal.operator.api.status import Condition, InferenceServiceStatus, RoleStatus
@@ -15,7 +16,7 @@ from shoal.operator.reconcile.events import events_of
 from shoal.operator.reconcile.observing import RoleState, observe_roles
 from shoal.operator.reconcile.routes import RoutesState
 from shoal.operator.reconcile.status import Findings, status_of
-from support.manifests import MINIMAL_ON_KUBERNETES
+from support.manifests import MINIMAL_ON_KUBERNETES, with_fields
 
 SERVICE = parse_manifest(MINIMAL_ON_KUBERNETES, "m")
 PLAN = plan(SERVICE, Platform(), Owner(namespace="n"))
@@ -67,6 +68,30 @@ def test_what_is_missing(roles: dict[str, RoleState], phase: str, message: str) 
     status = told(roles)
     assert (status.phase, status.message) == (phase, message)
     assert states(status)["Ready"] == ("True" if phase == "Degraded" else "False")
+
+
+def test_what_nobody_checked_and_what_workers_will_refuse_is_said() -> None:
+    """Where no webhook answered, nobody was warned."""
+    fields = {"spec.workers": {"device": "cuda", "parallelism": {"tensor": 2}}}
+    service = parse_manifest(yaml.safe_dump(with_fields(MINIMAL_ON_KUBERNETES, fields)), "m")
+    [accepted] = [found for found in told(READY, service=service).conditions or () if found.type == "Accepted"]
+    assert (accepted.status, accepted.reason) == ("True", "ValidWithWarnings")
+    assert "spec.model.config: what smol needs of its GPUs was not checked" in accepted.message
+    assert "spec.workers.parallelism: workers of this version refuse it" in accepted.message
+    [accepted] = [found for found in told(READY).conditions or () if found.type == "Accepted"]
+    assert (accepted.reason, accepted.message) == ("Valid", "the spec is valid")
+
+
+def test_pods_that_are_not_made_are_said() -> None:
+    """A StatefulSet has no condition for that."""
+    wanted = next(found for found in PLAN if found["kind"] == "StatefulSet")
+    wanted = {**wanted, "spec": {**wanted["spec"], "replicas": 3}}
+    live = {**wanted, "metadata": {**wanted["metadata"], "generation": 1}}
+    status = {"observedGeneration": 1, "replicas": 1, "readyReplicas": 1, "updatedReplicas": 1}
+    role = observe_roles([wanted], [{**live, "status": status}])["worker"]
+    assert role.trouble.startswith("smol-worker: 2 of 3 pods have not been made")
+    assert not observe_roles([wanted], [{**live, "status": {**status, "observedGeneration": 0}}])["worker"].trouble
+    assert not observe_roles([wanted], [{**live, "status": {**status, "replicas": 3}}])["worker"].trouble
 
 
 def test_an_invalid_spec_says_why() -> None:
