@@ -127,14 +127,13 @@ def _check_url(url: str) -> str:
         raise ArtifactError(f"adapter source: give at most {MAX_URI_CHARS} characters")
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ArtifactError(f"{url}: {error}") from error
-    if not parsed.host or parsed.query:
-        raise ArtifactError(f"{public_url(url)}: expected https://host/folder, without a query: two files are read")
+        shown, host = public_url(url), parsed.host
+    except (httpx.InvalidURL, ValueError) as error:  # the latter of names that are no international ones
+        raise ArtifactError(f"{url!r} is no address: {error}") from error
+    if not host or parsed.query:
+        raise ArtifactError(f"{shown}: expected https://host/folder, without a query: two files are read")
     if parsed.userinfo:
-        raise ArtifactError(
-            f"{public_url(url)}: give no user and password; sources are shown to whoever lists adapters"
-        )
+        raise ArtifactError(f"{shown}: give no user and password; sources are shown to all who list adapters")
     return url
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shoal.artifacts import (
     ADAPTER_FILES,
@@ -86,6 +88,7 @@ def test_a_source_is_the_folder_of_both_files(uri: str, folder: object, sha256: 
         ("https://", "expected https://host/folder"),
         ("https://me:pw@host/a", "https://host/a: give no user and password"),
         ("http://host:port/a", "Invalid port"),
+        ("https://xn--\u00e9/a", "is no address"),
     ],
 )
 def test_what_is_no_source_is_said(uri: str, problem: str) -> None:
@@ -148,3 +151,17 @@ def test_a_web_server_that_sends_too_much_is_hung_up_on(server: FileServer, tmp_
         bring(url, tmp_path, offline=True)
     with pytest.raises(ArtifactNotFound, match="HTTP 404"):
         bring(f"{server.url}/absent", tmp_path)
+
+
+@given(
+    st.sampled_from(
+        ["", "/", "https://", "https://xn--", "http://host", "hf://", "hf://a/", "pypi://a==1/", "file://"]
+    ),
+    st.text(max_size=40),
+)
+def test_any_text_is_a_source_or_refused(start: str, rest: str) -> None:
+    try:
+        source = parse_adapter_source(start + rest)
+    except ArtifactError:
+        return
+    assert source.sha256 is None or len(source.sha256) == 64

@@ -16,7 +16,7 @@ from shoal.artifacts import ArtifactError
 from shoal.lora_registry.errors import AdapterRefused
 from shoal.lora_registry.events import EventLog
 from shoal.lora_registry.publishing import FetchOptions, Publisher, Wanted
-from shoal.lora_registry.settings_file import AdaptersFileProblem, read_adapters
+from shoal.lora_registry.settings_file import AdaptersFileProblem, FollowOptions, SettingsFollower, read_adapters
 from shoal.lora_registry.store import AdapterStore, StoreLimits
 from support.adapters import CONFIG, WEIGHTS, write_adapter
 from support.eventually import eventually
@@ -121,6 +121,36 @@ async def test_adapters_of_another_model_are_refused(store: AdapterStore, web: F
                                 "num_key_value_heads": 2}))  # fmt: skip
     fitting, _, _ = publisher_of(store, base_config=str(base))
     await fitting.publish(wanted)
+
+
+async def test_what_one_adapter_sets_off_does_not_keep_others_away(
+    store: AdapterStore, web: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher, _, _ = publisher_of(store)
+    file = tmp_path / "adapters.json"
+    file.write_text(json.dumps([{"name": "bad", "uri": "/bad"}, {"name": "good", "uri": f"{web.url}/0"}]))
+    publish = publisher.publish
+
+    async def stumble(wanted: Wanted) -> Any:
+        if wanted.name == "bad":
+            raise RuntimeError("a bug")
+        return await publish(wanted)
+
+    monkeypatch.setattr(publisher, "publish", stumble)
+    follower = SettingsFollower(file, store, publisher, FollowOptions(poll_s=0.01))
+    following = asyncio.create_task(follower.run())
+    async with asyncio.timeout(10):
+        await follower.looked.wait()
+    assert follower.problems == {"bad": "a bug, see the log: RuntimeError"}
+    assert store.resolve("good") is not None
+    # A file that cannot be read changes nothing, and is told.
+    file.write_text("[")
+    await eventually(lambda: "" in follower.problems, "the file's problem")
+    assert store.resolve("good") is not None
+    file.write_text("[]")
+    await eventually(lambda: store.resolve("good") is None and not follower.problems, "nothing is wanted any more")
+    assert not following.done()
+    following.cancel()
 
 
 @pytest.mark.parametrize(

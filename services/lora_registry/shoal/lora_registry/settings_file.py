@@ -156,6 +156,9 @@ class SettingsFollower:
         except (AdapterRefused, NoRoom, NotKept, Damaged, ArtifactError, OSError) as error:
             self._problems[wanted.name] = str(error)
             _log.warning("could not publish", name=wanted.name, uri=wanted.uri, error=str(error))
+        except Exception as error:  # whatever an adapter sets off, the others are followed on
+            self._problems[wanted.name] = f"a bug, see the log: {type(error).__name__}"
+            _log.exception("could not publish", name=wanted.name, uri=wanted.uri)
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
