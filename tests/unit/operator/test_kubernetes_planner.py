@@ -244,6 +244,9 @@ def test_pods_have_the_least_rights(service: InferenceService) -> None:
             assert rights["capabilities"].get("add", []) == (["CHOWN"] if is_root else [])
         on_node = [volume for volume in pod["volumes"] if "hostPath" in volume]
         assert bool(on_node) == (service.spec.kv_cache.placement == "Node" and "kv-socket" in str(pod["volumes"]))
+        # Services of one name in two namespaces are two services.
+        own = f"{OWNER.namespace}/{service.metadata.name}"
+        assert all(volume["hostPath"]["path"].endswith(f"/{own}") for volume in on_node)
 
 
 def test_workers_reach_the_store_of_their_pod_or_node() -> None:

@@ -56,7 +56,7 @@ def _version() -> dict[str, Any]:
             "status": {},
             "scale": {
                 "specReplicasPath": ".spec.workers.replicas",
-                "statusReplicasPath": ".status.workers.ready",
+                "statusReplicasPath": ".status.workers.current",
                 "labelSelectorPath": ".status.workerSelector",
             },
         },

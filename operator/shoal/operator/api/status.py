@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from shoal.operator.api.spec import Section
 
-Phase = Literal["Pending", "Starting", "Ready", "Degraded", "Paused", "Failed"]
+Phase = Literal["Starting", "Ready", "Degraded", "Paused", "Failed"]
 ConditionType = Literal[
     "Accepted",
     "Planned",
@@ -39,13 +39,20 @@ class RoleStatus(Section, frozen=True, kw_only=True):
 
     desired: int = 0
     ready: int = 0
+    current: Annotated[
+        int | None,
+        Meta(description="How many there are, ready or not, at most those asked for: what scaling counts."),
+    ] = None
 
 
 class Endpoints(Section, frozen=True, kw_only=True):
-    """Where clients inside the cluster connect."""
+    """Where clients connect: inside the cluster, and outside of it."""
 
     grpc: Annotated[str | None, Meta(description="host:port for gRPC.")] = None
     http: Annotated[str | None, Meta(description="Base of the OpenAI-compatible API, without /v1.")] = None
+    external: Annotated[
+        str | None, Meta(description="host:port outside of the cluster, once its load balancer has said it.")
+    ] = None
 
 
 class InferenceServiceStatus(Section, frozen=True, kw_only=True):

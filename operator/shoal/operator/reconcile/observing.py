@@ -41,6 +41,8 @@ class RoleState:
     """What keeps a pod from being ready, in words for people; empty: nothing, or only time."""
     reason: str = ""
     """The same in one word."""
+    current: int = 0
+    """How many there are, ready or not."""
 
     @property
     def is_ready(self) -> bool:
@@ -67,6 +69,13 @@ def observe_roles(
     return roles
 
 
+def external_host_of(service: Manifest | None) -> str:
+    """Name or address by which the Service is reached from outside; empty if it has none."""
+    status: dict[str, Any] = (service or {}).get("status") or {}
+    ingress: list[dict[str, Any]] = status.get("loadBalancer", {}).get("ingress") or [{}]
+    return str(ingress[0].get("hostname") or ingress[0].get("ip") or "")
+
+
 def _observe(component: str, wanted: Manifest, found: Manifest | None, pods: Sequence[Manifest]) -> RoleState:
     if found is None:
         return RoleState(component, int(wanted["spec"].get("replicas", 1)), 0, False)
@@ -77,7 +86,7 @@ def _observe(component: str, wanted: Manifest, found: Manifest | None, pods: Seq
         told = _trouble_of_workload(found) or next(filter(None, map(_trouble_of_pod, pods)), None)
         reason, trouble = told or ("", _unmade(found, counts))
     ready, text = min(counts.ready, counts.desired), _shorten(f"{name}: {trouble}", trouble)
-    return RoleState(component, counts.desired, ready, is_current, text, reason)
+    return RoleState(component, counts.desired, ready, is_current, text, reason, counts.all)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +117,8 @@ def _join(one: RoleState, other: RoleState) -> RoleState:
     """Of two workloads of a component, which there are while one group of workers replaces another."""
     told = one if one.trouble else other
     desired, ready = one.desired + other.desired, one.ready + other.ready
-    return RoleState(one.component, desired, ready, False, told.trouble, told.reason or "BeingReplaced")
+    reason, current = told.reason or "BeingReplaced", one.current + other.current
+    return RoleState(one.component, desired, ready, False, told.trouble, reason, current)
 
 
 def _pods_of(component: str, live: Sequence[Manifest]) -> list[Manifest]:

@@ -25,7 +25,7 @@ from shoal.operator.reconcile.applying import Applier, LeadLost, NameTaken
 from shoal.operator.reconcile.caches import CachesState
 from shoal.operator.reconcile.events import events_of
 from shoal.operator.reconcile.object_store import Key, ObjectStore, version_of
-from shoal.operator.reconcile.observing import ENGINES, observe_roles
+from shoal.operator.reconcile.observing import ENGINES, external_host_of, observe_roles
 from shoal.operator.reconcile.routes import RoutesState
 from shoal.operator.reconcile.status import Findings, status_of
 
@@ -168,6 +168,7 @@ class Reconciler:
             routes=routes,
             caches=self._caches_of(key),
             namespace=namespace,
+            external_host=external_host_of(self._store.get(key, "Service", service.metadata.name)),
         )
         return findings, failure
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from shoal.operator.api import InferenceService
 from shoal.operator.api.advice import advise
+from shoal.operator.api.roles import worker_roles
 from shoal.operator.api.status import (
     Condition,
     ConditionState,
@@ -41,11 +42,13 @@ class Findings:
     routes: RoutesState = field(default_factory=RoutesState)
     caches: CachesState = field(default_factory=CachesState)
     namespace: str = "default"
+    external_host: str = ""
+    """Where the load balancer of the gateways' Service is; empty: it has none, or not yet."""
 
 
 def status_of(findings: Findings, before: Sequence[Condition], now: str) -> InferenceServiceStatus:
     """The status to show. `before`: the conditions shown so far; `now`: RFC 3339, for those that change."""
-    facts = _facts(findings)
+    facts = _facts(findings, before)
     conditions = tuple(_condition(kind, *fact, findings.generation, before, now) for kind, fact in facts.items())
     phase, message = _phase(findings, facts)
     service = findings.service
@@ -63,14 +66,18 @@ def status_of(findings: Findings, before: Sequence[Condition], now: str) -> Infe
         message=message,
         gateways=_role(roles.get("gateway")),
         tokenizers=_role(roles.get("tokenizer")),
-        workers=_total_of(engines) if engines else None,
+        workers=_total_of(engines, service) if engines else None,
         prefill=_role(roles.get("prefill")),
         decode=_role(roles.get("decode")),
         kv_stores=_role(roles.get("kv-store")),
         lora_registries=_role(roles.get("lora-registry")),
         workers_ready=_ready_of(engines) if engines else None,
         worker_selector=workers_selector(name),
-        endpoints=Endpoints(grpc=f"{host}:{port}", http=f"http://{host}:{port}"),
+        endpoints=Endpoints(
+            grpc=f"{host}:{port}",
+            http=f"http://{host}:{port}" if service.spec.gateway.http.enabled else None,
+            external=f"{findings.external_host}:{port}" if findings.external_host else None,
+        ),
         conditions=conditions,
     )
 
@@ -78,7 +85,7 @@ def status_of(findings: Findings, before: Sequence[Condition], now: str) -> Infe
 _Fact = tuple[ConditionState, str, str]
 
 
-def _facts(findings: Findings) -> dict[ConditionType, _Fact]:
+def _facts(findings: Findings, before: Sequence[Condition]) -> dict[ConditionType, _Fact]:
     """Type -> status, reason and message."""
     facts: dict[ConditionType, _Fact] = {}
     if findings.service is None:
@@ -97,7 +104,7 @@ def _facts(findings: Findings) -> dict[ConditionType, _Fact]:
     facts["GatewaysReady"] = _role_fact([roles[name] for name in FRONTS if name in roles])
     facts["RoutesProgrammed"] = _routes(findings.routes)
     facts["CacheEventsFlowing"] = (findings.caches.status, findings.caches.reason, findings.caches.message)
-    facts["Degraded"] = _degraded(findings)
+    facts["Degraded"] = _degraded(findings, before)
     facts["Ready"] = _ready(findings, facts)
     return facts
 
@@ -130,13 +137,15 @@ def _routes(routes: RoutesState) -> _Fact:
     return "True", "Accepted", f"{routes.num_envoys} Envoys are up to date"
 
 
-def _degraded(findings: Findings) -> _Fact:
-    """Serving, with less than what was asked for."""
+def _degraded(findings: Findings, before: Sequence[Condition]) -> _Fact:
+    """Serving with less than what was asked for, or not at all any more."""
     roles = findings.roles
     if findings.routes.rejection:
         return "True", "RoutesRejected", _routes(findings.routes)[2]
     if not _serves(roles):
-        return "False", "NotServing", "nothing is served yet, or any more"
+        if any(condition.type in ("Ready", "Degraded") and condition.status == "True" for condition in before):
+            return "True", "NotServing", "nothing is served any more"
+        return "False", "NotServing", "nothing is served yet"
     missing = [_count(role) for role in roles.values() if role.ready < role.desired]
     if missing:
         return "True", "PodsMissing", ", ".join(missing)
@@ -174,7 +183,8 @@ def _phase(findings: Findings, facts: Mapping[ConditionType, _Fact]) -> tuple[Ph
     behind += [facts[kind][2] for kind in ("RoutesProgrammed", "CacheEventsFlowing") if facts[kind][0] == "False"]
     if not behind:
         return "Ready", ""
-    return ("Degraded" if _serves(findings.roles) else "Starting"), "; ".join(behind)[:_MAX_MESSAGE]
+    is_degraded = facts["Degraded"][0] == "True" or _serves(findings.roles)
+    return ("Degraded" if is_degraded else "Starting"), "; ".join(behind)[:_MAX_MESSAGE]
 
 
 def _condition(
@@ -201,9 +211,15 @@ def _role(role: RoleState | None) -> RoleStatus | None:
     return None if role is None else RoleStatus(desired=role.desired, ready=role.ready)
 
 
-def _total_of(roles: Sequence[RoleState]) -> RoleStatus:
-    """Of all roles: what scaling goes by."""
-    return RoleStatus(desired=sum(role.desired for role in roles), ready=sum(role.ready for role in roles))
+def _total_of(roles: Sequence[RoleState], service: InferenceService) -> RoleStatus:
+    """Of all roles. Autoscalers take `current` for what there is, and add to that: those that start count, or more
+    would be asked for meanwhile, and those that only take over from others do not."""
+    asked = sum(role.replicas for role in worker_roles(service.spec))
+    return RoleStatus(
+        desired=sum(role.desired for role in roles),
+        ready=sum(role.ready for role in roles),
+        current=min(asked, sum(role.current for role in roles)),
+    )
 
 
 def _ready_of(roles: Sequence[RoleState]) -> str:

@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from shoal.operator.api import parse_manifest
-from shoal.operator.api.status import Condition, InferenceServiceStatus, RoleStatus
+from shoal.operator.api.crd import custom_resource_definition
+from shoal.operator.api.status import Condition, Endpoints, InferenceServiceStatus, RoleStatus
 from shoal.operator.planner.kubernetes import Manifest, Owner, Platform, plan
 from shoal.operator.reconcile.caches import CachesState
 from shoal.operator.reconcile.events import events_of
-from shoal.operator.reconcile.observing import RoleState, observe_roles
+from shoal.operator.reconcile.observing import RoleState, external_host_of, observe_roles
 from shoal.operator.reconcile.routes import RoutesState
 from shoal.operator.reconcile.status import Findings, status_of
 from support.manifests import MINIMAL_ON_KUBERNETES, with_fields
@@ -130,7 +131,7 @@ def test_the_two_halves_of_a_service_are_told_apart() -> None:
     halves = {name: RoleState(name, 2, 2, True) for name in ("gateway", "tokenizer", "prefill")}
     halves["decode"] = RoleState("decode", 4, 0, True, "d: no", "Unschedulable")
     status = told(halves)
-    workers = RoleStatus(desired=6, ready=2)
+    workers = RoleStatus(desired=6, ready=2, current=0)
     assert (status.workers, status.workers_ready, status.phase) == (workers, "2/6", "Starting")
     assert status.message == "0 of 4 decode workers ready; d: no"
     assert status.prefill is not None
@@ -141,6 +142,48 @@ def test_the_two_halves_of_a_service_are_told_apart() -> None:
     assert told({**halves, "decode": RoleState("decode", 4, 1, True)}).phase == "Degraded"
     stores = {**READY, "kv-store": RoleState("kv-store", 2, 0, True)}
     assert (told(stores).phase, told(stores).message) == ("Degraded", "0 of 2 KV stores ready")
+
+
+def test_an_outage_is_told_from_a_start() -> None:
+    def degraded(status: InferenceServiceStatus) -> tuple[str, str, str | None]:
+        [found] = [each for each in status.conditions or () if each.type == "Degraded"]
+        return found.status, found.message, status.phase
+
+    starting = told(with_worker())
+    assert degraded(starting) == ("False", "nothing is served yet", "Starting")
+    still = told(with_worker(), starting.conditions or ())
+    assert degraded(still) == ("False", "nothing is served yet", "Starting")
+    served = told(READY, still.conditions or ())
+    out = told(with_worker(), served.conditions or (), LATER)
+    assert degraded(out) == ("True", "nothing is served any more", "Degraded")
+    assert degraded(told(with_worker(), out.conditions or ())) == ("True", "nothing is served any more", "Degraded")
+    assert degraded(told(READY, out.conditions or ()))[0] == "False"
+
+
+def test_autoscalers_count_workers_that_start_and_none_that_only_take_over() -> None:
+    """They take the status for what there is, and ask for more or fewer than that."""
+    service = parse_manifest(MINIMAL_ON_KUBERNETES.replace("spec:", "spec:\n  workers: {replicas: 3}", 1), "m")
+    starting = told({**READY, "worker": RoleState("worker", 3, 1, True, current=3)}, service=service)
+    surging = told({**READY, "worker": RoleState("worker", 4, 3, False, current=4)}, service=service)
+    for status in (starting, surging):
+        assert status.workers is not None
+        assert status.workers.current == 3
+    scale = custom_resource_definition()["spec"]["versions"][0]["subresources"]["scale"]
+    assert scale["statusReplicasPath"] == ".status.workers.current"
+
+
+def test_endpoints_are_those_that_answer() -> None:
+    only_grpc = parse_manifest(
+        MINIMAL_ON_KUBERNETES.replace("spec:", "spec:\n  gateway: {http: {enabled: false}}", 1), "m"
+    )
+    inside = Endpoints(grpc="smol.default.svc:8080", http="http://smol.default.svc:8080")
+    assert told(READY).endpoints == inside
+    assert told(READY, service=only_grpc).endpoints == Endpoints(grpc="smol.default.svc:8080")
+    balanced: dict[str, Any] = {"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.7"}]}}}
+    outside = told(READY, external_host=external_host_of(balanced)).endpoints
+    assert outside is not None
+    assert outside.external == "192.0.2.7:8080"
+    assert external_host_of(None) == external_host_of({}) == external_host_of({"status": {"loadBalancer": {}}}) == ""
 
 
 def test_conditions_remember_when_they_changed() -> None:

@@ -79,7 +79,7 @@ def sidecar(
     # A worker of several pods has a Service for each: theirs are no names that could be known beforehand.
     domain = None if group.kind != "StatefulSet" else f"{group.governing}.{_domain(platform, owner)}"
     address = None if domain is None else f"$(POD_NAME).{domain}:{PEER_PORTS[0]}"
-    return _container(service, observed, platform, address), _volumes(service, address is not None)
+    return _container(service, observed, platform, address), _volumes(service, owner, address is not None)
 
 
 def kv_stores(
@@ -99,7 +99,7 @@ def kv_stores(
     pod = Pod(
         component=COMPONENT,
         containers=[store],
-        volumes=[socket_volume(service, owner), *_volumes(service, True)],
+        volumes=[socket_volume(service, owner), *_volumes(service, owner, True)],
         drain_timeout_s=DRAIN_TIMEOUT_S,
         initial=[_owner_of_folders(platform, on_node)],
         fields=placement,
@@ -211,11 +211,11 @@ def _mounts(sizes: KvStoreSizes, peers: commands.KvPeers | None) -> dict[str, st
     }
 
 
-def _volumes(service: InferenceService, can_share: bool) -> list[dict[str, Any]]:
+def _volumes(service: InferenceService, owner: Owner, can_share: bool) -> list[dict[str, Any]]:
     kv_cache, volumes = service.spec.kv_cache, []
     sizes = kv_store_sizes(service.spec)
     if sizes is not None and sizes.disk_bytes:
-        volumes.append({"name": "kv-disk", **_disk(service, sizes.disk_bytes)})
+        volumes.append({"name": "kv-disk", **_disk(service, owner, sizes.disk_bytes)})
     if kv_cache.peers_secret is not None and can_share:
         secret = kv_cache.peers_secret
         items = [{"key": secret.key, "path": secret.key}]
@@ -226,10 +226,11 @@ def _volumes(service: InferenceService, can_share: bool) -> list[dict[str, Any]]
     return volumes
 
 
-def _disk(service: InferenceService, num_bytes: int) -> dict[str, Any]:
+def _disk(service: InferenceService, owner: Owner, num_bytes: int) -> dict[str, Any]:
     volume = service.spec.kv_cache.ssd_volume
     if volume is not None and volume.host_path is not None:
-        path = f"{volume.host_path.rstrip('/')}/{service.metadata.name}"
+        # A node's folders have no namespace: services of one name, as of staging and production, would share one.
+        path = f"{volume.host_path.rstrip('/')}/{owner.namespace}/{service.metadata.name}"
         return {"hostPath": {"path": path, "type": "DirectoryOrCreate"}}
     if volume is not None and volume.claim is not None:
         return {"persistentVolumeClaim": {"claimName": volume.claim}}
