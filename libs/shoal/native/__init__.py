@@ -148,7 +148,13 @@ def _digest(library: Library, *known_by: str) -> str:
     return digest.hexdigest()
 
 
-def compile_library(compiler: Compiler, flags: tuple[str, ...], library: Library, target: Path) -> None:
+def compile_library(
+    compiler: Compiler,
+    flags: tuple[str, ...],
+    library: Library,
+    target: Path,
+    timeout_s: float = COMPILE_TIMEOUT_S,
+) -> None:
     """Into `target`, beside which it works. Raises NativeBuildError."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as scratch:
         output = Path(scratch) / target.name
@@ -156,7 +162,7 @@ def compile_library(compiler: Compiler, flags: tuple[str, ...], library: Library
         command = [*compiler.command, *_FLAGS, *library.flags, *flags, "-o", str(output), *sources, "-lm"]
         try:
             done = subprocess.run(  # noqa: S603 (an argument list; the compiler is the user's own)
-                command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False
+                command, capture_output=True, text=True, timeout=timeout_s, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise NativeBuildError(f"{compiler.command[0]} did not run: {error}") from None

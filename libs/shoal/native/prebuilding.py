@@ -24,6 +24,10 @@ from shoal.native import (
 from shoal.native.targets import Target, targets_of_machine
 
 
+_COMPILE_TIMEOUT_S = 1200.0
+"""Several at a time, on a machine that builds other images as well."""
+
+
 def prebuild(library: Library, folder: Path) -> list[Path]:
     """The files, one for each kind. Raises NativeBuildError."""
     compiler = find_compiler()
@@ -31,7 +35,7 @@ def prebuild(library: Library, folder: Path) -> list[Path]:
 
     def compile_for(target: Target) -> Path:
         path = prebuilt_path(library, target, folder)
-        compile_library(compiler, target.flags, library, path)
+        compile_library(compiler, target.flags, library, path, _COMPILE_TIMEOUT_S)
         path.chmod(0o555)  # whoever the container runs as
         return path
 

@@ -65,6 +65,7 @@ async def test_labels_that_somebody_took_away_come_back(space: Namespace) -> Non
         await space.until_phase("smol", "Ready")
 
 
+@pytest.mark.slow
 async def test_a_name_that_another_service_needs_is_free_once_that_is_gone(space: Namespace) -> None:
     """`smol` has a Service smol-worker, and so has a service of that name."""
     async with running_controller(space.plane, space.name):
@@ -84,7 +85,7 @@ async def test_a_spec_that_changes_all_the_time_ends_as_the_last_one_says(space:
     async with running_controller(space.plane, space.name):
         await space.create(manifest())
         changed: dict[str, Any] = {}
-        for number in range(40):
+        for number in range(20):
             dtype, replicas = ("float32", "bfloat16")[number % 2], 1 + number % 3
             spec = {"model": {"dtype": dtype}, "workers": {"replicas": replicas}}
             changed = await space.patch(SERVICE_KIND, "smol", {"spec": spec})
