@@ -26,6 +26,7 @@ from shoal.kv_store.tenants import Caller, Tenants
 from shoal.kv_store.worth import Worth
 from support.eventually import eventually
 from support.kv_store_running import ROOT, key, payload
+from support.store_model import check_now
 
 BLOCK_BYTES = 8192
 SEGMENT_BYTES = 1 << 16
@@ -112,7 +113,8 @@ class Core:
             payloads.append(data)
         num = len(leased.slots)
         suspects = packed[16 * len(payloads) : 16 * num]
-        self.control.release(pb.ReleaseRequest(leased_keys=packed[: 16 * num], suspect_keys=suspects), self.session)
+        check_now(self.store, self.session.scope, [suspects[at : at + 16] for at in range(0, len(suspects), 16)])
+        self.control.give_back(pb.ReleaseRequest(leased_keys=packed[: 16 * num]), self.session)
         return payloads
 
     def forget_memory(self, *numbers: int) -> None:

@@ -109,7 +109,7 @@ async def test_a_chain_that_does_not_fit_comes_as_far_as_it_does(core: Core) -> 
     assert await core.prefetch(*MANY) == 200
     assert core.read(*MANY) == payloads(MANY[:200])
     assert sum(pool.num_used for pool in core.store.arena.pools) == 400
-    core.control.release(pb.ReleaseRequest(leased_keys=leased), core.session)
+    core.control.give_back(pb.ReleaseRequest(leased_keys=leased), core.session)
 
 
 async def test_a_wrong_block_ends_what_waits_behind_it(core: Core, tmp_path: Path) -> None:

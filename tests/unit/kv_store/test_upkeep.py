@@ -146,7 +146,7 @@ async def test_what_is_leased_or_pinned_does_not_age(core: Core, clock: Clock) -
     pin(core, 10, ttl_ms=100_000)
     age(core, clock, 90)
     assert core.stats.num_blocks == 3
-    core.control.release(pb.ReleaseRequest(leased_keys=key(1) + key(2)), core.session)
+    core.control.give_back(pb.ReleaseRequest(leased_keys=key(1) + key(2)), core.session)
     age(core, clock, 1)
     assert core.stats.num_blocks == 1
 
@@ -232,5 +232,5 @@ async def test_draining_waits_for_what_was_reserved(core: Core) -> None:
     draining = core.control.drain(pb.DrainRequest(timeout_ms=10_000), OPERATOR)
     first = await anext(draining)
     assert (first.num_reserved, first.done) == (1, False)
-    core.control.release(pb.ReleaseRequest(reserved_keys=key(1)), core.session)
+    core.control.give_back(pb.ReleaseRequest(reserved_keys=key(1)), core.session)
     assert [each async for each in draining][-1].done

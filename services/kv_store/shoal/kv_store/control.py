@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
+from functools import partial
 from typing import Final, Protocol
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.blocks import KEY_BYTES
 from shoal.kv_client.roots import NUM_BUCKETS
+from shoal.kv_store.checking import check_suspects
 from shoal.kv_store.draining import drain_store
 from shoal.kv_store.remote.exchange import Chain, Exchange
 from shoal.kv_store.reporting import list_blocks, make_stats
@@ -23,6 +25,8 @@ from shoal.rpc.errors import Draining, InvalidArgument, PermissionDenied, Resour
 
 MAX_STAGING_BLOCKS: Final = 4096
 RETRY_AFTER_S: Final = 0.5
+MAX_SUSPECTS: Final = 64
+"""Of one call; further ones are named again by whoever reads them next."""
 MAX_PEERS_S: Final = 1.0
 MAX_LEADING_KEYS: Final = 65_536
 MAX_OWNER_BYTES: Final = 64
@@ -43,7 +47,8 @@ class Control:
     def __init__(self, store: Store, copiers: Executor, max_batch_size: int) -> None:
         self.store = store
         self.max_batch_size = max_batch_size
-        self._copiers = copiers
+        self.copiers = copiers
+        """Threads that copy and sum payloads."""
         self.exchange: Exchange | None = None
         """Sharing with other stores, if any."""
 
@@ -138,7 +143,7 @@ class Control:
         job = self.store.writing.start(self._session(request, session), keys, request.checksums)
         if not job.moves:
             return pb.CommitResponse(statuses=self.store.writing.finish(job))
-        copying = asyncio.get_running_loop().run_in_executor(self._copiers, job.run)
+        copying = asyncio.get_running_loop().run_in_executor(self.copiers, job.run)
         done = asyncio.get_running_loop().create_future()
 
         def finish(_: object) -> None:
@@ -163,15 +168,25 @@ class Control:
             retired_chunks=self.store.take_retired(owner),
         )
 
-    def release(self, request: pb.ReleaseRequest, session: Session | None = None) -> pb.ReleaseResponse:
-        """See the proto."""
+    async def release(self, request: pb.ReleaseRequest, session: Session | None = None) -> pb.ReleaseResponse:
+        """See the proto. Suspects are looked at first, at most MAX_SUSPECTS, under the leases that are given back."""
         owner = self._session(request, session)
-        suspects = self._keys("suspect_keys", request.suspect_keys)
-        num_removed = self.store.removal.check(owner, suspects)
+        suspects = self._keys("suspect_keys", request.suspect_keys)[:MAX_SUSPECTS]
+        num_removed = 0
+        if suspects:
+            is_over = partial(_is_closed, owner)
+            num_removed = await check_suspects(self.store, self.copiers, owner.scope, suspects, is_over)
+        response = self.give_back(request, owner)
+        response.num_removed = num_removed
+        return response
+
+    def give_back(self, request: pb.ReleaseRequest, session: Session) -> pb.ReleaseResponse:
+        """`release` of what has no suspects, without waiting for anything."""
+        owner = self._session(request, session)
         self.store.release(owner, self._keys("leased_keys", request.leased_keys))
         self.store.note_unmapped(owner, request.unmapped_chunks)
         self.store.writing.give_up(owner, self._keys("reserved_keys", request.reserved_keys))
-        return pb.ReleaseResponse(num_removed=num_removed)
+        return pb.ReleaseResponse()
 
     async def prefetch(
         self, request: pb.PrefetchRequest, session: Session | None = None, caller: Caller | None = None
@@ -234,7 +249,7 @@ class Control:
 
     def verify(self, request: pb.VerifyRequest, caller: Caller) -> AsyncIterator[pb.VerifyResponse]:
         """See the proto."""
-        return verify_blocks(self.store, self._copiers, caller.restrict(request.tenant), request.max_bytes_per_s)
+        return verify_blocks(self.store, self.copiers, caller.restrict(request.tenant), request.max_bytes_per_s)
 
     async def drain(self, request: pb.DrainRequest, caller: Caller) -> AsyncIterator[pb.DrainResponse]:
         """See the proto."""
@@ -295,3 +310,7 @@ class Control:
             self.store.counters.add("foreign_tenant")
             raise PermissionDenied("scope.tenant: not the one of the token")
         return self.store.scopes.find(named.tenant, named.fingerprint)
+
+
+def _is_closed(session: Session) -> bool:
+    return session.closed

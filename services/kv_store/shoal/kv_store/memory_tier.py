@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from shoal.checksum import copy_crc32c_at, crc32c_at
+from shoal.checksum import copy_crc32c_at
 from shoal.kv_store.arena import Arena, Pool
 from shoal.kv_store.counters import Counters
 from shoal.kv_store.events import MEMORY, EventHub, Removed
@@ -94,11 +94,6 @@ class MemoryTier:
         self._index.slot[row] = slot
         self.arena.free(pool, old)
         return True
-
-    def verify(self, row: int, scope: Scope) -> bool:
-        """Whether the block's bytes in memory still have their checksum."""
-        address = self.arena.address(self._index.slot[row])
-        return crc32c_at(address, scope.block_bytes) == self._index.checksum[row]
 
     def evict_one(self, pool: Pool, policy: Policy) -> bool:
         """Gives up the block that is worth least of those that may go; False when none may."""

@@ -97,7 +97,7 @@ class StoreCollector(Collector):
         pages = "Bytes of a page that memory for blocks has, as far as the kernel grants it."
         yield GaugeMetricFamily("shoal_kv_store_page_bytes", pages, PAGE_BYTES[store.huge_pages.granted])
         yield GaugeMetricFamily("shoal_kv_store_problems", "What does not work at the moment.", len(store.problems))
-        yield GaugeMetricFamily("shoal_kv_store_sessions", "Open sessions.", len(store.sessions))
+        yield GaugeMetricFamily("shoal_kv_store_sessions", "Open sessions of clients.", store.num_clients)
         yield GaugeMetricFamily("shoal_kv_store_draining", "Whether it takes no more blocks.", int(store.draining))
 
     def _latency(self) -> Metric:

@@ -63,24 +63,11 @@ class Removal:
         """Removes a block that is too old; False when it is leased or pinned, or something follows it."""
         return self._remove([row], "removed_expired") == 1
 
-    def check(self, session: Session, keys: Sequence[bytes]) -> int:
-        """Verifies blocks that a client could not; those that are wrong go, with all that follow; how many were wrong.
-
-        A lease does not keep a wrong block: its generation changes, so whoever reads it finds out.
-        """
-        index, num_wrong = self._index, 0
-        for key in keys:
-            row = index.find(key)
-            if not row or index.scope[row] != session.scope.number or index.slot[row] == NO_SLOT:
-                continue
-            if self._memory.verify(row, session.scope):
-                continue
-            num_wrong += 1
-            self.remove_wrong(row)
-        return num_wrong
-
     def remove_wrong(self, row: int) -> int:
-        """A block's bytes in memory are wrong: it goes, with all that follow, leased and pinned or not; how many."""
+        """A block's bytes in memory are wrong: it goes, with all that follow, leased and pinned or not; how many.
+
+        A lease does not keep it: its generation changes, so whoever reads it finds out.
+        """
         self._counters.add("checksum_failures_memory")
         return self._remove_tree(row, "removed_wrong")
 

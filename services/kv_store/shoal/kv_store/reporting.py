@@ -29,7 +29,7 @@ def make_stats(store: Store, tenant: str, caller: Caller) -> pb.StatsResponse:
         used_memory_bytes=arena.used_bytes(tenant) if tenant else arena.num_used_bytes,
         memory_bytes=most_memory,
         num_leased=sum(len(session.leases) for session in sessions),
-        num_sessions=len(sessions),
+        num_sessions=sum(not session.is_ticket for session in sessions),
         counters={} if caller.tenant else make_counters(store),
         pinned_bytes=store.pins.bytes_of(tenant),
         draining=store.draining,

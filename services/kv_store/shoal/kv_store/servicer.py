@@ -50,7 +50,7 @@ class KvStoreServicer(kv_store_pb2_grpc.KvStoreServiceServicer):
 
     async def Release(self, request: pb.ReleaseRequest, context: Any) -> pb.ReleaseResponse:  # noqa: N802
         """See the proto."""
-        return self._control.release(request)
+        return await self._control.release(request)
 
     async def Prefetch(self, request: pb.PrefetchRequest, context: Any) -> pb.PrefetchResponse:  # noqa: N802
         """See the proto."""

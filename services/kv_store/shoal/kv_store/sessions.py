@@ -48,4 +48,6 @@ class Session:
     retired_chunks: dict[int, float] = field(default_factory=dict)
     """Chunks to unmap, and until when."""
     num_copying: int = 0
+    is_ticket: bool = False
+    """Nobody's connection: it holds what another store may read."""
     closed: bool = False

@@ -107,6 +107,7 @@ class Store:
         )
         self.memory.share_by(sharing.claim_chunk)
         self._staging_bytes = 0
+        self._num_ticket_sessions = 0
         self.huge_pages = huge_pages
         self.clock = clock
         self._started_s = clock()
@@ -123,7 +124,7 @@ class Store:
 
     def open_session(self, tenant: str, fingerprint: bytes, block_bytes: int, num_staging_blocks: int) -> Session:
         """A session, to be ended by `close_session`. Raises InvalidArgument, ResourceExhausted."""
-        if len(self.sessions) >= self.limits.max_sessions:
+        if self.num_clients >= self.limits.max_sessions:
             self.counters.add("sessions_refused")
             raise ResourceExhausted(f"{self.limits.max_sessions} sessions are open, which is the most")
         scope = self.scopes.open(tenant, fingerprint, block_bytes)
@@ -144,12 +145,25 @@ class Store:
         self.counters.add("sessions_opened")
         return session
 
+    def open_ticket_session(self, scope: Scope) -> Session:
+        """One for a ticket of another store. It takes no client's place: tickets have a bound of their own."""
+        session = Session(secrets.token_bytes(16), scope, None, is_ticket=True)
+        self.sessions[session.id] = session
+        self._num_ticket_sessions += 1
+        return session
+
+    @property
+    def num_clients(self) -> int:
+        """Sessions of clients."""
+        return len(self.sessions) - self._num_ticket_sessions
+
     def close_session(self, session: Session) -> None:
         """Ends what the session holds. Copies that run are ended by `writing.finish`."""
         if session.closed:
             return
         session.closed = True
         del self.sessions[session.id]
+        self._num_ticket_sessions -= session.is_ticket
         for key in list(session.leases):
             self.counters.add("leases_abandoned", self._drop_lease(session, key))
         for chunk in session.retired_chunks:

@@ -129,7 +129,7 @@ class _Connection:
             Method.LOOKUP: control.lookup,
             Method.RESERVE: control.reserve,
             Method.ACQUIRE: control.acquire,
-            Method.RELEASE: control.release,
+            Method.RELEASE: control.give_back,
             Method.EVICT: control.evict,
         }
         self._loop.add_reader(client.fileno(), self._read)
@@ -238,6 +238,10 @@ class _Connection:
                 message = _REQUESTS[method].FromString(body)
                 if isinstance(message, pb.LookupRequest) and self._control.asks_peers(message):
                     call = self._control.lookup_with_peers(message, self.session)
+                    self._running = self._loop.create_task(self._run(method, message, call))
+                    return
+                if isinstance(message, pb.ReleaseRequest) and message.suspect_keys:
+                    call = self._control.release(message, self.session)
                     self._running = self._loop.create_task(self._run(method, message, call))
                     return
                 with call_span(_NAMES[method], message):

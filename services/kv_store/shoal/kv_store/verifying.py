@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from typing import Final
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
-from shoal.checksum import crc32c
+from shoal.kv_store.checking import Finding, check_block
 from shoal.kv_store.disk_tier import DiskReading
 from shoal.kv_store.index import NO_SLOT
 from shoal.kv_store.scopes import Scope
@@ -66,22 +66,11 @@ class _Verification:
             await self._verify_on_disk(key, scope)
 
     async def _verify_in_memory(self, row: int, scope: Scope) -> None:
-        """Reads as clients do: what has the same generation before and after was not touched in between."""
-        store = self._store
-        slot = store.index.slot[row]
-        chunk, generation = store.arena.chunk(slot), store.arena.generation(slot)
-        view = store.arena.view(slot, scope.block_bytes)  # keeps the memory mapped, whatever becomes of the chunk
-        checksum = await asyncio.get_running_loop().run_in_executor(self._readers, crc32c, view)
-        del view
+        finding = await check_block(self._store, self._readers, row, scope)
         self.progress.num_bytes += scope.block_bytes
-        kept = store.arena.chunk_numbered(chunk.number) is chunk and store.arena.generation(slot) == generation
-        if not kept or store.index.slot[row] != slot:
-            self.progress.num_unread += 1
-        elif checksum == store.index.checksum[row]:
-            self.progress.num_memory_verified += 1
-        else:
-            self.progress.num_wrong += 1
-            store.removal.remove_wrong(row)
+        self.progress.num_unread += finding is Finding.UNREAD
+        self.progress.num_memory_verified += finding is Finding.VERIFIED
+        self.progress.num_wrong += finding is Finding.WRONG
 
     async def _verify_on_disk(self, key: bytes, scope: Scope) -> None:
         """Into a buffer of its own, so that nothing has to make room in memory."""

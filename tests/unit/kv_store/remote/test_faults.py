@@ -21,6 +21,7 @@ from shoal.kv_store.remote.auth import Signer
 from shoal.kv_store.remote.grpc_stream import READ
 from shoal.kv_store.remote.peer import SERVICE
 from shoal.kv_store.remote.wire import ANSWER, Hello, Status, binding_of, unpack_reply
+from shoal.kv_store.store import StoreLimits
 from support.eventually import wait_until
 from support.faulty_link import FaultyLink, faulty_link
 from support.kv_peers_running import SECRET, SharingStores, add_store, chain, sharing_stores, tls_files
@@ -169,6 +170,26 @@ def test_a_ticket_is_for_its_tenant_and_blocks_and_for_once(tmp_path: Path) -> N
         assert (status, len(payloads)) == (Status.OK, 12 * BLOCK_BYTES)
         assert read(address, Hello(ticket, right, 0, BLOCK_BYTES)) == (Status.NO_SUCH_TICKET, b"")
         assert stores[0].do(lambda: len(stores[0].running.store.sessions)) == 0, "nothing is held any more"
+
+
+def test_tickets_take_no_clients_place(tmp_path: Path) -> None:
+    """A peer that asks for tickets and uses none keeps nobody from opening a session; its tickets are bounded alone."""
+    with sharing_stores(tmp_path, 1, store={"limits": StoreLimits(max_sessions=2)}, max_transfers=1) as stores:
+        stores[0].put(KEYS)
+        for _ in range(16):  # for each transfer at a time
+            assert len(grant(stores[0].address, keys=KEYS[:1]).tickets) == 1
+        with pytest.raises(grpc.RpcError) as refusal:
+            grant(stores[0].address, keys=KEYS[:1])
+        assert refusal.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        first, second = stores[0].running.client(), stores[0].running.client()
+        for client in (first, second):
+            assert client.lookup(KEYS) == (12, 12)
+            assert client.problem == ""
+        third = stores[0].running.client()
+        assert third.lookup(KEYS) == (0, 0)
+        assert stores[0].do(lambda: stores[0].running.store.num_clients) == 2
+        for client in (first, second, third):
+            client.close()
 
 
 def test_a_ticket_that_nobody_uses_holds_its_blocks_for_its_time_only(tmp_path: Path) -> None:

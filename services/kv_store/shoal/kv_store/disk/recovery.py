@@ -25,8 +25,8 @@ _T = TypeVar("_T")
 class Recovery:
     """Rebuilds a volume from its folder. Used once, before anybody else uses the volume.
 
-    Every I/O has its deadline and the whole has one: of segments that were not looked at by then, or that cannot be read
-    to their end, what the checkpoint says is kept, and what was found before. What a checkpoint covers was synced
+    Every I/O has its deadline and the whole has one: of segments that were not looked at by then, or cannot be read to
+    their end, what the checkpoint says is kept, and what was found before. What a checkpoint covers was synced
     before it. Of the rest the latest `verify_bytes` are read and verified; older records, which are scanned only when
     the checkpoint is lost, are verified when they are used.
     """

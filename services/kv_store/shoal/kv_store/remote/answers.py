@@ -6,19 +6,20 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from functools import partial
 from typing import Final
 
 from shoal.api.kv_store.v1 import kv_peer_pb2
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.blocks import KEY_BYTES
+from shoal.kv_store.checking import check_suspects
 from shoal.kv_store.index import NO_SLOT
 from shoal.kv_store.remote.hotness import Hotness
 from shoal.kv_store.remote.options import MAX_KEYS, RemoteOptions
 from shoal.kv_store.remote.tickets import Piece, TicketBook
 from shoal.kv_store.remote.wire import binding_of, share_out
 from shoal.kv_store.scopes import Scope
-from shoal.kv_store.sessions import Session
 from shoal.kv_store.store import Leased, Store
 from shoal.rpc.errors import InvalidArgument
 
@@ -26,7 +27,7 @@ MAX_DISK_WAIT_S: Final = 5.0
 MAX_TICKETS: Final = 8
 """Of one grant."""
 MAX_SUSPECTS: Final = 16
-"""Of one call: looking at a payload takes a moment of the store's thread."""
+"""Of one call: looking at a payload takes a moment of a thread."""
 TakeOffer = Callable[[kv_peer_pb2.OfferRequest, Sequence[bytes]], int]
 Post = Callable[[Callable[[], object]], None]
 """Runs something on the store's thread, soon. Called from any thread."""
@@ -44,8 +45,9 @@ class Answers:
         post: Post,
         data_port: int,
         take_offer: TakeOffer,
+        readers: Executor,
     ) -> None:
-        """data_port: 0 when payloads go over gRPC alone."""
+        """data_port: 0 when payloads go over gRPC alone. readers: threads that sum payloads."""
         self._store = store
         self._book = book
         self._hotness = hotness
@@ -53,6 +55,7 @@ class Answers:
         self._post = post
         self._data_port = data_port
         self._take_offer = take_offer
+        self._readers = readers
 
     async def locate(self, request: kv_peer_pb2.LocateRequest) -> kv_peer_pb2.LocateResponse:
         """See the proto."""
@@ -101,13 +104,13 @@ class Answers:
         """See the proto."""
         keys = _keys(request.keys)[:MAX_SUSPECTS]
         scope = self._scope(request.scope)
-        num = 0 if scope is None else self._store.removal.check(Session(b"peer", scope, None), keys)
+        num = 0 if scope is None else await check_suspects(self._store, self._readers, scope, keys)
         return kv_peer_pb2.SuspectResponse(num_removed=num)
 
     def _issue(self, scope: Scope, keys: Sequence[bytes], timeout_s: float) -> bytes:
         """A ticket for blocks that are in memory, which are leased until it ends. Raises ResourceExhausted."""
         store = self._store
-        session = store.open_session(scope.tenant, scope.fingerprint, scope.block_bytes, 0)
+        session = store.open_ticket_session(scope)
         leased, _ = store.acquire(session, keys)
         fds: dict[int, int] = {}
 

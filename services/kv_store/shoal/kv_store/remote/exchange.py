@@ -66,8 +66,8 @@ class Exchange:
         self.hotness = Hotness(options.hot_calls, options.hot_window_s, self._spread)
         self._store = store
         self._options = options
-        self._threads = ThreadPoolExecutor(options.max_transfers, thread_name_prefix="kv-pull")
-        self._puller = Puller(store.memory, store.writing, store.counters, self._threads, options)
+        self.threads = ThreadPoolExecutor(options.max_transfers, thread_name_prefix="kv-pull")
+        self._puller = Puller(store.memory, store.writing, store.counters, self.threads, options)
         self.outbox = Outbox(store, options, addresses.own, self._owners, self._replicas)
         self.inbox = Inbox(store, self._puller, self.find_peer)
         self._peers: dict[str, Peer] = {}
@@ -149,7 +149,7 @@ class Exchange:
         for peer in self._peers.values():
             peer.close()
         await self._puller.close()
-        self._threads.shutdown(wait=True)
+        self.threads.shutdown(wait=True)
 
     def _remembered(self, scope: Scope, keys: Sequence[bytes]) -> dict[str, int]:
         """What others answered when they were asked for these keys and perhaps for more."""

@@ -148,7 +148,9 @@ async def open_exchange(store: Store, settings: RemoteSettings) -> AsyncIterator
         exchange = Exchange(store, addresses, options)
         ending.push_async_callback(exchange.close)
         told = data_port and (settings.public_data_port or data_port)
-        answers.append(Answers(store, book, exchange.hotness, options, post, told, exchange.inbox.take))
+        answers.append(
+            Answers(store, book, exchange.hotness, options, post, told, exchange.inbox.take, exchange.threads)
+        )
         expiring = asyncio.create_task(store.housekeeping.repeat("tickets", EXPIRE_EVERY_S, partial(_expire, book)))
         ending.callback(expiring.cancel)
         _log.info("sharing", address=own, data_port=data_port, hosts=list(exchange.addresses.hosts))
