@@ -23,7 +23,6 @@ from shoal.native import (
 )
 from shoal.native.targets import Target, targets_of_machine
 
-
 _COMPILE_TIMEOUT_S = 1200.0
 """Several at a time, on a machine that builds other images as well."""
 
