@@ -76,11 +76,14 @@ class WorkQueue(Generic[_K]):
         self._finish(key)
 
     def failed(self, key: _K) -> float:
-        """Hands it out again later, each time twice as late; how late, in seconds."""
+        """Hands it out again later, each time twice as late, or soon if it was added meanwhile, since that may be what
+        it lacked; how late, in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         self._stop_clock(key, "failed")
         delay_s = min(self._max_delay_s, self._first_delay_s * float(1 << min(failures, 32)))
+        if key in self._again:
+            delay_s = min(delay_s, self._settle_s)
         self._running.discard(key)
         self._again.discard(key)
         self.add(key, delay_s)

@@ -69,6 +69,16 @@ async def test_news_of_a_failing_key_do_not_wait_for_its_delay() -> None:
     assert await asyncio.wait_for(queue.get(), 1) == "a"
 
 
+async def test_news_that_come_while_a_key_fails_do_not_wait_for_its_delay() -> None:
+    queue: WorkQueue[str] = WorkQueue(settle_s=0.0, first_delay_s=60.0)
+    queue.add("a")
+    await queue.get()
+    queue.add("a")
+    assert queue.failed("a") == 0.0
+    assert await asyncio.wait_for(queue.get(), 1) == "a"
+    assert queue.failed("a") == 60.0, "it failed twice, and there is no news"
+
+
 async def test_one_key_does_not_hold_up_another() -> None:
     queue = quick()
     queue.add("slow")
