@@ -60,7 +60,13 @@ class FakeApi(ApiClient):
         """As somebody else creates or changes it."""
         kind = next(kind for kind in _KINDS.values() if kind.kind == manifest["kind"])
         metadata = manifest["metadata"]
-        return self._apply((kind.plural, metadata["namespace"], metadata["name"]), copy.deepcopy(manifest), "")
+        where = (kind.plural, metadata["namespace"], metadata["name"])
+        before = self.objects.get(where, {})
+        kept = {name: before[name] for name in ("metadata", "status") if name in before}
+        after = _merged(kept, copy.deepcopy(manifest))
+        if "annotations" in metadata:
+            after["metadata"]["annotations"] = dict(metadata["annotations"])
+        return self._keep(where, after)
 
     def delete_object(self, plural: str, namespace: str, name: str) -> None:
         """As somebody else does."""
@@ -118,7 +124,11 @@ class FakeApi(ApiClient):
         before = self.objects.get(where)
         after: Manifest = _merged(before or {}, {"status": body["status"]} if subresource else body)
         if subresource:
-            after["status"] = body["status"]
+            after["status"] = _without_null(after["status"])
+        return self._keep(where, after)
+
+    def _keep(self, where: _Id, after: Manifest) -> Manifest:
+        before = self.objects.get(where)
         metadata = after["metadata"]
         if before is None:
             metadata |= {"uid": f"uid-{next(self._uids)}", "generation": 1}
@@ -147,6 +157,12 @@ def _merged(before: Any, after: Any) -> Any:
     if not isinstance(before, dict) or not isinstance(after, dict):
         return after
     return {**before, **{name: _merged(before.get(name), value) for name, value in after.items()}}
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_null(item) for name, item in value.items() if item is not None}
+    return value
 
 
 def _pass(method: str, path: str) -> None:

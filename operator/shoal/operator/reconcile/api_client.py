@@ -24,6 +24,7 @@ _TIMEOUT_S: Final = 30.0
 _MAX_ATTEMPTS: Final = 5
 _MAX_RETRY_AFTER_S: Final = 5.0
 _APPLY: Final = "application/apply-patch+yaml"
+_MERGE: Final = "application/merge-patch+json"
 _ESCAPED: Final = re.compile("[\x7f-\uffff]")
 
 
@@ -132,12 +133,21 @@ class ApiClient:
                 return Listing(tuple(found), int(version) if version.isdigit() else 0)
             query["continue"] = proceed
 
-    async def apply(self, kind: Kind, manifest: Manifest, *, dry_run: bool = False, subresource: str = "") -> Manifest:
+    async def apply(self, kind: Kind, manifest: Manifest, *, dry_run: bool = False) -> Manifest:
         """Server-side apply: the object has the given fields afterwards, and no others that we gave before."""
         metadata = manifest["metadata"]
-        path = object_path(kind, metadata["namespace"], metadata["name"]) + (f"/{subresource}" if subresource else "")
+        path = object_path(kind, metadata["namespace"], metadata["name"])
         query = {"fieldManager": FIELD_MANAGER, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
         return await self.request("PATCH", path, manifest, query=query, content_type=_APPLY)
+
+    async def patch_status(self, kind: Kind, found: Manifest, change: Manifest) -> Manifest:
+        """Changes the status of that very object. Fields that an earlier definition lacks are left out by the API
+        server, where an apply would be refused as a whole: operators are brought up to date before definitions."""
+        metadata = found["metadata"]
+        path = object_path(kind, metadata["namespace"], metadata["name"]) + "/status"
+        body = {"metadata": {"uid": metadata["uid"]}, "status": change}
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self.request("PATCH", path, body, query=query, content_type=_MERGE)
 
     async def delete(self, kind: Kind, manifest: Manifest) -> None:
         """That very object, if it is still there; what it owns goes later."""

@@ -59,7 +59,7 @@ class Applier:
             identity = (wanted["kind"], wanted["metadata"]["name"])
             live = self._store.get(key, *identity)
             known = memory.get(identity)
-            if live is not None and known is not None and known.wanted == wanted and _is_as_it_was(live, known.live):
+            if live is not None and known is not None and known.wanted == wanted and _is_as_it_was(live, known):
                 memory[identity] = _Applied(wanted, live)  # the same object next time: compared at a glance
                 continue
             if live is None or not _is_ours(live, uid):
@@ -128,12 +128,16 @@ def _is_ours(live: Manifest, uid: str) -> bool:
     return not owners or any(owner.get("uid") == uid for owner in owners)
 
 
-def _is_as_it_was(live: Manifest, before: Manifest) -> bool:
-    """Whether nobody has asked anything else of an object since: its status is no wish, nor are annotations, which
-    plans have none of and controllers write."""
+def _is_as_it_was(live: Manifest, known: _Applied) -> bool:
+    """Whether nobody has asked anything else of an object since: its status is no wish, nor are annotations that are
+    not planned, which controllers and people write."""
+    before = known.live
     if live is before:
         return True
-    known, metadata = before["metadata"], live["metadata"]
-    if any(known.get(name) != metadata.get(name) for name in ("uid", "labels", "ownerReferences")):
+    metadata = live["metadata"]
+    if any(before["metadata"].get(name) != metadata.get(name) for name in ("uid", "labels", "ownerReferences")):
+        return False
+    planned = known.wanted["metadata"].get("annotations") or {}
+    if not planned.items() <= (metadata.get("annotations") or {}).items():
         return False
     return all(before.get(name) == value for name, value in live.items() if name not in ("metadata", "status"))

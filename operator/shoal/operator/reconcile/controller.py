@@ -20,7 +20,8 @@ from shoal.operator.planner.kubernetes import (
     Platform,
     find_infeasible,
 )
-from shoal.operator.planner.kubernetes.envoy import envoy_options, node_cluster
+from shoal.operator.planner.kubernetes.envoy import applied_choices, node_cluster, options_of
+from shoal.operator.planner.kubernetes.gateways import COMPONENT as GATEWAY
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError
 from shoal.operator.reconcile.background import repeat, running
@@ -30,7 +31,7 @@ from shoal.operator.reconcile.inventory import OURS, Inventory
 from shoal.operator.reconcile.leadership import Leadership
 from shoal.operator.reconcile.no_storage import NoDiffBase, NoProgress
 from shoal.operator.reconcile.object_store import Key, ObjectStore
-from shoal.operator.reconcile.reconciler import Planned, Reconciler
+from shoal.operator.reconcile.reconciler import Reconciler
 from shoal.operator.reconcile.rights import DERIVED
 from shoal.operator.reconcile.routes import RoutesState, backends
 from shoal.operator.reconcile.work_queue import WorkQueue
@@ -80,7 +81,7 @@ class Controller:
         self._fetcher = MetricsFetcher()
         self.caches = CacheWatch(fetch or self._fetcher.fetch, self.queue.add)
         self.reconciler = Reconciler(
-            api, self.store, platform, on_planned=self._plan_routes, caches_of=self.caches.state
+            api, self.store, platform, routes_of=self._tell_routes, caches_of=self.caches.state
         )
         self._publisher = Publisher(self.snapshots)
         self.inventory = Inventory(self.reconciler.services, self.store, self.queue, self._publisher)
@@ -168,10 +169,14 @@ class Controller:
             self.reconciler.forget_applied(key)
             self.queue.add(key)
 
-    def _plan_routes(self, planned: Planned) -> RoutesState:
-        namespace, name = planned.owner.namespace, planned.service.metadata.name
-        options = envoy_options(planned.service, self._platform, planned.owner)
-        self._publisher.configure(namespace, options, backends(name))
+    def _tell_routes(self, key: Key) -> RoutesState:
+        """Envoys are told what was applied."""
+        namespace, name = key
+        applied = self.store.get(key, "ConfigMap", f"{name}-{GATEWAY}")
+        choices = None if applied is None else applied_choices(applied)
+        if choices is not None:
+            options = options_of(choices, self._platform, namespace, name)
+            self._publisher.configure(namespace, options, backends(name))
         cluster = node_cluster(namespace, name)
         rejections = self.snapshots.rejections(cluster)
         return RoutesState(len(self.snapshots.nodes(cluster)), rejections[0].message if rejections else "")

@@ -17,8 +17,10 @@ from shoal.operator.api.kubernetes_rules import find_kubernetes_contradictions
 from shoal.operator.api.roles import worker_roles
 from shoal.operator.api.spec import API_VERSION, KIND
 from shoal.operator.api.status import Condition, InferenceServiceStatus
+from shoal.operator.envoy import render_resources
 from shoal.operator.measures import OBJECTS
 from shoal.operator.planner.kubernetes import Manifest, Observed, Owner, Platform, find_infeasible, observe, plan
+from shoal.operator.planner.kubernetes.envoy import envoy_options
 from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError, collection_path
 from shoal.operator.reconcile.applying import Applier, LeadLost, NameTaken
@@ -28,6 +30,7 @@ from shoal.operator.reconcile.object_store import Key, ObjectStore, version_of
 from shoal.operator.reconcile.observing import ENGINES, external_host_of, observe_roles
 from shoal.operator.reconcile.routes import RoutesState
 from shoal.operator.reconcile.status import Findings, status_of
+from shoal.operator.xds import encode
 
 SERVICE_KIND: Final = Kind(API_VERSION, KIND, PLURAL)
 EVENT_KIND: Final = Kind("v1", "Event", "events")
@@ -55,14 +58,6 @@ class _Plan:
     objects: tuple[Manifest, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """An InferenceService with a valid spec."""
-
-    service: InferenceService
-    owner: Owner
-
-
 class Reconciler:
     """Brings InferenceServices, one at a time, to what their specs say. Knows no events, only keys."""
 
@@ -72,11 +67,12 @@ class Reconciler:
         store: ObjectStore,
         platform: Platform,
         *,
-        on_planned: Callable[[Planned], RoutesState],
+        routes_of: Callable[[Key], RoutesState],
         caches_of: Callable[[Key], CachesState] = lambda key: CachesState(),
         now: Callable[[], str] = lambda: datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     ) -> None:
-        """on_planned: called for each valid service at each reconcile; tells what its Envoys make of that.
+        """routes_of: called at each reconcile, after what was to be applied was; tells Envoys of it if it is other than
+        before, and what they make of that.
         caches_of: what its gateways think of the workers' caches."""
         self.services: dict[Key, Manifest] = {}
         """What the API server holds, as last told. The caller keeps it."""
@@ -84,7 +80,7 @@ class Reconciler:
         self._store = store
         self._platform = platform
         self._applier = Applier(api, store, self._is_writing)
-        self._on_planned = on_planned
+        self._routes_of = routes_of
         self._caches_of = caches_of
         self._now = now
         self._specs: dict[Key, _Read] = {}
@@ -105,6 +101,8 @@ class Reconciler:
             findings, failure = await self._bring_about(key, found)
         except LeadLost:  # who gets it looks at everything
             return
+        except Exception as error:  # one spec that nobody foresaw must be seen where people look
+            findings, failure = self._find_bug(key, found, error), error
         if self._is_writing():
             await self._show(found, findings)
         if failure is not None:
@@ -129,18 +127,12 @@ class Reconciler:
         generation, namespace = int(metadata["generation"]), str(metadata["namespace"])
         service, invalid = self._read(key, found)
         if service is None:
+            self._tell_routes(key)  # what runs goes on, and its pods come and go
             return Findings(generation=generation, invalid=invalid, namespace=namespace), None
         # Without an owner Kubernetes leaves them when the service goes: nothing has to be done then, by nobody.
         outlive = service.spec.deletion_policy == "Orphan"
         owner = Owner(namespace=namespace, uid=None if outlive else metadata["uid"])
-        try:
-            objects = self._plan(key, service, owner)
-        except Exception as error:  # one spec that nobody foresaw must be seen where people look
-            text = f"the operator has a bug: it cannot plan this ({type(error).__name__}: {error})"
-            findings = Findings(
-                generation=generation, service=service, not_applied=("PlanFailed", text), namespace=namespace
-            )
-            return findings, error
+        objects = self._plan(key, service, owner)
         failure: Exception | None = None
         not_applied: tuple[str, str] | None = None
         infeasible = find_infeasible(service, self._platform)
@@ -157,7 +149,7 @@ class Reconciler:
                 failure, not_applied = error, ("NameTaken", str(error))
             except ApiError as error:
                 failure, not_applied = error, (error.reason or "ApiError", str(error))
-        routes = self._on_planned(Planned(service, owner))
+        routes = self._tell_routes(key)
         leaving = set(ENGINES) - {role.component for role in worker_roles(service.spec)}
         roles = observe_roles(objects, self._store.of(key), leaving)
         findings = Findings(
@@ -172,6 +164,25 @@ class Reconciler:
         )
         return findings, failure
 
+    def _find_bug(self, key: Key, found: Manifest, error: Exception) -> Findings:
+        metadata = found["metadata"]
+        return Findings(
+            generation=int(metadata["generation"]),
+            service=self._read(key, found)[0],
+            not_applied=(
+                "PlanFailed", f"the operator has a bug: it cannot plan this ({type(error).__name__}: {error})"
+            ),
+            routes=self._tell_routes(key),
+            namespace=str(metadata["namespace"]),
+        )  # fmt: skip
+
+    def _tell_routes(self, key: Key) -> RoutesState:
+        try:
+            return self._routes_of(key)
+        except Exception as error:
+            _log.exception("Envoys cannot be told", service="/".join(key))
+            return RoutesState(rejection=f"what the operator has a bug in ({type(error).__name__}: {error})")
+
     def _read(self, key: Key, found: Manifest) -> tuple[InferenceService | None, str]:
         version = (str(found["metadata"]["uid"]), int(found["metadata"]["generation"]))
         spec, known = found.get("spec"), self._specs.get(key)
@@ -185,6 +196,8 @@ class Reconciler:
         known = self._plans.get(key)
         if known is None or known.service is not service or known.observed != observed:
             objects = plan(service, self._platform, owner, observed)
+            # Fails before anything is applied, should this be something that Envoy has no words for.
+            encode(render_resources(envoy_options(service, self._platform, owner), {}))
             known = self._plans[key] = _Plan(service, observed, objects)
         return known.objects
 
@@ -197,14 +210,8 @@ class Reconciler:
         if shown == before:
             return
         metadata = found["metadata"]
-        body = {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
-            "status": shown,
-        }
         try:
-            written = await self._api.apply(SERVICE_KIND, body, subresource="status")
+            written = await self._api.patch_status(SERVICE_KIND, found, _difference(before, shown))
         except ApiError as error:
             if error.code == 404:  # deleted meanwhile
                 return
@@ -258,6 +265,15 @@ def as_json(status: InferenceServiceStatus) -> dict[str, Any]:
     shown = msgspec.to_builtins(status)
     cleaned: dict[str, Any] = _without_none(shown)
     return cleaned
+
+
+def _difference(before: Any, after: Any) -> Any:
+    """As a merge patch (RFC 7386): what is not said any more is taken away by null."""
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return after
+    return dict.fromkeys(before.keys() - after.keys()) | {
+        name: _difference(before.get(name), value) for name, value in after.items()
+    }
 
 
 def _without_none(value: Any) -> Any:

@@ -11,9 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
+from envoy_data_plane.envoy.config.endpoint.v3 import ClusterLoadAssignment
 
 from shoal.operator.api.crd import custom_resource_definition
+from shoal.operator.follower.following import endpoints_of
+from shoal.operator.planner.kubernetes.plan import Kind
+from shoal.operator.reconcile.controller import Controller
 from shoal.operator.reconcile.reconciler import SERVICE_KIND
+from shoal.operator.xds import Kind as EnvoyKind
 from support.control_plane.cluster import ControlPlane, running_control_plane
 from support.control_plane.required import require_binaries
 from support.eventually import eventually
@@ -21,6 +26,7 @@ from support.manifests import EVERYTHING_ON_KUBERNETES, MINIMAL_ON_KUBERNETES, w
 from support.operator_running import Namespace, running_controller
 
 pytestmark = pytest.mark.cluster
+STATEFUL_SET = Kind("apps/v1", "StatefulSet", "statefulsets")
 PREVIOUS = yaml.safe_load((Path(__file__).parent / "data" / "previous-crd.yaml").read_text())
 DEFINITION = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/inferenceservices.shoal.dev"
 
@@ -101,17 +107,36 @@ async def _what_nobody_knows_is_said(space: Namespace) -> None:
     await space.create(made({"metadata.name": "field", "spec.teleport": {"to": "mars"}}))
     rule = {"minReplicas": 3, "maxReplicas": 2}
     await space.create(made({"metadata.name": "rule", "spec.autoscaling": rule}))
-    async with running_controller(space.plane, space.name, resync_interval_s=1.0):
+    await space.patch(SERVICE_KIND, "smol", {"spec": {"routing": {"policy": "clairvoyant"}}})
+    async with running_controller(space.plane, space.name, resync_interval_s=1.0) as controller:
         unknown_field = await until_refused(space, "field")
         assert "spec.teleport: unknown field; known: adapters, " in unknown_field["message"]
         await define(space, custom_resource_definition(), hides="teleport")
         unknown_value = await until_refused(space, "enum")
         assert "spec.routing.policy: 'clairvoyant' is not allowed; give one of " in unknown_value["message"]
         assert "round_robin" in unknown_value["message"]
+        await until_refused(space, "smol")
+        await _its_endpoints_move(space, controller)
         contradiction = await until_refused(space, "rule")
         assert "3 is more than spec.autoscaling.maxReplicas = 2" in contradiction["message"]
         # Right once it is put right, and nobody else was kept from being looked after.
-        await space.patch(SERVICE_KIND, "enum", {"spec": {"routing": {"policy": "shoal"}}})
+        for name in ("enum", "smol"):
+            await space.patch(SERVICE_KIND, name, {"spec": {"routing": {"policy": "shoal"}}})
         await space.until_phase("enum", "Ready")
         await space.until_phase("field", "Ready")  # the field is not there any more
         await space.until_phase("smol", "Ready")
+
+
+async def _its_endpoints_move(space: Namespace, controller: Controller) -> None:
+    """Of what ran before this operator came, which cannot read its spec: it is served on."""
+
+    def num_workers() -> int:
+        snapshot = controller.snapshots.get(f"{space.name}/smol")
+        if snapshot is None:
+            return 0
+        assignment = ClusterLoadAssignment.parse(snapshot.of(EnvoyKind.ENDPOINTS)["worker"].body.value)
+        return len(endpoints_of(assignment))
+
+    await eventually(lambda: num_workers() == 1, "Envoys are told of its worker")
+    await space.patch(STATEFUL_SET, "smol-worker", {"spec": {"replicas": 2}})
+    await eventually(lambda: num_workers() == 2, "and of one more, which somebody asked for by hand")

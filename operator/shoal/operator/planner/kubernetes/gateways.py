@@ -19,8 +19,11 @@ from shoal.operator.planner.kubernetes.envoy import (
     EDGE_HTTP_PORT,
     EDGE_PORT,
     MESH_PORT,
+    ROUTES_FILE,
     RUN_DIR,
+    envoy_choices,
     envoy_options,
+    write_choices,
 )
 from shoal.operator.planner.kubernetes.names import manifest, object_name, selector
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
@@ -82,8 +85,10 @@ def gateways(service: InferenceService, observed: Observed, platform: Platform, 
         "selector": {"matchLabels": selector(service.metadata.name, COMPONENT)},
         "template": pod_template(service, pod),
     }
+    routes = write_choices(envoy_choices(service))
+    data = {BOOTSTRAP_FILE: config, ROUTES_FILE: routes, **_authority(platform)}
     return [
-        manifest(service, owner, "v1", "ConfigMap", COMPONENT, data={BOOTSTRAP_FILE: config, **_authority(platform)}),
+        manifest(service, owner, "v1", "ConfigMap", COMPONENT, data=data),
         manifest(service, owner, "apps/v1", "Deployment", COMPONENT, spec=deployment),
     ]
 
