@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shoal.client.cli.app import cli
+from shoal.client.cli.running import RunningMesh, recorded
 from shoal.kv_client import KvClient, KvClientOptions
 from support.eventually import eventually
 from support.kv_store_process import start_kv_store
@@ -81,6 +82,18 @@ async def test_wrong_tokens_are_told(store: Path) -> None:
     assert "no KV store answers at 127.0.0.1:1" in result.stderr
     result = await asyncio.to_thread(CliRunner().invoke, cli, ["kv", "stats", "--endpoint", "h:1", "--socket", "s"])
     assert "not both" in result.stderr
+
+
+async def test_the_store_of_the_mesh_that_runs_here_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_RUNTIME_DIR", str(tmp_path / "run"))
+    async with start_kv_store(tmp_path) as started:
+        store = started.logged("serving")["address"]
+        with recorded(RunningMesh("a", "127.0.0.1:1", 5)), recorded(RunningMesh("b", "127.0.0.1:2", 6, store)):
+            result = await asyncio.to_thread(CliRunner().invoke, cli, ["kv", "stats"])
+            assert "visible" in result.stdout, result.output
+            with recorded(RunningMesh("c", "127.0.0.1:3", 7, "127.0.0.1:4")):
+                result = await asyncio.to_thread(CliRunner().invoke, cli, ["kv", "stats"])
+                assert f"{store} (b), 127.0.0.1:4 (c)" in result.stderr
 
 
 async def test_a_store_is_drained_and_then_verified(store: Path) -> None:

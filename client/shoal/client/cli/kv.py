@@ -15,6 +15,7 @@ from rich.table import Table
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.client.cli.failures import CommandFailed
+from shoal.client.cli.running import find_running
 from shoal.client.cli.session import Session, debug_option
 from shoal.client.kv_admin import KvAdmin
 from shoal.rpc.errors import Unauthenticated, Unavailable
@@ -56,7 +57,8 @@ def _store_options(function: _F) -> _F:
             "--endpoint",
             envvar="SHOAL_KV_ENDPOINT",
             default="",
-            help=f"host:port of the store.  [env: SHOAL_KV_ENDPOINT; default: {DEFAULT_ENDPOINT}]",
+            help="host:port of the store.  [env: SHOAL_KV_ENDPOINT; default: that of the mesh that runs here, or "
+            f"{DEFAULT_ENDPOINT}]",
         ),
     ):
         function = option(function)
@@ -238,12 +240,21 @@ def _as_data(message: Message) -> dict[str, Any]:
     return data
 
 
+def _running_store() -> str:
+    """Of the mesh that runs here; empty when none does that has one. Raises CommandFailed when several do."""
+    running = [mesh for mesh in find_running() if mesh.kv_store]
+    if len(running) > 1:
+        names = ", ".join(f"{mesh.kv_store} ({mesh.name})" for mesh in running)
+        raise CommandFailed(f"{len(running)} KV stores run here; choose one with --endpoint: {names}")
+    return running[0].kv_store if running else ""
+
+
 @contextmanager
 def _connect(endpoint: str, socket_path: str, token: str | None, timeout_s: float) -> Iterator[KvAdmin]:
     """Raises CommandFailed naming the store that does not answer."""
     if endpoint and socket_path:
         raise CommandFailed("give --endpoint or --socket, not both")
-    place = socket_path or endpoint or DEFAULT_ENDPOINT
+    place = socket_path or endpoint or _running_store() or DEFAULT_ENDPOINT
     with KvAdmin(endpoint=place, socket_path=socket_path, token=token, timeout_s=timeout_s) as store:
         try:
             yield store

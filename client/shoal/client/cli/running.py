@@ -29,6 +29,8 @@ class RunningMesh:
     name: str
     endpoint: str
     pid: int
+    kv_store: str = ""
+    """host:port of its KV store; empty: it has none."""
 
 
 def runtime_folder() -> Path:

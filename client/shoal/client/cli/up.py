@@ -58,7 +58,7 @@ async def _serve(session: Session, service: Any, substrate: Any, log_dir: Path |
                 async with mesh:
                     progress.finish()
                     name = service.spec.model.name
-                    with recorded(RunningMesh(service.metadata.name, mesh.endpoint, os.getpid())):
+                    with recorded(RunningMesh(service.metadata.name, mesh.endpoint, os.getpid(), mesh.kv_store)):
                         show_endpoints(session, mesh.endpoint, name, needs_key=service.spec.gateway.auth is not None)
                         await mesh.wait()
             except substrate.MeshInterrupted:

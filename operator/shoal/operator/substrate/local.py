@@ -95,6 +95,11 @@ class LocalMesh:
         """Base of the OpenAI-compatible API, without /v1."""
         return f"http://{self.plan.edge}"
 
+    @property
+    def kv_store(self) -> str:
+        """`host:port` of the KV store; empty: the mesh has none."""
+        return next((each.readiness.target for each in self.plan.processes if each.component == "kv_store"), "")
+
     async def wait(self) -> None:
         """Returns when it is time to leave: after a signal or `request_stop`. Raises what makes going on impossible."""
         watch = asyncio.ensure_future(self.supervisor.watch())
