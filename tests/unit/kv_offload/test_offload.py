@@ -117,6 +117,31 @@ def test_blocks_are_stored_before_the_device_gives_them_up(store: RunningStore) 
         assert h.offload.stats.loaded_blocks.get("memory", 0) > 0
 
 
+def test_blocks_about_to_go_are_looked_for_as_blocks_are_taken_and_not_at_every_step(store: RunningStore) -> None:
+    with offloading(store, {"num_blocks": 64}, write_back="evicted") as h:
+        looks, steps = 0, 0
+        real = h.cache.next_evicted
+
+        def counted(limit: int) -> list[int]:
+            nonlocal looks
+            looks += 1
+            return real(limit)
+
+        h.cache.next_evicted = counted  # type: ignore[method-assign]
+        for number in range(1, 13):
+            h.add(request(number, [number, *PROMPT[:20]], max_tokens=16))
+            while h.scheduler.has_work:
+                steps += h.turn()
+            h.check_outputs(request(number, [number, *PROMPT[:20]], max_tokens=16))
+        h.flush()
+        assert looks < steps / 4
+        # 9 blocks of each of 12 requests could be found, and those that are not left were seen before they went.
+        num_left = len(h.cache.next_evicted(64))
+        stats = h.offload.stats
+        assert num_left <= 64
+        assert stats.stored_blocks + sum(stats.dropped_blocks.values()) >= 9 * 12 - num_left, stats
+
+
 def test_with_reused_only_what_a_second_request_uses_is_stored(store: RunningStore) -> None:
     with offloading(store, {"num_blocks": 200}, write_back="reused") as h:
         h.run(request(1))

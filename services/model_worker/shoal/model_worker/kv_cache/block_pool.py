@@ -11,7 +11,7 @@ class BlockPool:
     Used by KVCacheManager only; not thread-safe.
     """
 
-    __slots__ = ("_next", "_num_free", "_previous", "_refs", "num_blocks")
+    __slots__ = ("_next", "_num_free", "_previous", "_refs", "num_blocks", "num_taken")
 
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 1:
@@ -19,6 +19,8 @@ class BlockPool:
         self.num_blocks = num_blocks
         self._refs: list[int] = [0] * num_blocks
         self._num_free = num_blocks
+        self.num_taken = 0
+        """Free blocks that were taken so far, also those that came back since."""
         self._next: list[int] = [*range(1, num_blocks + 1), 0]
         self._previous: list[int] = [num_blocks, *range(num_blocks)]
 
@@ -82,3 +84,4 @@ class BlockPool:
         self._next[before] = after
         self._previous[after] = before
         self._num_free -= 1
+        self.num_taken += 1

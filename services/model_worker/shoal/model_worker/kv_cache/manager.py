@@ -97,6 +97,12 @@ class KVCacheManager:
         as it stays the same: the one thing here that any thread may ask, before reading and after."""
         return self._versions[block_id]
 
+    @property
+    def num_taken(self) -> int:
+        """Free blocks that were taken so far. Of those that are reused first no others come to the front but behind
+        them, or in front but not to be found."""
+        return self._pool.num_taken
+
     def next_evicted(self, limit: int) -> list[int]:
         """Blocks that can be found among the `limit` free ones that are reused first, in that order. O(limit)."""
         return [block_id for block_id in self._pool.next_free_ids(limit) if self._index.key_of(block_id) is not None]
