@@ -60,7 +60,7 @@ async def test_a_service_comes_up_scales_and_goes(space: Namespace) -> None:
             "Degraded": "False",
             "Ready": "True",
         }
-        assert status["workers"] == {"desired": 2, "ready": 2}
+        assert status["workers"] == {"desired": 2, "ready": 2, "current": 2}
         assert status["endpoints"]["grpc"] == f"smol.{space.name}.svc:8080"
         service, _ = read_service(created)
         assert service is not None
@@ -71,7 +71,7 @@ async def test_a_service_comes_up_scales_and_goes(space: Namespace) -> None:
 
         changed = await space.patch(SERVICE_KIND, "smol", {"spec": {"workers": {"replicas": 3}}})
         status = await space.until_phase("smol", "Ready", changed["metadata"]["generation"])
-        assert status["workers"] == {"desired": 3, "ready": 3}
+        assert status["workers"] == {"desired": 3, "ready": 3, "current": 3}
         await eventually(lambda: len(told(controller, space.name)) == 3, "Envoys would be told of 3 workers")
 
         reasons = [event["reason"] for event in await space.list(EVENT)]
