@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from shoal.operator.planner.kubernetes.plan import Kind
+from shoal.operator.reconcile.handlers import WatchHandlers
 from shoal.operator.reconcile.reconciler import SERVICE_KIND
 from support.control_plane.cluster import ControlPlane
 from support.eventually import eventually
@@ -36,14 +38,23 @@ async def test_watches_go_on_and_nothing_is_missed(control_plane: ControlPlane, 
 
 
 async def test_what_a_broken_watch_did_not_tell_is_found_by_the_next_list(
-    control_plane: ControlPlane, namespace: str
+    control_plane: ControlPlane, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = Namespace(control_plane, namespace)
-    async with running_controller(control_plane, namespace, resync_interval_s=1.0) as controller:
+    tell = WatchHandlers._tell
+    lost: list[str] = []
+
+    def tell_of_no_end(event: Any, seen: Any, gone: Any) -> None:
+        if event["type"] == "DELETED" and event["object"]["metadata"]["name"] == "smol-worker":
+            lost.append(event["object"]["kind"])
+        else:
+            tell(event, seen, gone)
+
+    monkeypatch.setattr(WatchHandlers, "_tell", staticmethod(tell_of_no_end))
+    async with running_controller(control_plane, namespace, resync_interval_s=1.0):
         await space.create(with_fields(MINIMAL_ON_KUBERNETES, {}))
         await space.until_phase("smol", "Ready")
         before = (await space.objects("smol"))["ServiceAccount", "smol-worker"]
-        controller.object_gone = lambda found: None  # type: ignore[method-assign]  # the watch is silent of ends
         await space.delete(Kind("v1", "ServiceAccount", "serviceaccounts"), "smol-worker")
 
         async def is_there_anew() -> bool:
@@ -51,3 +62,4 @@ async def test_what_a_broken_watch_did_not_tell_is_found_by_the_next_list(
             return found is not None and found["metadata"]["uid"] != before["metadata"]["uid"]
 
         await eventually(is_there_anew, "the ServiceAccount is made again", 20)
+        assert "ServiceAccount" in lost, "no watch told of it"

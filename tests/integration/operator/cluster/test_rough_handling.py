@@ -85,7 +85,7 @@ async def test_a_spec_that_changes_all_the_time_ends_as_the_last_one_says(space:
     async with running_controller(space.plane, space.name):
         await space.create(manifest())
         changed: dict[str, Any] = {}
-        for number in range(20):
+        for number in range(22):
             dtype, replicas = ("float32", "bfloat16")[number % 2], 1 + number % 3
             spec = {"model": {"dtype": dtype}, "workers": {"replicas": replicas}}
             changed = await space.patch(SERVICE_KIND, "smol", {"spec": spec})
