@@ -25,7 +25,7 @@ from shoal.kv_store.store import Store, StoreLimits
 from shoal.kv_store.tenants import Caller, Tenants
 from shoal.kv_store.worth import Worth
 from support.eventually import eventually
-from support.kv_store_running import ROOT, key, payload
+from support.kv_store_running import ROOT, arena_bytes, key, payload
 from support.store_model import check_now
 
 BLOCK_BYTES = 8192
@@ -139,7 +139,7 @@ async def open_core(
 ) -> AsyncIterator[Core]:
     """A store of `num_blocks` blocks of BLOCK_BYTES, with a disk where there are files for one; ended at the end."""
     loop = asyncio.get_running_loop()
-    arena = Arena(num_blocks * BLOCK_BYTES, 8 * BLOCK_BYTES, "off")
+    arena = Arena(arena_bytes(num_blocks, BLOCK_BYTES, 8), 8 * BLOCK_BYTES, "off")
     store = Store(arena, partial(make_policy, "lru"), limits or StoreLimits(), tenants, clock=clock)
     log = None
     if files is not None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from shoal.kv_client import KvClient, KvClientOptions
 from shoal.kv_store.arena import Arena
+from shoal.kv_store.arena.chunk import chunk_file_bytes
 from shoal.kv_store.control import Control
 from shoal.kv_store.policy import make_policy
 from shoal.kv_store.store import Store, StoreLimits
@@ -68,6 +69,11 @@ def num_stored(store: RunningStore) -> int:
     return store.do(lambda running: len(running.index))
 
 
+def arena_bytes(num_blocks: int, block_bytes: int, blocks_per_chunk: int) -> int:
+    """Memory for so many blocks, the generations of their slots included."""
+    return -(-num_blocks // blocks_per_chunk) * chunk_file_bytes(blocks_per_chunk, block_bytes, "off")
+
+
 @contextmanager
 def running_store(
     folder: Path,
@@ -81,7 +87,7 @@ def running_store(
 ) -> Iterator[RunningStore]:
     """An arena of `num_blocks` blocks of BLOCK_BYTES, ended with the context."""
     chunk_bytes = blocks_per_chunk * BLOCK_BYTES
-    arena = Arena(num_blocks * BLOCK_BYTES, chunk_bytes, "off")
+    arena = Arena(arena_bytes(num_blocks, BLOCK_BYTES, blocks_per_chunk), chunk_bytes, "off")
     store = Store(arena, partial(make_policy, policy), limits or StoreLimits(), tenants, clock=clock)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.checksum import crc32c
 from shoal.kv_store.arena import Arena
+from shoal.kv_store.arena.chunk import chunk_file_bytes
 from shoal.kv_store.index import NO_SLOT
 from shoal.kv_store.policy import make_policy
 from shoal.kv_store.reporting import make_stats
@@ -83,7 +84,7 @@ class StoreModel(RuleBasedStateMachine):
         """Scope, owner and key: until when."""
 
     def new_store(self, num_chunks: int, quota: int, policy: str) -> Store:
-        arena = Arena(4 * BLOCK_BYTES * num_chunks, 4 * BLOCK_BYTES, "off")
+        arena = Arena(num_chunks * chunk_file_bytes(4, BLOCK_BYTES, "off"), 4 * BLOCK_BYTES, "off")
         limits = StoreLimits(lease_timeout_s=10.0, max_staging_bytes=1 << 20, ttl_s=self.ttl_s)
         tenants = Tenants(memory_bytes=quota * BLOCK_BYTES, disk_bytes=self.disk_quota_bytes)
         return Store(arena, partial(make_policy, policy), limits, tenants, clock=lambda: self.now_s)

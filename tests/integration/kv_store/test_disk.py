@@ -79,7 +79,7 @@ async def test_blocks_on_disk_outlive_the_store(tmp_path: Path, signum: signal.S
 
 
 async def test_what_memory_gives_up_comes_back_from_disk(tmp_path: Path) -> None:
-    async with start_kv_store(tmp_path, *flags(tmp_path, 1 << 18)) as service:  # memory for 32 blocks
+    async with start_kv_store(tmp_path, *flags(tmp_path, (1 << 18) + 8192)) as service:  # memory for 32 blocks
         client = make_client(tmp_path)
         for first in (0, 32):
             parent = KEYS[first - 1] if first else ROOT

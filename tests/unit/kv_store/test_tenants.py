@@ -11,6 +11,8 @@ import pytest
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.api.worker.v1 import worker_pb2
+from shoal.kv_store.config import KvStoreConfig
+from shoal.kv_store.process import SettingsProblem, build_store
 from shoal.kv_store.tenants import OPERATOR, Caller, Tenant, Tenants, TenantsProblem, read_tenants
 from shoal.rpc.errors import PermissionDenied, Unauthenticated
 from support.disk_faults import FaultyFiles
@@ -145,3 +147,21 @@ def test_a_tenants_file_is_checked(tmp_path: Path) -> None:
             read_tenants(str(path), 10, 20)
     with pytest.raises(TenantsProblem, match="No such file"):
         read_tenants(str(tmp_path / "none"), 10, 20)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.7", "::", "kv.example.org", ""])
+def test_tokens_do_not_travel_in_the_clear(tmp_path: Path, host: str) -> None:
+    path = tmp_path / "tenants.toml"
+    path.write_text("")
+    config = KvStoreConfig(socket_path="kv.sock", host=host, tenants_file=str(path))
+    with pytest.raises(SettingsProblem, match="carry tokens, and the port has no TLS"):
+        build_store(config)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost"])
+def test_on_the_own_host_tokens_may_be_sent_as_they_are(tmp_path: Path, host: str) -> None:
+    path = tmp_path / "tenants.toml"
+    path.write_text("")
+    sizes = {"memory_bytes": 1 << 20, "chunk_bytes": 1 << 18, "huge_pages": "off"}
+    config = KvStoreConfig(socket_path="kv.sock", host=host, tenants_file=str(path), **sizes)  # type: ignore[arg-type]
+    build_store(config).close()

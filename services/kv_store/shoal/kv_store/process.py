@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -34,8 +35,25 @@ class SettingsProblem(Exception):
     """Settings that do not fit each other, or a file of theirs that cannot be used."""
 
 
+def check_control(config: KvStoreConfig) -> None:
+    """Raises SettingsProblem where tokens would travel in the clear."""
+    if config.tenants_file and not _is_loopback(config.host):
+        raise SettingsProblem(
+            f"host = {config.host} with tenants_file: calls on this port carry tokens, and the port has no TLS; listen "
+            "on 127.0.0.1 or ::1, where a proxy with TLS may reach it, or let clients use the Unix socket"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def build_store(config: KvStoreConfig) -> Store:
     """Raises SettingsProblem."""
+    check_control(config)
     if config.chunk_bytes % 4096 or config.chunk_bytes > config.memory_bytes:
         problem = f"chunk_bytes = {config.chunk_bytes}: give a multiple of 4096 up to memory_bytes"
         raise SettingsProblem(f"{problem} ({config.memory_bytes})")

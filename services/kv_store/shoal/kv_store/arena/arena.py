@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import structlog
 
-from shoal.kv_store.arena.chunk import Chunk
+from shoal.kv_store.arena.chunk import Chunk, chunk_file_bytes, most_slots
 from shoal.kv_store.arena.memory import PAGE_BYTES, HugePages, round_up
 
 _SLOT_BITS = 24
+_MIN_SHARE = 8  # a chunk of less than an eighth is not worth a descriptor in every client
 _log = structlog.get_logger("shoal.kv_store")
 
 
@@ -52,14 +53,16 @@ class Arena:
         """Why memory that the capacity allows cannot be had; empty once it can."""
         self._chunks: dict[int, Chunk] = {}
         self._next_number = 1
-        self._retired: dict[int, int] = {}
+        self._retired: dict[int, tuple[int, int]] = {}
+        """Clients that still map a chunk, and its bytes."""
+        self._taken_bytes = 0
         self._pools: dict[tuple[str, int], Pool] = {}
         self._pools_of: dict[str, list[Pool]] = {}
 
     @property
     def num_taken_bytes(self) -> int:
-        """Of chunks, and of retired ones that clients may still map."""
-        return self.chunk_bytes * (len(self._chunks) + len(self._retired))
+        """Of chunks, generations included, and of retired ones that clients may still map. Never above the capacity."""
+        return self._taken_bytes
 
     @property
     def num_used_bytes(self) -> int:
@@ -80,6 +83,8 @@ class Arena:
         slot_bytes = round_up(block_bytes, PAGE_BYTES)
         if not 0 < slot_bytes <= self.chunk_bytes:
             raise ValueError(f"a block of {block_bytes} bytes; a chunk of the arena holds up to {self.chunk_bytes}")
+        if chunk_file_bytes(1, slot_bytes, self._huge_pages) > self.capacity_bytes:
+            raise ValueError(f"a block of {block_bytes} bytes; the arena has {self.capacity_bytes}, pages included")
         pool = self._pools.get((tenant, slot_bytes))
         if pool is None:
             pool = self._pools[tenant, slot_bytes] = Pool(tenant, slot_bytes)
@@ -160,28 +165,32 @@ class Arena:
         del self._chunks[chunk.number]
         chunk.close()
         if num_mappers:
-            self._retired[chunk.number] = num_mappers
+            self._retired[chunk.number] = num_mappers, chunk.memory.num_bytes
+        else:
+            self._taken_bytes -= chunk.memory.num_bytes
 
     def unmapped(self, number: int) -> None:
         """A client no longer maps a retired chunk. Nothing happens for others."""
-        left = self._retired.get(number, 0) - 1
-        if left > 0:
-            self._retired[number] = left
-        else:
-            self._retired.pop(number, None)
+        num_mappers, num_bytes = self._retired.get(number, (0, 0))
+        if num_mappers > 1:
+            self._retired[number] = num_mappers - 1, num_bytes
+        elif self._retired.pop(number, None) is not None:
+            self._taken_bytes -= num_bytes
 
     def close(self) -> None:
         """Gives all memory back."""
         for chunk in self._chunks.values():
             chunk.close()
         self._chunks.clear()
+        self._taken_bytes = 0
         self._pools.clear()
 
     def _grow(self, pool: Pool) -> bool:
-        if self.num_taken_bytes + self.chunk_bytes > self.capacity_bytes:
+        num_slots = self._slots_of_next(pool.slot_bytes)
+        if not num_slots:
             return False
         try:
-            chunk = Chunk(self._next_number, self.chunk_bytes, pool.slot_bytes, self._huge_pages)
+            chunk = Chunk(self._next_number, num_slots, pool.slot_bytes, self._huge_pages)
         except MemoryError as error:
             if not self.problem:
                 _log.warning("the system gives no more memory for blocks", error=str(error))
@@ -190,7 +199,14 @@ class Arena:
         self.problem = ""
         self._next_number += 1
         self._chunks[chunk.number] = chunk
+        self._taken_bytes += chunk.memory.num_bytes
         pool.chunks.add(chunk.number)
         base = chunk.number << _SLOT_BITS
         pool.free.extend(range(base + chunk.num_slots - 1, base - 1, -1))
         return True
+
+    def _slots_of_next(self, slot_bytes: int) -> int:
+        """Of the chunk that there is room for. The last is shorter: the generations of all are in the capacity."""
+        most = self.chunk_bytes // slot_bytes
+        num_slots = min(most, most_slots(self.capacity_bytes - self._taken_bytes, slot_bytes, self._huge_pages))
+        return num_slots if num_slots >= max(1, most // _MIN_SHARE) else 0

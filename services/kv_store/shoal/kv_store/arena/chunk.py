@@ -18,15 +18,13 @@ class Chunk:
     thread pool, between the two, order them.
     """
 
-    def __init__(self, number: int, chunk_bytes: int, slot_bytes: int, huge_pages: HugePages) -> None:
-        """Raises MemoryError. `number` is never used again for another chunk."""
+    def __init__(self, number: int, num_slots: int, slot_bytes: int, huge_pages: HugePages) -> None:
+        """Takes `chunk_file_bytes`. Raises MemoryError. `number` is never used again for another chunk."""
         self.number = number
         self.slot_bytes = slot_bytes
-        self.num_slots = chunk_bytes // slot_bytes
+        self.num_slots = num_slots
         self.generations_offset = self.num_slots * slot_bytes
-        num_bytes = round_up(self.generations_offset + GENERATION_BYTES * self.num_slots, PAGE_BYTES)
-        if huge_pages == "reserved":
-            num_bytes = round_up(num_bytes, HUGE_PAGE_BYTES)
+        num_bytes = chunk_file_bytes(num_slots, slot_bytes, huge_pages)
         self.memory = SharedMemory(f"chunk-{number}", num_bytes, huge_pages=huge_pages, readers_only=True)
         end = self.generations_offset + GENERATION_BYTES * self.num_slots
         self._generations = memoryview(self.memory.mapping)[self.generations_offset : end].cast("Q")
@@ -61,3 +59,15 @@ class Chunk:
         """Gives the memory back."""
         self._generations.release()
         self.memory.close()
+
+
+def chunk_file_bytes(num_slots: int, slot_bytes: int, huge_pages: HugePages) -> int:
+    """All that a chunk takes: slots, their generations, and what fills the last page."""
+    step = HUGE_PAGE_BYTES if huge_pages == "reserved" else PAGE_BYTES
+    return round_up(num_slots * slot_bytes + GENERATION_BYTES * num_slots, step)
+
+
+def most_slots(num_bytes: int, slot_bytes: int, huge_pages: HugePages) -> int:
+    """Of a chunk that takes no more than `num_bytes`."""
+    step = HUGE_PAGE_BYTES if huge_pages == "reserved" else PAGE_BYTES
+    return max(0, num_bytes // step * step // (slot_bytes + GENERATION_BYTES))
