@@ -68,7 +68,7 @@ async def test_files_follow(control: ControlPlane, follower: asyncio.subprocess.
     publish(control, [A], [B])
     await until_written(tmp_path, clusters.WORKER, [A])
     await until_written(tmp_path, clusters.GATEWAY_PEERS, [B])
-    assert control.store.nodes(SERVICE) == ("gateway-0",)
+    assert control.store.nodes(SERVICE) == ("gateway-0/follower",)
     publish(control, [A, B], [])
     await until_written(tmp_path, clusters.WORKER, [A, B])
     await until_written(tmp_path, clusters.GATEWAY_PEERS, [])

@@ -130,7 +130,7 @@ async def test_who_gives_no_sign_of_life_is_connected_no_more(by_tls: bool, tmp_
         arguments = (*where, f"--service-cluster={SERVICE}", "--service-node=gateway-0", f"--folder={tmp_path}")
         follower = await asyncio.create_subprocess_exec(sys.executable, "-m", "shoal.operator.follower", *arguments)
         try:
-            await eventually(lambda: store.nodes(SERVICE) == ("gateway-0",), "it is connected")
+            await eventually(lambda: store.nodes(SERVICE) == ("gateway-0/follower",), "it is connected")
             follower.send_signal(signal.SIGSTOP)
             await eventually(lambda: store.nodes(SERVICE) == (), "it counts no more", 10)
         finally:
@@ -143,7 +143,7 @@ async def test_clients_may_ask_for_signs_of_life(tmp_path: Path) -> None:
     """Servers end connections of who asks too often, and by default that is four times in five minutes."""
     store = SnapshotStore()
     joined: list[str] = []
-    store.joined = lambda cluster, node: joined.append(node)  # type: ignore[method-assign]
+    store.joined = lambda cluster, node, is_envoy=True: joined.append(node)  # type: ignore[method-assign]
     store.left = lambda cluster, node: joined.append("left")  # type: ignore[method-assign]
     async with serving(True, DiscoveryServer(store), LISTENING, tmp_path) as where:
         arguments = (*where, f"--service-cluster={SERVICE}", "--service-node=gateway-0", f"--folder={tmp_path}")
@@ -151,7 +151,7 @@ async def test_clients_may_ask_for_signs_of_life(tmp_path: Path) -> None:
             sys.executable, "-m", "shoal.operator.follower", *arguments, "--keepalive-s=5.5"
         )
         try:
-            await eventually(lambda: joined == ["gateway-0"], "it is connected")
+            await eventually(lambda: joined == ["gateway-0/follower"], "it is connected")
             with pytest.raises(AssertionError, match="not within"):
                 await eventually(lambda: len(joined) > 1, "it is sent away", 30)
         finally:

@@ -16,7 +16,7 @@ from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest, Discov
 from envoy_data_plane.google.rpc import Status
 
 from shoal.operator.envoy import Endpoint
-from shoal.operator.xds.server import SERVICE
+from shoal.operator.xds.server import FOLLOWER, SERVICE
 from shoal.operator.xds.snapshot import Kind
 
 METHOD: Final = f"/{SERVICE}/StreamAggregatedResources"
@@ -43,7 +43,7 @@ class Follower:
         self._call: Any = channel.stream_stream(
             METHOD, request_serializer=DiscoveryRequest.__bytes__, response_deserializer=DiscoveryResponse.parse
         )
-        self._node = Node(cluster=node[0], id=node[1])
+        self._node = Node(cluster=node[0], id=node[1], user_agent_name=FOLLOWER)
         self._clusters = sorted(clusters)
         self._on_endpoints = on_endpoints
 

@@ -23,9 +23,11 @@ from shoal.operator.planner.kubernetes import (
 from shoal.operator.planner.kubernetes.envoy import applied_choices, node_cluster, options_of
 from shoal.operator.planner.kubernetes.gateways import COMPONENT as GATEWAY
 from shoal.operator.planner.kubernetes.plan import Kind
+from shoal.operator.reconcile import envoy_reports
 from shoal.operator.reconcile.api_client import ApiClient, ApiError
 from shoal.operator.reconcile.background import repeat, running
 from shoal.operator.reconcile.cache_watch import CacheWatch, Fetch, Gateway, MetricsFetcher, gateways_among
+from shoal.operator.reconcile.envoy_reports import EnvoyReports
 from shoal.operator.reconcile.handlers import WatchHandlers, make_registry
 from shoal.operator.reconcile.inventory import OURS, Inventory
 from shoal.operator.reconcile.leadership import Leadership
@@ -52,6 +54,8 @@ class ControllerOptions:
     num_reconcilers: int = 4
     lease_namespace: str = ""
     """Where the Lease is by which several operators agree on one that writes; empty: this one writes in any case."""
+    lease_duration_s: float = 15.0
+    """How long it is whose it is without being renewed."""
     identity: str = "shoal-operator"
     """Who this one is among them."""
     resync_interval_s: float = 60.0
@@ -83,6 +87,8 @@ class Controller:
         self.reconciler = Reconciler(
             api, self.store, platform, routes_of=self._tell_routes, caches_of=self.caches.state
         )
+        identity, lease_namespace = self._options.identity, self._options.lease_namespace
+        self._reports = EnvoyReports(api, lease_namespace, identity, on_change=self._envoys_changed)
         self._publisher = Publisher(self.snapshots)
         self.inventory = Inventory(self.reconciler.services, self.store, self.queue, self._publisher)
         """What watches tell goes there."""
@@ -106,9 +112,18 @@ class Controller:
             await stack.enter_async_context(running(resyncing, checking, *reconciling))
             if options.lease_namespace:
                 self.reconciler.writes = False
-                leadership = Leadership(self._api, options.lease_namespace, options.identity, on_change=self._lead)
+                leadership = Leadership(
+                    self._api,
+                    options.lease_namespace,
+                    options.identity,
+                    on_change=self._lead,
+                    duration_s=options.lease_duration_s,
+                    renew_s=options.lease_duration_s / 7.5,
+                )
                 self.reconciler.may_write = lambda: leadership.holds
                 await stack.enter_async_context(leadership.held())
+                sharing = repeat("sharing what Envoys do", envoy_reports.INTERVAL_S, self._share_envoys)
+                await stack.enter_async_context(running(sharing))
             await self._watch(stop, ready)
 
     async def _watch(self, stop: asyncio.Event, ready: asyncio.Event | None) -> None:
@@ -178,8 +193,17 @@ class Controller:
             options = options_of(choices, self._platform, namespace, name)
             self._publisher.configure(namespace, options, backends(name))
         cluster = node_cluster(namespace, name)
+        return self._own_envoys(cluster).joined(self._reports.of_others(cluster))
+
+    def _own_envoys(self, cluster: str) -> RoutesState:
+        num_envoys, num_waiting = self.snapshots.envoys(cluster)
         rejections = self.snapshots.rejections(cluster)
-        return RoutesState(len(self.snapshots.nodes(cluster)), rejections[0].message if rejections else "")
+        return RoutesState(num_envoys, rejections[0].message if rejections else "", num_waiting)
+
+    async def _share_envoys(self) -> None:
+        """Only one operator writes the status, and Envoys may be connected to others."""
+        own = {cluster: self._own_envoys(cluster) for cluster in self.snapshots.clusters}
+        await self._reports.exchange(own, is_writer=self.reconciler.writes)
 
     def _envoys_changed(self, cluster: str) -> None:
         namespace, _, name = cluster.partition("/")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoal.operator.envoy import clusters
 from shoal.operator.xds import Backend
@@ -16,6 +16,20 @@ class RoutesState:
     """How many are connected."""
     rejection: str = ""
     """Why one of them refuses what it was told last; empty: none does."""
+    num_waiting: int = 0
+    """How many of them have yet to accept what they were told first."""
+
+    def joined(self, other: RoutesState) -> RoutesState:
+        """With those that are connected to another operator."""
+        return RoutesState(
+            self.num_envoys + other.num_envoys,
+            self.rejection or other.rejection,
+            self.num_waiting + other.num_waiting,
+        )
+
+    def shortened(self, max_characters: int) -> RoutesState:
+        """With less of a long rejection."""
+        return replace(self, rejection=self.rejection[:max_characters])
 
 
 def backends(name: str) -> dict[str, Backend]:

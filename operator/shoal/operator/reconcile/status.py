@@ -133,8 +133,11 @@ def _routes(routes: RoutesState) -> _Fact:
     if routes.rejection:
         return "False", "Rejected", f"Envoy goes on with what it had, and refuses: {routes.rejection}"
     if not routes.num_envoys:
-        return "Unknown", "NoEnvoys", "no Envoy is connected to the operator"
-    return "True", "Accepted", f"{routes.num_envoys} Envoys are up to date"
+        return "Unknown", "NoEnvoys", "no Envoy is connected to an operator"
+    if routes.num_waiting:
+        waiting = f"{routes.num_waiting} of {routes.num_envoys} Envoys have yet to accept what they are told"
+        return "Unknown", "Programming", waiting
+    return "True", "Accepted", f"{routes.num_envoys} Envoys have accepted what they are told"
 
 
 def _degraded(findings: Findings, before: Sequence[Condition]) -> _Fact:

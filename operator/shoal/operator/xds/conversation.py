@@ -90,6 +90,12 @@ class Conversation:
         """Of the last update of that kind: what is rejected when it is."""
         return version_of(self._topics[kind].has)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the Envoy has accepted all that it is to have, down to its listeners."""
+        snapshot = self._snapshot
+        return snapshot is not None and self._topics[Kind.LISTENER].is_open and self._is_settled(snapshot, tuple(Kind))
+
     def hear(self, request: Request) -> list[Update]:
         """Updates in the order to send them in."""
         topic = self._topics[request.kind]

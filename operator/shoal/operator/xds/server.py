@@ -23,6 +23,8 @@ from shoal.operator.xds.snapshot import Kind, Snapshot
 from shoal.operator.xds.store import Rejection, SnapshotStore
 
 SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+FOLLOWER: Final = "shoal-follower"
+"""What a client that is no Envoy calls its kind (`node.user_agent_name`)."""
 MAX_REQUEST_BYTES: Final = 1 << 20
 """An Envoy names each of its clusters: a thousand need some 100 KiB."""
 MAX_REJECTION_CHARACTERS: Final = 2000
@@ -84,8 +86,11 @@ class DiscoveryServer:
                 grpc.StatusCode.INVALID_ARGUMENT,
                 "node.id or node.cluster is empty: name the Envoy, and what it serves (namespace/name)",
             )
-        log = _log.bind(cluster=node.cluster, node=node.id)
-        self._store.joined(node.cluster, node.id)
+        is_envoy = node.user_agent_name != FOLLOWER
+        # Followers have the name of their pod, which their Envoy has too.
+        name = node.id if is_envoy else f"{node.id}/follower"
+        log = _log.bind(cluster=node.cluster, node=name)
+        self._store.joined(node.cluster, name, is_envoy=is_envoy)
         log.info("an Envoy connected")
         inbox: asyncio.Queue[Request | Snapshot | None] = asyncio.Queue(_UNSENT_UPDATES)
         tasks = (
@@ -95,10 +100,12 @@ class DiscoveryServer:
         try:
             while (message := await inbox.get()) is not None:
                 if isinstance(message, Request):
-                    self._note(node.cluster, node.id, conversation, message)
+                    self._note(node.cluster, name, conversation, message)
                     updates = conversation.hear(message)
                 else:
                     updates = conversation.tell(message)
+                if conversation.is_settled:
+                    self._store.settled(node.cluster, name)
                 for update in updates:
                     DISCOVERY_UPDATES.labels(update.kind.name.lower()).inc()
                     log.debug("told", kind=update.kind.name, version=update.version, num=len(update.resources))
@@ -107,7 +114,7 @@ class DiscoveryServer:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._store.left(node.cluster, node.id)
+            self._store.left(node.cluster, name)
             log.info("an Envoy left")
 
     async def _read_all(

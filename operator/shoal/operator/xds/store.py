@@ -29,6 +29,10 @@ class SnapshotStore:
         self._changed: dict[str, asyncio.Event] = {}
         self._rejections: dict[tuple[str, str, Kind], Rejection] = {}
         self._nodes: dict[str, dict[str, int]] = {}
+        self._waiting: dict[str, set[str]] = {}
+        """Envoys that have not accepted all that they were told first."""
+        self._followers: dict[str, set[str]] = {}
+        """Nodes that are none."""
         self._on_change = on_change
 
     def get(self, cluster: str) -> Snapshot | None:
@@ -49,11 +53,22 @@ class SnapshotStore:
         while self._snapshots.get(cluster) is seen:
             await self._changed.setdefault(cluster, asyncio.Event()).wait()
 
-    def joined(self, cluster: str, node: str) -> None:
-        """A stream of that Envoy began."""
+    def joined(self, cluster: str, node: str, *, is_envoy: bool = True) -> None:
+        """A stream of that node began: an Envoy, or somebody who only wants to know of endpoints."""
         nodes = self._nodes.setdefault(cluster, {})
         nodes[node] = nodes.get(node, 0) + 1
+        if not is_envoy:
+            self._followers.setdefault(cluster, set()).add(node)
+        elif nodes[node] == 1:
+            self._waiting.setdefault(cluster, set()).add(node)
         self._on_change(cluster)
+
+    def settled(self, cluster: str, node: str) -> None:
+        """It has accepted all that it is to have, of every kind."""
+        waiting = self._waiting.get(cluster, set())
+        if node in waiting:
+            waiting.discard(node)
+            self._on_change(cluster)
 
     def left(self, cluster: str, node: str) -> None:
         """It ended. What the Envoy rejected is forgotten with its last one."""
@@ -63,8 +78,11 @@ class SnapshotStore:
             del nodes[node]
             for kind in Kind:
                 self._rejections.pop((cluster, node, kind), None)
+            for names in (self._waiting, self._followers):
+                names.get(cluster, set()).discard(node)
             if not nodes:
-                del self._nodes[cluster]
+                for each in (self._nodes, self._waiting, self._followers):
+                    each.pop(cluster, None)
                 self._changed.pop(cluster, None)
         self._on_change(cluster)
 
@@ -79,8 +97,18 @@ class SnapshotStore:
         self._on_change(rejection.cluster)
 
     def nodes(self, cluster: str) -> tuple[str, ...]:
-        """Envoys that are connected."""
+        """Envoys and followers that are connected."""
         return tuple(sorted(self._nodes.get(cluster, ())))
+
+    def envoys(self, cluster: str) -> tuple[int, int]:
+        """How many are connected, and how many of them have yet to accept what they were told first."""
+        num_nodes = len(self._nodes.get(cluster, ())) - len(self._followers.get(cluster, ()))
+        return num_nodes, len(self._waiting.get(cluster, ()))
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """Those of which somebody is connected."""
+        return tuple(self._nodes)
 
     def rejections(self, cluster: str) -> tuple[Rejection, ...]:
         """What connected Envoys refuse at the moment: a condition of whoever made the snapshot."""

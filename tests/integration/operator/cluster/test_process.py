@@ -28,6 +28,7 @@ from support.eventually import eventually
 from support.logged_process import LoggedProcess
 from support.manifests import MINIMAL_ON_KUBERNETES, with_fields
 from support.operator_running import Namespace
+from support.stub_envoy import stub_envoy
 
 pytestmark = pytest.mark.cluster
 SLICE = Kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
@@ -48,6 +49,19 @@ async def operator(space: Namespace, *more: str) -> AsyncIterator[LoggedProcess]
         yield process
 
 
+async def routes(space: Namespace) -> dict[str, Any]:
+    conditions = (await space.service("smol"))["status"]["conditions"]
+    return next(dict(condition) for condition in conditions if condition["type"] == "RoutesProgrammed")
+
+
+async def until_routes(space: Namespace, status: str, message: str) -> None:
+    async def is_so() -> bool:
+        found = await routes(space)
+        return found["status"] == status and message in found["message"]
+
+    await eventually(is_so, f"RoutesProgrammed is {status}: {message}", 30)
+
+
 async def test_it_serves_and_drains(space: Namespace) -> None:
     async with operator(space) as process:
         await space.create(with_fields(MINIMAL_ON_KUBERNETES, {}))
@@ -62,11 +76,9 @@ async def test_it_serves_and_drains(space: Namespace) -> None:
             [worker] = await space.list(Kind("v1", "Pod", "pods"), "app.kubernetes.io/component=worker")
             assert followed[-1] == ("worker", [Endpoint(worker["status"]["podIP"], 50051)])
 
-            async def knows_envoys() -> bool:
-                status = (await space.service("smol"))["status"]
-                return any(c["type"] == "RoutesProgrammed" and c["status"] == "True" for c in status["conditions"])
-
-            await eventually(knows_envoys, "who is connected shows in the status")
+            assert (await routes(space))["reason"] == "NoEnvoys", "a follower is none"
+            async with stub_envoy(process.address, f"{space.name}/smol", "test"):
+                await until_routes(space, "True", "1 Envoys have accepted")
             following.cancel()
         process.signal(signal.SIGTERM)
         assert await process.wait_ended() == 0, process.logs[-8:]
@@ -99,6 +111,25 @@ async def test_with_a_certificate_nothing_is_told_without(space: Namespace, tmp_
             assert (
                 await health.Check(health_pb2.HealthCheckRequest())
             ).status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_what_an_envoy_refuses_is_told_whichever_operator_it_is_connected_to(space: Namespace) -> None:
+    service, why = f"{space.name}/smol", "malformed IP address: not-an-ip"
+    flags = f"--lease-namespace={space.name}"
+    async with operator(space, flags, "--identity=one") as writer, operator(space, flags, "--identity=two") as other:
+        await writer.wait_logged("leading")
+        await space.create(with_fields(MINIMAL_ON_KUBERNETES, {}))
+        await space.until_phase("smol", "Ready")
+        async with (
+            stub_envoy(writer.address, service, "gateway-0"),
+            stub_envoy(other.address, service, "gateway-1", rejects=why) as refusing,
+        ):
+            await until_routes(space, "False", why)
+            lines = await asyncio.to_thread(space.plane.kubectl, "get", "isvc", "-n", space.name)
+            assert "Degraded" in lines, lines
+            assert why in lines, lines
+            await refusing.reconsider()
+            await until_routes(space, "True", "2 Envoys have accepted")
 
 
 async def test_envoys_hear_of_pods_within_milliseconds(space: Namespace) -> None:
@@ -137,6 +168,8 @@ async def test_envoys_hear_of_pods_within_milliseconds(space: Namespace) -> None
         delays_s.sort()
         p50_ms, p99_ms = (1000 * delays_s[int(part * NUM_MOVES) - 1] for part in (0.5, 0.99))
         print(f"EndpointSlice -> follower: p50 {p50_ms:.1f} ms, p99 {p99_ms:.1f} ms")
+        # Ten times what is promised: this machine has other things to do.
+        assert p99_ms < 1000
 
 
 async def test_another_process_goes_on_where_one_was_killed(space: Namespace) -> None:
@@ -146,7 +179,7 @@ async def test_another_process_goes_on_where_one_was_killed(space: Namespace) ->
     await space.patch(SERVICE_KIND, "smol", {"spec": {"workers": {"replicas": 3}}})
     async with operator(space):
         status = await space.until_phase("smol", "Ready")
-        assert status["workers"] == {"desired": 3, "ready": 3}
+        assert status["workers"] == {"desired": 3, "ready": 3, "current": 3}
 
 
 async def test_without_an_api_server_it_says_so(tmp_path: Any) -> None:

@@ -77,6 +77,8 @@ async def test_a_manifest_becomes_a_chat(tmp_path: Path) -> None:
     answer, changed = await run(tmp_path, manifest, up, down, other_arithmetic)
     assert answer["routes"] == "True"
     assert len(answer["text"]) > 10
+    # Ten times what is promised, since workers may have to compile their operations first.
+    assert answer["first_token_s"] < 300
     assert changed["failed"] == []
     assert changed["answered"] > 0
     assert changed["groups"][-1] != ["smollm2-135m-worker"]

@@ -114,6 +114,20 @@ def test_routes_that_envoy_refuses_are_told_of() -> None:
     assert states(status)["RoutesProgrammed"] == "False"
 
 
+@pytest.mark.parametrize(
+    ("routes", "state", "message"),
+    [
+        (RoutesState(), "Unknown", "no Envoy is connected to an operator"),
+        (RoutesState(2, num_waiting=1), "Unknown", "1 of 2 Envoys have yet to accept what they are told"),
+        (RoutesState(2), "True", "2 Envoys have accepted what they are told"),
+    ],
+)
+def test_envoys_that_only_connected_have_accepted_nothing(routes: RoutesState, state: str, message: str) -> None:
+    status = told(READY, routes=routes)
+    [found] = [each for each in status.conditions or () if each.type == "RoutesProgrammed"]
+    assert (found.status, found.message, status.phase) == (state, message, "Ready")
+
+
 def test_a_cache_that_silently_stopped_working_is_told_of() -> None:
     stopped = told(READY, caches=CachesState("False", "EventsStopped", "a hears nothing of b"))
     assert (stopped.phase, stopped.message) == ("Degraded", "a hears nothing of b")
