@@ -91,7 +91,7 @@ async def test_a_spec_that_changes_all_the_time_ends_as_the_last_one_says(space:
             changed = await space.patch(SERVICE_KIND, "smol", {"spec": spec})
             await asyncio.sleep(0.1)
         status = await space.until_phase("smol", "Ready", changed["metadata"]["generation"], timeout_s=60)
-        assert status["workers"] == {"desired": 1, "ready": 1}
+        assert (status["workers"]["desired"], status["workers"]["ready"]) == (1, 1)
         [group] = await space.list(STATEFUL_SET)
         assert "--dtype=bfloat16" in group["spec"]["template"]["spec"]["containers"][0]["args"]
 
