@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -15,6 +15,7 @@ from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.checksum import crc32c
 from shoal.kv_store.arena import Arena
 from shoal.kv_store.arena.chunk import chunk_file_bytes
+from shoal.kv_store.events import DISK, MEMORY, Event, Stored
 from shoal.kv_store.index import NO_SLOT
 from shoal.kv_store.policy import make_policy
 from shoal.kv_store.reporting import make_stats
@@ -74,6 +75,7 @@ class StoreModel(RuleBasedStateMachine):
     def start(self, num_chunks: int, quota: int, policy: str) -> None:
         self.make_store: Callable[[], Store] = partial(self.new_store, num_chunks, quota, policy)
         self.store = self.make_store()
+        self.begin_watching()
         self.sessions: dict[int, Session] = {}
         self.reserved: dict[int, dict[bytes, int]] = {}
         self.leases: list[tuple[Session, bytes, Leased]] = []
@@ -88,6 +90,32 @@ class StoreModel(RuleBasedStateMachine):
         limits = StoreLimits(lease_timeout_s=10.0, max_staging_bytes=1 << 20, ttl_s=self.ttl_s)
         tenants = Tenants(memory_bytes=quota * BLOCK_BYTES, disk_bytes=self.disk_quota_bytes)
         return Store(arena, partial(make_policy, policy), limits, tenants, clock=lambda: self.now_s)
+
+    def begin_watching(self) -> None:
+        """From here on `watched` is what somebody knows who got a snapshot of each tenant, and every event since."""
+        store = self.store
+        pairs = [(tier, tenant) for tier in (MEMORY, DISK) for tenant in ("a", "b")]
+        self.watched = {(tier, tenant): set(store._list_keys(tier, tenant)) for tier, tenant in pairs}
+        publish = store.events.publish
+
+        def hear(events: Iterable[Event]) -> None:
+            heard = list(events)
+            publish(heard)
+            for event in heard:
+                known = self.watched[event.tier, event.tenant]
+                if isinstance(event, Stored):
+                    assert not known & set(event.keys), "stored twice"
+                    known.update(event.keys)
+                else:
+                    assert known >= set(event.keys), "removed without having been there"
+                    known.difference_update(event.keys)
+
+        store.events.publish = hear  # type: ignore[method-assign,assignment]
+
+    @invariant()
+    def events_tell_what_is_there(self) -> None:
+        for (tier, tenant), known in getattr(self, "watched", {}).items():
+            assert known == set(self.store._list_keys(tier, tenant))
 
     def session(self, number: int) -> Session:
         if number not in self.sessions:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import threading
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
+from shoal.checksum import crc32c
 from shoal.kv_client import KvClient
 from shoal.kv_client.lease import Reading
 from shoal.kv_client.link import Link, Refused
+from shoal.kv_store import writing
 from shoal.kv_store.store import Store, StoreLimits
 from shoal.kv_store.tenants import Tenant, Tenants
 from support.kv_store_running import BLOCK_BYTES, ROOT, RunningStore, key, payload, put, running_store
@@ -105,6 +108,77 @@ def test_what_is_changed_while_it_is_committed_is_refused(running: RunningStore,
     assert count(running, "checksum_failures_commit") == 1
 
 
+def test_a_writer_that_changes_its_mind_publishes_what_was_summed(
+    running: RunningStore, client: KvClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes into its staging memory all the while: what is served is what arrived, or the commit is refused."""
+    right, wrong = payload(1), payload(2)
+    staging_address, num_copies = [0], [0]
+    real = writing.copy_crc32c_at
+
+    def copy_amid_changes(target: int, source: int, num_bytes: int) -> int:
+        """Half is copied; then the writer changes both halves; then the rest."""
+        num_copies[0] += 1
+        staging_address[0] = source
+        half = num_bytes // 2
+        if num_copies[0] == 1:  # it changes what was copied already, and what was not
+            ctypes.memmove(target, source, half)
+            ctypes.memmove(source, wrong, num_bytes)
+            ctypes.memmove(target + half, source + half, num_bytes - half)
+            return crc32c(ctypes.string_at(target, num_bytes))
+        arrived = real(target, source, num_bytes)
+        ctypes.memmove(source, wrong, num_bytes)  # after the copy, before it is published
+        return arrived
+
+    monkeypatch.setattr(writing, "copy_crc32c_at", copy_amid_changes)
+    for is_published in (False, True):
+        reserved = client.reserve([key(1)], parent_key=ROOT, namespace_key=ROOT)
+        assert reserved is not None
+        ctypes.memmove(reserved.addresses[0], right, BLOCK_BYTES)
+        [status] = client.commit(reserved, {0: crc32c(right)})
+        assert status == (pb.BLOCK_STATUS_PRESENT if is_published else pb.BLOCK_STATUS_CORRUPT)
+    assert ctypes.string_at(staging_address[0], BLOCK_BYTES) == wrong
+    buffer = bytearray(BLOCK_BYTES)
+    assert client.get([key(1)], [buffer]) == 1
+    assert bytes(buffer) == right
+    assert count(running, "checksum_failures_commit") == 1
+
+
+def test_a_writer_that_writes_all_the_time_never_gets_a_wrong_byte_served(
+    running: RunningStore, client: KvClient
+) -> None:
+    ended, addresses = threading.Event(), [0]
+
+    def scribble() -> None:
+        number = 0
+        while not ended.is_set():
+            if addresses[0]:
+                number += 1
+                ctypes.memset(addresses[0] + number * 977 % (BLOCK_BYTES - 64), number % 256, 64)
+
+    writer = threading.Thread(target=scribble)
+    writer.start()
+    statuses: set[int] = set()
+    try:
+        for number in range(1, 151):
+            reserved = client.reserve([key(number)], parent_key=ROOT, namespace_key=ROOT)
+            if reserved is None:
+                break
+            addresses[0] = reserved.addresses[0] if number % 2 else 0
+            ctypes.memmove(reserved.addresses[0], payload(number), BLOCK_BYTES)
+            [status] = client.commit(reserved, {0: crc32c(payload(number))})
+            addresses[0] = 0
+            statuses.add(status)
+            buffer = bytearray(BLOCK_BYTES)
+            assert client.get([key(number)], [buffer]) == (status == pb.BLOCK_STATUS_PRESENT)
+            assert status != pb.BLOCK_STATUS_PRESENT or bytes(buffer) == payload(number)
+    finally:
+        ended.set()
+        writer.join()
+    assert statuses <= {pb.BLOCK_STATUS_PRESENT, pb.BLOCK_STATUS_CORRUPT}
+    assert pb.BLOCK_STATUS_PRESENT in statuses
+
+
 def test_a_late_reader_finds_out(running: RunningStore, client: KvClient) -> None:
     put(client, 1, 2)
     lease = client.view([key(1), key(2)])
@@ -124,7 +198,7 @@ def test_a_late_reader_finds_out(running: RunningStore, client: KvClient) -> Non
     # The slot is used again; the mapping shows other bytes, and still nobody takes them for the block's.
     put(client, 9)
     assert bytes(blocks[1]) == payload(9)
-    assert lease.verify(1) is Reading.STALE
+    assert lease.verify([1]) == [Reading.STALE]
     lease.close()
 
 

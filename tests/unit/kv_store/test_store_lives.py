@@ -244,6 +244,7 @@ class StoreLives(StoreModel):
         expected = acknowledged & self.synced if how == "power cut" else acknowledged
         self.store = self.make_store()
         self.open_disk()
+        self.begin_watching()
         index = self.store.index
         found = {index.key(row) for row in index.in_order()}
         assert found <= set(self.written)
