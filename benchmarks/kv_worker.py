@@ -166,7 +166,9 @@ def _measure_reload(side: Side, randomness: random.Random, rounds: int, num_toke
             is_tied
             and outcome.num_cached < (num_tokens - 1) // side.parts.cache.block_size * side.parts.cache.block_size
         ):
-            raise SystemExit(f"only {outcome.num_cached} tokens were loaded: {side.parts.offload and side.parts.offload.stats}")
+            raise SystemExit(
+                f"only {outcome.num_cached} tokens were loaded: {side.parts.offload and side.parts.offload.stats}"
+            )
         return outcome.first_token_s
 
     side.run([prompt], 8)  # stores it
