@@ -110,7 +110,7 @@ class StoreModel(RuleBasedStateMachine):
                     assert known >= set(event.keys), "removed without having been there"
                     known.difference_update(event.keys)
 
-        store.events.publish = hear  # type: ignore[method-assign,assignment]
+        store.events.publish = hear  # type: ignore[method-assign]
 
     @invariant()
     def events_tell_what_is_there(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
-from shoal.checksum import crc32c
+from shoal.checksum import copy_crc32c_at, crc32c
 from shoal.kv_client import KvClient
 from shoal.kv_client.lease import Reading
 from shoal.kv_client.link import Link, Refused
@@ -114,7 +114,7 @@ def test_a_writer_that_changes_its_mind_publishes_what_was_summed(
     """It writes into its staging memory all the while: what is served is what arrived, or the commit is refused."""
     right, wrong = payload(1), payload(2)
     staging_address, num_copies = [0], [0]
-    real = writing.copy_crc32c_at
+    real = copy_crc32c_at
 
     def copy_amid_changes(target: int, source: int, num_bytes: int) -> int:
         """Half is copied; then the writer changes both halves; then the rest."""
