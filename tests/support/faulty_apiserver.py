@@ -1,4 +1,5 @@
-"""The real API server behind a proxy that fails as told: throttling, watches that expire, watches that say nothing."""
+"""The real API server behind a proxy that fails as told: throttling, watches that expire, break or say nothing, lists
+that become too old to be read on, and calls that nobody answers."""
 
 from __future__ import annotations
 
@@ -35,6 +36,12 @@ _THROTTLED = {
 _PASSED = ("content-type", "accept")
 
 
+def _set_event() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class FaultyApiServer:
     """Passes everything on until told otherwise."""
@@ -45,8 +52,16 @@ class FaultyApiServer:
     """Each request of that number, but watches, is answered 429; 0: none."""
     expires_watches: bool = False
     """Watches that are opened from a version are told that it is too old."""
+    silences_watches: bool = False
+    """Watches are opened, and told of nothing."""
+    expires_lists: bool = False
+    """Lists come in parts of two, and the second part is told that the first is too old."""
+    answers: asyncio.Event = field(default_factory=_set_event)
+    """While it is not set every call waits."""
     num_throttled: int = 0
     num_expired: int = 0
+    num_expired_lists: int = 0
+    num_silenced: int = 0
     _watches: set[asyncio.Task[None]] = field(default_factory=set)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -57,11 +72,15 @@ class FaultyApiServer:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """For any path."""
+        await self.answers.wait()
         if "watch" in request.query:
             return await self._watch(request)
         if self.throttled_every and next(self._numbers) % self.throttled_every == 0:
             self.num_throttled += 1
             return web.json_response(_THROTTLED, status=429, headers={"retry-after": "1"})
+        if self.expires_lists and "continue" in request.query:
+            self.num_expired_lists += 1
+            return web.json_response(_EXPIRED, status=410)
         async with self._open(request) as upstream:
             return web.Response(
                 body=await upstream.read(), status=upstream.status, headers={"content-type": upstream.content_type}
@@ -74,7 +93,9 @@ class FaultyApiServer:
             await response.prepare(request)
             await response.write(json.dumps({"type": "ERROR", "object": _EXPIRED}).encode() + b"\n")
             return response
-        passing = asyncio.ensure_future(self._pass_on(request, response))
+        passing = asyncio.ensure_future(
+            self._say_nothing(request, response) if self.silences_watches else self._pass_on(request, response)
+        )
         self._watches.add(passing)
         try:
             with contextlib.suppress(asyncio.CancelledError, aiohttp.ClientError, ConnectionError):
@@ -83,6 +104,11 @@ class FaultyApiServer:
             passing.cancel()
             self._watches.discard(passing)
         return response
+
+    async def _say_nothing(self, request: web.Request, response: web.StreamResponse) -> None:
+        self.num_silenced += 1
+        await response.prepare(request)
+        await asyncio.Event().wait()
 
     async def _pass_on(self, request: web.Request, response: web.StreamResponse) -> None:
         async with self._open(request) as upstream:
@@ -95,7 +121,10 @@ class FaultyApiServer:
     async def _open(self, request: web.Request) -> AsyncIterator[aiohttp.ClientResponse]:
         headers = {name: value for name, value in request.headers.items() if name.lower() in _PASSED}
         headers["authorization"] = f"Bearer {self.plane.token}"
-        url = f"{self.plane.url}{request.rel_url}"
+        path = request.rel_url
+        if self.expires_lists and "limit" in path.query:
+            path = path.update_query(limit="2")
+        url = f"{self.plane.url}{path}"
         context = ssl.create_default_context(cafile=str(self.plane.folder / "ca.crt"))
         timeout = aiohttp.ClientTimeout(total=None)
         async with (
