@@ -17,6 +17,7 @@ from shoal.operator.reconcile.cache_watch import Fetch
 from shoal.operator.reconcile.controller import Controller, ControllerOptions
 from shoal.operator.reconcile.reconciler import SERVICE_KIND
 from support.control_plane.cluster import ControlPlane
+from support.control_plane.operator_account import operator_kubeconfig
 from support.eventually import eventually
 
 POD = Kind("v1", "Pod", "pods")
@@ -33,8 +34,9 @@ async def running_controller(
     kubeconfig: Path | None = None,
     **options: Any,
 ) -> AsyncIterator[Controller]:
-    """Looks after one namespace until the block ends."""
-    connected = await ApiClient.connect(kubeconfig or plane.kubeconfig)
+    """Looks after one namespace until the block ends; with the operator's own rights unless there is a kubeconfig."""
+    own = kubeconfig or await asyncio.to_thread(operator_kubeconfig, plane)
+    connected = await ApiClient.connect(own)
     await connected.__aexit__(None, None, None)
     stop, ready = asyncio.Event(), asyncio.Event()
     async with make_client(connected.configuration) as api:
