@@ -7,6 +7,8 @@ from typing import Any, Final
 from shoal.operator.planner.kubernetes import Manifest
 from shoal.operator.reconcile.api_client import ApiClient, ApiError
 
+NUM_WRITES: Final = 20
+"""Of the first reconcile of a minimal service: 17 objects, the status and two Events."""
 LOST: Final = ApiError(0, "Unreachable", "the connection broke")
 
 

@@ -15,11 +15,11 @@ import structlog.testing
 from shoal.operator.planner.kubernetes import OPTIONAL_APIS, Manifest, Platform
 from shoal.operator.reconcile.api_client import ApiError
 from shoal.operator.reconcile.controller import Controller
+from support.failing_api_client import LOST, NUM_WRITES
 from support.fake_api import FakeApi
 from support.manifests import MINIMAL_ON_KUBERNETES, with_fields
 
 KEY = ("models", "smol")
-LOST = ApiError(0, "Unreachable", "the connection broke")
 MAX_ROUNDS = 20
 Step = Callable[[FakeApi], object]
 
@@ -138,6 +138,14 @@ async def expected(way: str) -> tuple[dict[Any, Manifest], int]:
         await settle(api)
         _expected()[way] = result(api), len(api.writes)
     return _expected()[way]
+
+
+async def test_the_first_reconcile_has_as_many_writes_as_are_tried_with_a_real_server() -> None:
+    api = await begin("new")
+    controller = Controller(api, Platform())
+    await controller.relist()
+    await controller.reconciler.reconcile(KEY)
+    assert len(api.writes) == NUM_WRITES
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["refused", "answer lost"])
