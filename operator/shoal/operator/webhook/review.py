@@ -40,10 +40,10 @@ def review(
     uid = request["uid"]
     if not _is_about_spec(request):
         return _answer({"uid": uid, "allowed": True})
-    service, problems = _check(request["object"], find_facts)
+    service, facts, problems = _check(request["object"], find_facts)
     if service is None or problems:
         return _answer({"uid": uid, "allowed": False, "status": _status(request, problems)})
-    advice = [*find_infeasible(service), *advise(service, find_facts(service.spec.model))]
+    advice = [*find_infeasible(service), *advise(service, facts)]
     by_field: dict[str, str] = {}
     for told in advice:  # of several about one field the first
         by_field.setdefault(told.path, str(told)[:_MAX_WARNING_CHARS])
@@ -73,7 +73,10 @@ def _is_about_spec(request: Mapping[str, Any]) -> bool:
     return not isinstance(before, dict) or before.get("spec") != found.get("spec")
 
 
-def _check(found: Mapping[str, Any], find_facts: FindFacts) -> tuple[InferenceService | None, list[Problem]]:
+def _check(
+    found: Mapping[str, Any], find_facts: FindFacts
+) -> tuple[InferenceService | None, ModelFacts | None, list[Problem]]:
+    """Facts are asked for once: somebody may have to wait for them."""
     given = found.get("metadata")
     metadata = given if isinstance(given, dict) else {}
     value = {
@@ -84,10 +87,11 @@ def _check(found: Mapping[str, Any], find_facts: FindFacts) -> tuple[InferenceSe
         "spec": found.get("spec") or {},
     }
     service, problems = check(InferenceService, value)
+    facts: ModelFacts | None = None
     if service is not None:
         facts = find_facts(service.spec.model)
         problems = find_contradictions(service, model=facts) + find_kubernetes_contradictions(service)
-    return service, problems
+    return service, facts, problems
 
 
 def _status(request: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import re
 import ssl
@@ -10,7 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -34,7 +35,11 @@ from shoal.operator.webhook.review import BadReview, FindFacts, FindInfeasible, 
 
 _MAX_BODY_BYTES: Final = 8 << 20
 """A request has an object and the one before it; etcd takes 1.5 MiB of each."""
-_BODY_TIMEOUT_S: Final = 5.0
+_BODY_TIMEOUT_S: Final = 2.0
+_REVIEW_TIMEOUT_S: Final = 2.5
+"""After that it is answered without facts about the model. Both together are less than the API server waits (5 s)."""
+_NUM_REVIEWS: Final = 16
+"""At a time; each may wait for facts."""
 _END_TIMEOUT_S: Final = 5.0
 _SECTIONS: Final = frozenset(field.encode_name for field in msgspec.structs.fields(InferenceServiceSpec))
 _log = structlog.get_logger("shoal.operator")
@@ -69,8 +74,10 @@ async def running_webhook(
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     served = await keeper.refresh()
     _load(context, served)
+    # Its own threads: others of the process may be busy for longer than the API server waits.
+    reviewers = concurrent.futures.ThreadPoolExecutor(_NUM_REVIEWS, thread_name_prefix="webhook")
     application = web.Application(client_max_size=_MAX_BODY_BYTES)
-    application.router.add_post(PATH, _handler(find_facts, find_infeasible))
+    application.router.add_post(PATH, _handler(reviewers, find_facts, find_infeasible))
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=_END_TIMEOUT_S)
     await runner.setup()
     try:
@@ -88,6 +95,7 @@ async def running_webhook(
             await asyncio.gather(refreshing, return_exceptions=True)
     finally:
         await runner.cleanup()
+        reviewers.shutdown(wait=False, cancel_futures=True)
 
 
 async def serve_webhook(
@@ -128,13 +136,13 @@ def _load(context: ssl.SSLContext, issued: Issued) -> None:
 
 
 def _handler(
-    find_facts: FindFacts, find_infeasible: FindInfeasible
+    reviewers: concurrent.futures.Executor, find_facts: FindFacts, find_infeasible: FindInfeasible
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answer(request: web.Request) -> web.StreamResponse:
         result = "failed"
         try:
             with timed(WEBHOOK_SECONDS):
-                response, result = await _answer(request, find_facts, find_infeasible)
+                response, result = await _answer(request, reviewers, find_facts, find_infeasible)
             return response
         except web.HTTPException:  # such as a body that is too large
             result = "bad"
@@ -146,23 +154,38 @@ def _handler(
 
 
 async def _answer(
-    request: web.Request, find_facts: FindFacts, find_infeasible: FindInfeasible
+    request: web.Request, reviewers: concurrent.futures.Executor, find_facts: FindFacts, find_infeasible: FindInfeasible
 ) -> tuple[web.StreamResponse, str]:
     """And what it comes to."""
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
             body = msgspec.json.decode(await request.read())
-        # Reading facts may wait for a disk.
-        answered = await asyncio.to_thread(review, body, find_facts, find_infeasible)
-    except (msgspec.DecodeError, RecursionError, BadReview) as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         return web.Response(status=400, text=str(error)), "bad"
     except TimeoutError:
         return web.Response(status=408, text=f"the request did not arrive within {_BODY_TIMEOUT_S:g} s"), "bad"
+    try:
+        answered = await _review(body, reviewers, find_facts, find_infeasible)
+    except (RecursionError, BadReview) as error:
+        return web.Response(status=400, text=str(error)), "bad"
     response = answered["response"]
     for cause in response.get("status", {}).get("details", {}).get("causes", ()):
         WEBHOOK_PROBLEMS.labels(_section(cause["field"])).inc()
     result = ("warned" if response.get("warnings") else "allowed") if response["allowed"] else "refused"
     return web.Response(body=msgspec.json.encode(answered), content_type="application/json"), result
+
+
+async def _review(
+    body: Any, reviewers: concurrent.futures.Executor, find_facts: FindFacts, find_infeasible: FindInfeasible
+) -> dict[str, Any]:
+    """In time, whatever facts about the model take."""
+    reviewing = asyncio.get_running_loop().run_in_executor(reviewers, review, body, find_facts, find_infeasible)
+    try:
+        async with asyncio.timeout(_REVIEW_TIMEOUT_S):
+            return await reviewing
+    except TimeoutError:
+        _log.warning("a manifest is checked without its model, which nothing was heard of in time")
+        return review(body, lambda model: None, find_infeasible)
 
 
 def _section(path: str) -> str:

@@ -57,6 +57,13 @@ def test_bad_ones_are_refused_with_their_fields(fields: dict[str, Any], field: s
     assert all(cause["message"] in response["status"]["message"] for cause in causes)
 
 
+def test_facts_are_asked_for_once() -> None:
+    """Each time may take as long as a hub does."""
+    asked: list[str] = []
+    review(ask(with_fields(MINIMAL_ON_KUBERNETES, {})), lambda model: asked.append(model.uri))
+    assert asked == ["hf://org/model"]
+
+
 def test_good_ones_are_allowed_in_silence() -> None:
     assert answer({}) == {"uid": "u-1", "allowed": True}
     whole = {"spec.model.config": QWEN3_8B, "spec.workers": {"device": "cuda", "resources": {"gpuMemory": "80G"}}}

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import ssl
+import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -17,9 +18,10 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
+from shoal.operator.api.spec import Model
 from shoal.operator.reconcile.api_client import ApiError
 from shoal.operator.substrate.ports import PortReservations
-from shoal.operator.webhook import WebhookOptions, running_webhook, serve_webhook
+from shoal.operator.webhook import WebhookOptions, running_webhook, serve_webhook, server
 from shoal.operator.webhook.configuration import PATH, bundle_of
 from support.eventually import eventually
 from support.fake_secrets import PLACE, FakeSecrets
@@ -130,3 +132,30 @@ async def test_what_keeps_it_from_serving_passes() -> None:
         finally:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_it_answers_in_time_though_nothing_is_heard_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them at a time than there are threads, and what is wrong without facts is found all the same."""
+    monkeypatch.setattr(server, "_REVIEW_TIMEOUT_S", 0.2)
+    heard = threading.Event()
+    api = FakeSecrets()
+
+    def hear(model: Model) -> None:
+        heard.wait(20)
+
+    try:
+        async with (
+            running_webhook(api, OPTIONS, hear) as port,
+            client(api, port) as session,
+        ):
+
+            async def allowed(spec: Any) -> bool:
+                async with session.post(PATH, json=review_of(spec)) as response:
+                    return bool((await response.json())["response"]["allowed"])
+
+            asked = [allowed({"workers": {"replicas": 1 if index % 2 else 2}}) for index in range(40)]
+            assert all(await asyncio.wait_for(asyncio.gather(*asked), 10))
+            wrong = {"kvCache": {"cpu": "1Gi", "ssdVolume": {"claim": "c", "hostPath": "/kv"}}}
+            assert not await asyncio.wait_for(allowed(wrong), 10)
+    finally:
+        heard.set()
