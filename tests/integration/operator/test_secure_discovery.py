@@ -143,7 +143,7 @@ async def test_clients_may_ask_for_signs_of_life(tmp_path: Path) -> None:
     """Servers end connections of who asks too often, and by default that is four times in five minutes."""
     store = SnapshotStore()
     joined: list[str] = []
-    store.joined = lambda cluster, node, is_envoy=True: joined.append(node)  # type: ignore[method-assign]
+    store.joined = lambda cluster, node, is_envoy=True: joined.append(node)  # type: ignore[method-assign, misc]
     store.left = lambda cluster, node: joined.append("left")  # type: ignore[method-assign]
     async with serving(True, DiscoveryServer(store), LISTENING, tmp_path) as where:
         arguments = (*where, f"--service-cluster={SERVICE}", "--service-node=gateway-0", f"--folder={tmp_path}")
