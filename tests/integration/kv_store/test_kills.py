@@ -21,7 +21,8 @@ from support.logged_process import LoggedProcess
 
 CHAIN_BLOCKS = 16
 SEGMENT_BYTES = 1 << 18
-SMALL_BYTES, LARGE_BYTES = 3 << 20, 48 << 20
+SMALL_BYTES, LARGE_BYTES = 3 << 20, 512 << 20
+"""With room for a part of what is written, and, in the index as well, for all of it."""
 
 
 def chain(number: int) -> list[bytes]:
