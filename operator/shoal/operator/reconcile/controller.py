@@ -89,6 +89,7 @@ class Controller:
         )
         identity, lease_namespace = self._options.identity, self._options.lease_namespace
         self._reports = EnvoyReports(api, lease_namespace, identity, on_change=self._envoys_changed)
+        self.reconciler.writes = not self._options.lease_namespace  # until it is this one's
         self._publisher = Publisher(self.snapshots)
         self.inventory = Inventory(self.reconciler.services, self.store, self.queue, self._publisher)
         """What watches tell goes there."""
@@ -111,7 +112,6 @@ class Controller:
             await stack.enter_async_context(self._fetcher)
             await stack.enter_async_context(running(resyncing, checking, *reconciling))
             if options.lease_namespace:
-                self.reconciler.writes = False
                 leadership = Leadership(
                     self._api,
                     options.lease_namespace,
