@@ -4,51 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import grpc
 
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.api.kv_store.v1 import kv_store_pb2_grpc
-from shoal.client.endpoint import parse_endpoint
+from shoal.client.service_admin import ServiceAdmin, open_channel, open_socket
 from shoal.rpc.status import from_rpc_error
 
 GRPC_SUFFIX: Final = ".grpc"
 """A store listens for gRPC beside the socket of its clients, at that path and this."""
 
 
-class KvAdmin:
+class KvAdmin(ServiceAdmin):
     """A connection to one store. Not for the data: that is `shoal.kv_client`. Calls raise ShoalError."""
 
     def __init__(
         self, *, endpoint: str = "", socket_path: str = "", token: str | None = None, timeout_s: float = 600.0
     ) -> None:
         """Either an endpoint or the path of a store's Unix socket. Raises InvalidArgument. Does not connect."""
-        self._timeout_s = timeout_s
+        super().__init__(open_socket(socket_path + GRPC_SUFFIX) if socket_path else open_channel(endpoint), timeout_s)
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        options = [("grpc.enable_http_proxy", 0)]
-        if socket_path:
-            self._channel = grpc.insecure_channel(f"unix:{socket_path}{GRPC_SUFFIX}", options)
-        else:
-            parsed = parse_endpoint(endpoint)
-            if parsed.tls:
-                self._channel = grpc.secure_channel(parsed.target, grpc.ssl_channel_credentials(), options)
-            else:
-                self._channel = grpc.insecure_channel(parsed.target, options)
         self._stub: Any = kv_store_pb2_grpc.KvStoreServiceStub(self._channel)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the connection."""
-        self._channel.close()
 
     def info(self) -> pb.GetInfoResponse:
         """What the store is."""

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import grpc
 
 from shoal.api.lora_registry.v1 import lora_registry_pb2 as pb
 from shoal.api.lora_registry.v1 import lora_registry_pb2_grpc
-from shoal.client.endpoint import parse_endpoint
+from shoal.client.service_admin import ServiceAdmin, open_channel
 from shoal.rpc.errors import Unavailable
 from shoal.rpc.status import from_rpc_error, has_details
 
@@ -42,31 +41,13 @@ class Adapters:
     max_bytes: int = 0
 
 
-class LoraAdmin:
+class LoraAdmin(ServiceAdmin):
     """A connection to one registry. Calls raise ShoalError."""
 
     def __init__(self, endpoint: str, *, timeout_s: float = 600.0) -> None:
         """Raises InvalidArgument. Does not connect."""
-        self._timeout_s = timeout_s
-        parsed, options = parse_endpoint(endpoint), [("grpc.enable_http_proxy", 0)]
-        self._channel = (
-            grpc.secure_channel(parsed.target, grpc.ssl_channel_credentials(), options)
-            if parsed.tls
-            else grpc.insecure_channel(parsed.target, options)
-        )
+        super().__init__(open_channel(endpoint), timeout_s)
         self._stub: Any = lora_registry_pb2_grpc.LoraRegistryServiceStub(self._channel)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the connection."""
-        self._channel.close()
 
     def publish(self, name: str, uri: str, *, sha256: str = "", rank: int = 0, digest: str = "") -> pb.PublishResponse:
         """Has the registry fetch and check an adapter, and points the name to it."""

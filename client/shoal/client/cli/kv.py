@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 import msgspec
@@ -16,14 +16,14 @@ from rich.table import Table
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.client.cli.failures import CommandFailed
 from shoal.client.cli.running import find_running
-from shoal.client.cli.session import Session, debug_option
+from shoal.client.cli.service_options import service_options
+from shoal.client.cli.session import Session
 from shoal.client.kv_admin import KvAdmin
 from shoal.rpc.errors import Unauthenticated, Unavailable
 
 DEFAULT_ENDPOINT: Final = "127.0.0.1:50054"
 MIN_LIST_WIDTH: Final = 120
 """Columns of `ls`, which a narrower terminal wraps: half a key is no key."""
-_F = TypeVar("_F", bound=Callable[..., Any])
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -32,37 +32,25 @@ def command() -> None:
     """Look into a KV store, verify it, drain it."""
 
 
-def _store_options(function: _F) -> _F:
-    """Adds where the store is, as `_connect` takes it, and how to show what it says."""
-    for option in (
-        debug_option,
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option(
-            "--timeout",
-            "timeout_s",
-            type=click.FloatRange(min=0, min_open=True),
-            default=600.0,
-            show_default=True,
-            help="Deadline in seconds.",
-        ),
-        click.option("--token", envvar="SHOAL_KV_TOKEN", help="Of the operator or a tenant.  [env: SHOAL_KV_TOKEN]"),
-        click.option(
-            "--socket",
-            "socket_path",
-            envvar="SHOAL_KV_SOCKET",
-            default="",
-            help="Unix socket of the store, in place of an endpoint.  [env: SHOAL_KV_SOCKET]",
-        ),
-        click.option(
-            "--endpoint",
-            envvar="SHOAL_KV_ENDPOINT",
-            default="",
-            help="host:port of the store.  [env: SHOAL_KV_ENDPOINT; default: that of the mesh that runs here, or "
-            f"{DEFAULT_ENDPOINT}]",
-        ),
-    ):
-        function = option(function)
-    return function
+_store_options = service_options(
+    click.option("--token", envvar="SHOAL_KV_TOKEN", help="Of the operator or a tenant.  [env: SHOAL_KV_TOKEN]"),
+    click.option(
+        "--socket",
+        "socket_path",
+        envvar="SHOAL_KV_SOCKET",
+        default="",
+        help="Unix socket of the store, in place of an endpoint.  [env: SHOAL_KV_SOCKET]",
+    ),
+    click.option(
+        "--endpoint",
+        envvar="SHOAL_KV_ENDPOINT",
+        default="",
+        help="host:port of the store.  [env: SHOAL_KV_ENDPOINT; default: that of the mesh that runs here, or "
+        f"{DEFAULT_ENDPOINT}]",
+    ),
+    timeout_s=600.0,
+)
+"""As `_connect` takes them."""
 
 
 _tenant_option = click.option("--tenant", default="", help="Only this tenant's blocks.")

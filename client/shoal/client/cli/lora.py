@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 import msgspec
@@ -18,14 +18,14 @@ from rich.table import Table
 from shoal.api.lora_registry.v1 import lora_registry_pb2 as pb
 from shoal.client.cli.failures import CommandFailed
 from shoal.client.cli.kv import size
-from shoal.client.cli.session import Session, debug_option
+from shoal.client.cli.service_options import service_options
+from shoal.client.cli.session import Session
 from shoal.client.lora_admin import FILE_NAMES, LoraAdmin, NoAnswer
 from shoal.rpc.errors import NotFound, ResourceExhausted, Unavailable
 
 DEFAULT_ENDPOINT: Final = "127.0.0.1:50055"
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _MIN_WIDTH: Final = 120
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @click.group("lora")
@@ -33,29 +33,17 @@ def command() -> None:
     """Publish LoRA adapters to a registry, list them, fetch them."""
 
 
-def _registry_options(function: _F) -> _F:
-    """Adds where the registry is, as `_connect` takes it, and how to show what it says."""
-    for option in (
-        debug_option,
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option(
-            "--timeout",
-            "timeout_s",
-            type=click.FloatRange(min=0, min_open=True),
-            default=1800.0,
-            show_default=True,
-            help="Deadline in seconds.",
-        ),
-        click.option(
-            "--endpoint",
-            envvar="SHOAL_LORA_ENDPOINT",
-            default=DEFAULT_ENDPOINT,
-            show_default=True,
-            help="host:port of the registry.  [env: SHOAL_LORA_ENDPOINT]",
-        ),
-    ):
-        function = option(function)
-    return function
+_registry_options = service_options(
+    click.option(
+        "--endpoint",
+        envvar="SHOAL_LORA_ENDPOINT",
+        default=DEFAULT_ENDPOINT,
+        show_default=True,
+        help="host:port of the registry.  [env: SHOAL_LORA_ENDPOINT]",
+    ),
+    timeout_s=1800.0,
+)
+"""As `_connect` takes them."""
 
 
 @command.command("publish")
