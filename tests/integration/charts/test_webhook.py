@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.control_plane.required import do_without, require_binaries
+from support.control_plane.required import require_binaries
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(200)]
 
@@ -19,9 +19,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(200)]
 def test_a_model_that_does_not_fit_is_refused_by_kubectl_apply() -> None:
     require_binaries()
     if os.geteuid() or shutil.which("unshare") is None or shutil.which("ip") is None:
-        do_without("needs root, unshare and ip (util-linux, iproute2), to be reached at addresses of Services")
+        pytest.skip("needs root, unshare and ip (util-linux, iproute2), to be reached at addresses of Services")
     if subprocess.run(["unshare", "--net", "true"], capture_output=True, timeout=30).returncode:
-        do_without("network namespaces may not be made here")
+        pytest.skip("network namespaces may not be made here")
     command = ["unshare", "--net", sys.executable, "-P", "-m", "support.control_plane.chart_webhook"]
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=180)

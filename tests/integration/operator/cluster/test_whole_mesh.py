@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from support.control_plane.required import do_without, require_binaries
+from support.control_plane.required import require_binaries
 from support.model import smollm2_path
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
@@ -28,10 +28,10 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(_TIMEOUT_S + 60)]
 def enter_namespace() -> list[str]:
     """The command that makes one, as root or as a user who may."""
     if shutil.which("unshare") is None or shutil.which("ip") is None:
-        do_without("needs unshare and ip (util-linux, iproute2)")
+        pytest.skip("needs unshare and ip (util-linux, iproute2)")
     command = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
     if subprocess.run([*command, "true"], capture_output=True, timeout=30).returncode:
-        do_without("network namespaces may not be made here")
+        pytest.skip("network namespaces may not be made here")
     return command
 
 
