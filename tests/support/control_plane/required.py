@@ -22,7 +22,7 @@ def require_binaries() -> dict[str, Path]:
 
 
 def do_without(reason: str) -> NoReturn:
-    """Skips the test, saying why; with SHOAL_REQUIRE_CLUSTER=1, as in CI, it fails: a control plane must be had there."""
+    """Skips the test, saying why; with SHOAL_REQUIRE_CLUSTER=1, as in CI, it fails: there one must be had."""
     if os.environ.get("SHOAL_REQUIRE_CLUSTER") == "1":
         pytest.fail(f"{reason}; SHOAL_REQUIRE_CLUSTER is 1")
     pytest.skip(reason)
