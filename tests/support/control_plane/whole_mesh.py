@@ -157,7 +157,10 @@ async def _until_caches(space: Namespace, name: str, state: str) -> dict[str, st
         found["message"] = by_type["CacheEventsFlowing"]["message"]
         return found["CacheEventsFlowing"] == state
 
-    await eventually(is_so, f"CacheEventsFlowing is {state}", 60)
+    try:
+        await eventually(is_so, f"CacheEventsFlowing is {state}", 60)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {found}") from None
     return found
 
 
