@@ -38,11 +38,12 @@ class FakeSubstrate:
         self,
         endpoint: str = "127.0.0.1:1",
         *,
+        kv_store: str = "",
         fail: Exception | None = None,
         on_ready: Callable[[], None] = lambda: None,
         on_drain: Callable[[], None] | None = None,
     ) -> None:
-        self.endpoint = endpoint
+        self.endpoint, self.kv_store = endpoint, kv_store
         self.fail = fail
         self.on_ready = on_ready
         self.on_drain = on_drain
@@ -60,7 +61,7 @@ class FakeMesh:
         self._on_event = on_event
         self._stop = asyncio.Event()
         self._killed = asyncio.Event()
-        self.endpoint = substrate.endpoint
+        self.endpoint, self.kv_store = substrate.endpoint, substrate.kv_store
 
     async def __aenter__(self) -> Self:
         self._on_event(Event("worker-0", "starting"))

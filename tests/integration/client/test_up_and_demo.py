@@ -47,10 +47,10 @@ def test_up_shows_where_it_is_until_ctrl_c_and_ends_with_0(monkeypatch: pytest.M
         seen.extend(find_running())
         interrupt()
 
-    substrate = FakeSubstrate("127.0.0.1:8080", on_ready=on_ready)
+    substrate = FakeSubstrate("127.0.0.1:8080", kv_store="127.0.0.1:7", on_ready=on_ready)
     result = shoal(monkeypatch, substrate, "up")
     assert result.exit_code == 0, result.stderr
-    assert [(mesh.name, mesh.endpoint) for mesh in seen] == [("demo", "127.0.0.1:8080")]
+    assert [(mesh.name, mesh.endpoint, mesh.kv_store) for mesh in seen] == [("demo", "127.0.0.1:8080", "127.0.0.1:7")]
     assert substrate.left
     assert "worker-0 ready" in result.stdout
     assert "http://127.0.0.1:8080/v1" in result.stdout
