@@ -37,7 +37,7 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
         """After how long the API server wants to be asked again; nothing was done."""
         self.reason = reason
-        """As in the answer: `NotFound`, `Conflict`, `Invalid`, ..."""
+        """As in the answer: `NotFound`, `Conflict`, `Invalid`, ...; a word in any case."""
 
     @property
     def is_temporary(self) -> bool:
@@ -259,8 +259,11 @@ def _as_error(error: client.ApiException) -> ApiError:
         status = msgspec.json.decode(error.body or b"{}")
     except msgspec.DecodeError:
         status = {}
-    message = status.get("message") or f"{error.status} {error.reason}"
-    return ApiError(int(error.status), str(status.get("reason", error.reason)), str(message), _retry_after_s(error))
+    said = status if isinstance(status, dict) else {}
+    message = said.get("message") or f"{error.status} {error.reason}"
+    # Some answers have none, as when an applied object has a field that there is not. Conditions take a word.
+    reason = said.get("reason") or re.sub(r"[^A-Za-z]", "", str(error.reason or "")) or "ApiError"
+    return ApiError(int(error.status), str(reason), str(message), _retry_after_s(error))
 
 
 def _retry_after_s(error: client.ApiException) -> float | None:

@@ -31,9 +31,25 @@ def events_of(found: Manifest, before: Sequence[Condition], after: Sequence[Cond
     return events
 
 
+def refused_status_event(found: Manifest, error: str, now: str) -> Manifest:
+    """Told where a status cannot be shown: it is the operator's fault, and nobody would see what became of the spec."""
+    text = f"the API server does not take the status, so what is shown is old: {error}"
+    condition = Condition(
+        type="Degraded",
+        status="True",
+        reason="StatusRefused",
+        message=text,
+        last_transition_time=now,
+        observed_generation=int(found["metadata"]["generation"]),
+    )
+    return _event(found, condition, now)
+
+
 def _event(found: Manifest, condition: Condition, now: str) -> Manifest:
     metadata = found["metadata"]
-    digest = hashlib.sha256(f"{metadata['uid']}{condition}{now}".encode()).hexdigest()[:16]
+    # A condition may come, go and come within a second, of which a time knows nothing.
+    version = metadata["resourceVersion"]
+    digest = hashlib.sha256(f"{metadata['uid']}{version}{condition}{now}".encode()).hexdigest()[:16]
     is_bad = (condition.status == "False" and condition.type in _BAD_WHEN_FALSE) or (
         condition.status == "True" and condition.type == "Degraded"
     )

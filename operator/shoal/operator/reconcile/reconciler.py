@@ -25,7 +25,7 @@ from shoal.operator.planner.kubernetes.plan import Kind
 from shoal.operator.reconcile.api_client import ApiClient, ApiError, collection_path
 from shoal.operator.reconcile.applying import Applier, LeadLost, NameTaken
 from shoal.operator.reconcile.caches import CachesState
-from shoal.operator.reconcile.events import events_of
+from shoal.operator.reconcile.events import events_of, refused_status_event
 from shoal.operator.reconcile.object_store import Key, ObjectStore, version_of
 from shoal.operator.reconcile.observing import ENGINES, external_host_of, observe_roles
 from shoal.operator.reconcile.routes import RoutesState
@@ -209,19 +209,24 @@ class Reconciler:
         shown = as_json(status)
         if shown == before:
             return
-        metadata = found["metadata"]
         try:
             written = await self._api.patch_status(SERVICE_KIND, found, _difference(before, shown))
         except ApiError as error:
             if error.code == 404:  # deleted meanwhile
                 return
+            if not error.is_temporary:
+                await self._tell([refused_status_event(found, str(error), now)])
             raise
         self._remember(written)
-        for event in events_of(found, conditions, status.conditions or (), now):
+        await self._tell(events_of(found, conditions, status.conditions or (), now))
+
+    async def _tell(self, events: Sequence[Manifest]) -> None:
+        for event in events:
             try:
-                await self._api.request("POST", collection_path(EVENT_KIND, metadata["namespace"]), event)
-            except ApiError as error:  # the status has it as well
-                _log.warning("no event", service="/".join((metadata["namespace"], metadata["name"])), error=str(error))
+                await self._api.request("POST", collection_path(EVENT_KIND, event["metadata"]["namespace"]), event)
+            except ApiError as error:  # the status, or the log, has it as well
+                if error.code != 409:  # it was told
+                    _log.warning("no event", event=event["metadata"]["name"], error=str(error))
 
     def _remember(self, written: Manifest) -> None:
         """So that the next reconcile does not compare with a status that the watch has yet to bring."""

@@ -19,18 +19,18 @@ from shoal.operator.reconcile.api_client import ApiClient, ApiError, as_yaml
 POD = Kind("v1", "Pod", "pods")
 Answer = tuple[int, dict[str, str]]
 """Status and headers."""
+_REFUSAL = {"kind": "Status", "reason": "Because", "message": "told"}
 
 
 @asynccontextmanager
-async def connected(answers: Sequence[Answer]) -> AsyncIterator[tuple[ApiClient, list[str]]]:
+async def connected(answers: Sequence[Answer], refusal: Any = _REFUSAL) -> AsyncIterator[tuple[ApiClient, list[str]]]:
     """With a server that gives these answers, the last one for ever; and the paths that it was asked for."""
     asked: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:
         status, headers = answers[min(len(asked), len(answers) - 1)]
         asked.append(request.path)
-        refusal = {"kind": "Status", "reason": "Because", "message": "told"}
-        body: dict[str, object] = {**refusal} if status >= 400 else {"resources": []}
+        body = refusal if status >= 400 else {"resources": []}
         return web.json_response(body, status=status, headers=headers)
 
     app = web.Application()
@@ -78,6 +78,15 @@ async def test_kinds_that_are_not_served() -> None:
         assert not await api.serves(Kind("keda.sh/v1alpha1", "ScaledObject", "scaledobjects"))
         assert await api.get(POD, "n", "x") is None
     assert asked == ["/apis/keda.sh/v1alpha1", "/api/v1/namespaces/n/pods/x"]
+
+
+@pytest.mark.parametrize("answer", [{"message": "field not declared in schema"}, {"reason": ""}, ["no status"]])
+async def test_reasons_are_words_also_where_the_answer_has_none(answer: Any) -> None:
+    """As of applied objects with fields that there are not. A condition with another reason would be refused."""
+    async with connected([(500, {})], refusal=answer) as (api, _):
+        with pytest.raises(ApiError) as caught:
+            await api.request("GET", "/x")
+    assert caught.value.reason == "InternalServerError"
 
 
 async def test_a_server_that_is_not_there() -> None:

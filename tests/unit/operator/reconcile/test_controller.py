@@ -249,3 +249,16 @@ async def test_planned_annotations_are_put_right_and_others_stay(api: FakeApi) -
     num_writes = len(api.writes)
     assert await annotated({"lb": "internal", "c": "d"}) == {"lb": "internal", "c": "d"}
     assert len(api.writes) == num_writes, "nobody needs to be told"
+
+
+async def test_a_status_that_is_refused_is_told_by_an_event(api: FakeApi) -> None:
+    def refuse(method: str, path: str) -> None:
+        if path.endswith("/status"):
+            raise ApiError(422, "Invalid", "status.phase: Unsupported value")
+
+    api.before = refuse
+    async with working(api):
+        await eventually(lambda: bool(api.events), "an Event tells of it")
+    assert (api.events[0]["type"], api.events[0]["reason"]) == ("Warning", "Degraded")
+    assert "StatusRefused: " in api.events[0]["message"]
+    assert "status.phase: Unsupported value" in api.events[0]["message"]
