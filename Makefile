@@ -1,6 +1,6 @@
 # Everything a contributor runs. `make` alone prints this list.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test cluster test-cluster test-images images lint format protos protos-check chart bench clean
+.PHONY: help install demo test test-exhaustive cluster test-cluster test-images images lint format protos protos-check chart bench clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3.11
@@ -34,14 +34,18 @@ demo: $(STAMP) ## Serve a real model, chat with it over gRPC and HTTP, print a t
 	@$(BIN)/shoal demo -f examples/smollm2-135m.yaml
 
 test: $(STAMP) ## Run every test that needs neither a GPU nor a cluster
-	@$(BIN)/python -m pytest -m 'not gpu and not cluster and not images' $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m 'not gpu and not cluster and not images and not exhaustive' $(PYTEST_ARGS)
+
+test-exhaustive: $(STAMP) ## Run every case of what `make test` and `make test-cluster` sample, half an hour
+	@PYTHONPATH=tests $(BIN)/python -m support.control_plane.main --build-only
+	@$(BIN)/python -m pytest -m 'exhaustive and not gpu' $(PYTEST_ARGS)
 
 cluster: $(STAMP) ## Run a Kubernetes control plane to try things on, until Ctrl-C; pods only pretend to run
 	@PYTHONPATH=tests $(BIN)/python -m support.control_plane.main
 
 test-cluster: $(STAMP) ## Run the tests that need a Kubernetes API server (built from Go modules first: once, some ten minutes)
 	@PYTHONPATH=tests $(BIN)/python -m support.control_plane.main --build-only
-	@$(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m 'cluster and not exhaustive' $(PYTEST_ARGS)
 
 test-images: $(STAMP) ## Install what each image holds into an empty folder and start it; the worker's 5 GB with IMAGES=images
 	@$(BIN)/python -m pytest -m "$(IMAGES)" tests/integration/images $(PYTEST_ARGS)

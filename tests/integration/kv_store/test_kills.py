@@ -134,7 +134,7 @@ async def test_a_store_that_is_killed_serves_what_it_had_and_nothing_wrong(tmp_p
         await kill_again_and_again(tmp_path, 1, capacity_bytes, seed=capacity_bytes)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("capacity_bytes", [SMALL_BYTES, LARGE_BYTES])
 async def test_a_store_that_is_killed_over_and_over(tmp_path: Path, capacity_bytes: int, seed: int) -> None:

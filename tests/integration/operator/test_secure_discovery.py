@@ -138,7 +138,7 @@ async def test_who_gives_no_sign_of_life_is_connected_no_more(by_tls: bool, tmp_
             await follower.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 async def test_clients_may_ask_for_signs_of_life(tmp_path: Path) -> None:
     """Servers end connections of who asks too often, and by default that is four times in five minutes."""
     store = SnapshotStore()

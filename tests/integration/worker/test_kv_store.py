@@ -114,7 +114,9 @@ async def test_a_worker_goes_on_when_its_store_hangs_and_dies_and_uses_it_when_i
         assert (await ask(worker))[0] == expected
 
 
-@pytest.mark.parametrize(("when", "num_cached"), [pytest.param("before", 0, marks=pytest.mark.slow), ("amid", 96)])
+@pytest.mark.parametrize(
+    ("when", "num_cached"), [pytest.param("before", 0, marks=pytest.mark.exhaustive), ("amid", 96)]
+)
 async def test_a_request_whose_store_is_killed_amid_its_load_is_answered_in_time(
     tmp_path: Path, when: str, num_cached: int
 ) -> None:

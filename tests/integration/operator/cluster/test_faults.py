@@ -19,7 +19,7 @@ from support.operator_running import Namespace, running_controller
 
 pytestmark = pytest.mark.cluster
 EVERY_WRITE = [
-    pytest.param(n, marks=[] if n in (1, 8, 15, 17, 18, NUM_WRITES) else pytest.mark.slow)
+    pytest.param(n, marks=[] if n in (1, 8, 15, 17, 18, NUM_WRITES) else pytest.mark.exhaustive)
     for n in range(1, NUM_WRITES + 1)
 ]
 

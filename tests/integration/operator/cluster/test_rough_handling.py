@@ -65,7 +65,7 @@ async def test_labels_that_somebody_took_away_come_back(space: Namespace) -> Non
         await space.until_phase("smol", "Ready")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 async def test_a_name_that_another_service_needs_is_free_once_that_is_gone(space: Namespace) -> None:
     """`smol` has a Service smol-worker, and so has a service of that name."""
     async with running_controller(space.plane, space.name):

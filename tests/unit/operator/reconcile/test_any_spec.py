@@ -95,7 +95,7 @@ def test_any_specs_one_after_the_other(steps: list[tuple[dict[str, Any], float]]
     run(steps)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @settings(max_examples=400, deadline=None, suppress_health_check=LARGE)
 @given(steps=st.lists(st.tuples(st.one_of(valid, specs().map(stored)), shares), min_size=1, max_size=4))
 def test_many_specs_one_after_the_other(steps: list[tuple[dict[str, Any], float]]) -> None:

@@ -150,7 +150,7 @@ async def test_the_first_reconcile_has_as_many_writes_as_are_tried_with_a_real_s
 
 @pytest.mark.parametrize("after", [False, True], ids=["refused", "answer lost"])
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 7])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.exhaustive), 7])
 async def test_killed_at_any_write_another_operator_gets_there(way: str, after: bool, step: int) -> None:
     """Each of them, or some from the first to the last."""
     with structlog.testing.capture_logs():
