@@ -368,6 +368,59 @@ BAD_FOR_THE_WEBHOOK: list[tuple[dict[str, Any], str, str]] = [
         "has an entry without a name, by which it is merged; name it",
     ),
     (
+        {"spec.podTemplate": {"worker": {"spec": {"nodeselector": {"pool": "edge"}}}}},
+        "spec.podTemplate.worker.spec.nodeselector",
+        "did you mean 'nodeSelector'?",
+    ),
+    (
+        {"spec.podTemplate": {"worker": {"spec": {"containers": [{"name": "worker", "limits": {"memory": "2Gi"}}]}}}},
+        "spec.podTemplate.worker.spec.containers[0].limits",
+        "unknown field of a Kubernetes Container (as of 1.36); did you mean 'resources.limits'?",
+    ),
+    (
+        {
+            "spec.podTemplate": {
+                "worker": {"spec": {"containers": [{"name": "worker", "resources": {"limits": {"memory": "2GB"}}}]}}
+            }
+        },
+        "spec.podTemplate.worker.spec.containers[0].resources.limits.memory",
+        "'2GB' is no quantity; give one such as 500m, 2 or 512Mi; did you mean 2G or 2Gi?",
+    ),
+    (
+        {
+            "spec.podTemplate": {
+                "worker": {"spec": {"containers": [{"name": "worker", "env": [{"name": "A", "value": 5}]}]}}
+            }
+        },
+        "spec.podTemplate.worker.spec.containers[0].env[0].value",
+        "5 is not allowed; give text: put it in quotes",
+    ),
+    (
+        {"spec.podTemplate": {"gateway": {"spec": {"hostNetwork": "yes"}}}},
+        "spec.podTemplate.gateway.spec.hostNetwork",
+        "'yes' is not allowed; give true or false",
+    ),
+    (
+        {"spec.podTemplate": {"tokenizer": {"spec": {"securityContext": []}}}},
+        "spec.podTemplate.tokenizer.spec.securityContext",
+        "[] is not a mapping of the fields of a Kubernetes PodSecurityContext",
+    ),
+    (
+        {"spec.podTemplate": {"tokenizer": {"spec": {"nodeSelector": "edge"}}}},
+        "spec.podTemplate.tokenizer.spec.nodeSelector",
+        "'edge' is not a mapping",
+    ),
+    (
+        {"spec.podTemplate": {"gateway": {"spec": {"initContainers": [{"name": "envoy", "$patch": "remove"}]}}}},
+        "spec.podTemplate.gateway.spec.initContainers[0].$patch",
+        "'remove' is not allowed; give delete or replace",
+    ),
+    (
+        {"spec.podTemplate": {"worker": {"spec": {"containers": [{"name": "wroker", "args": ["-v"]}]}}}},
+        "spec.podTemplate.worker.spec.containers[0].name",
+        "'wroker' is none of the planned ones (containers: worker), and a container of its own needs an image",
+    ),
+    (
         {
             "spec.model.config": QWEN3_8B,
             "spec.workers": {

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from shoal.operator.api import InferenceService, ModelFacts, Problem
 from shoal.operator.api.gpus import gpu_memory_bytes
 from shoal.operator.api.model_rules import facts_of_config
+from shoal.operator.api.pod_rules import advise_on_pods
 from shoal.operator.api.roles import worker_roles
 from shoal.operator.api.spec import InferenceServiceSpec
 
@@ -16,7 +17,7 @@ def advise(service: InferenceService, model: ModelFacts | None = None) -> list[P
     spec = service.spec
     if model is None and spec.model.config is not None:
         model = facts_of_config(spec.model.config)
-    return [*_refused_by_workers(spec), *_unchecked(spec, model), *_volumes(spec)]
+    return [*_refused_by_workers(spec), *_unchecked(spec, model), *_volumes(spec), *advise_on_pods(spec)]
 
 
 def _refused_by_workers(spec: InferenceServiceSpec) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import inspect
 
 from shoal.operator.api.problems import Problem
+from shoal.operator.api.quantity import QUANTITY_ALLOWED, suggest_quantity
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 _MAX_SHOWN = 80
@@ -63,7 +64,9 @@ def _check_leaf(kind: Any, value: Any, path: str, problems: list[Problem]) -> No
         if value is None:
             problems.append(Problem(path, f"has no value: leave the field out, or give {describe_allowed(kind)}"))
         else:
-            problems.append(Problem(path, f"{_show(value)} is not allowed; give {describe_allowed(kind)}"))
+            allowed = describe_allowed(kind)
+            meant = suggest_quantity(value) if isinstance(value, str) and QUANTITY_ALLOWED in allowed else ""
+            problems.append(Problem(path, f"{_show(value)} is not allowed; give {allowed}{meant}"))
 
 
 def describe_allowed(kind: Any) -> str:

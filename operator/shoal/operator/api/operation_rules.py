@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
+from shoal.operator.api.pod_rules import find_pod_contradictions, given_templates
 from shoal.operator.api.problems import Problem
-from shoal.operator.api.spec import InferenceServiceSpec, PodOverrides
+from shoal.operator.api.spec import InferenceServiceSpec
 
 METADATA_KEY: Final = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 """Of labels and annotations."""
 LABEL_VALUE: Final = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
 RESERVED_PREFIXES: Final = ("shoal.dev/", "app.kubernetes.io/")
 """Of labels that the operator finds its pods by."""
-_POD_TEMPLATES: Final = {
-    "worker": "worker",
-    "gateway": "gateway",
-    "tokenizer": "tokenizer",
-    "kv_store": "kvStore",
-    "lora_registry": "loraRegistry",
-}
-_NAMED: Final = ("containers", "initContainers", "volumes")
-_LISTS: Final = (*_NAMED, "tolerations", "imagePullSecrets", "topologySpreadConstraints")
 
 
 def find_operation_contradictions(spec: InferenceServiceSpec) -> list[Problem]:
@@ -136,14 +128,10 @@ def _check_pods(spec: InferenceServiceSpec) -> list[Problem]:
     templates, problems = spec.pod_template, []
     if templates is None:
         return []
-    for name, field in _POD_TEMPLATES.items():
-        overrides: PodOverrides | None = getattr(templates, name)
-        if overrides is None:
-            continue
-        path = f"spec.podTemplate.{field}"
+    for path, overrides in given_templates(spec):
         problems += _check_keys(f"{path}.metadata.annotations", overrides.metadata.annotations)
         problems += _check_labels(f"{path}.metadata.labels", overrides.metadata.labels)
-        problems += _check_pod_spec(f"{path}.spec", overrides.spec)
+    problems += find_pod_contradictions(spec)
     if templates.kv_store is not None and spec.kv_cache.cpu is None:
         message = "has no meaning without a KV store; give spec.kvCache.cpu, or leave it out"
         problems.append(Problem("spec.podTemplate.kvStore", message))
@@ -174,16 +162,4 @@ def _check_labels(path: str, labels: Mapping[str, str]) -> list[Problem]:
         if not re.search(LABEL_VALUE, value):
             message = f"{value[:80]!r} is no value of a label; give at most 63 of A-Z, a-z, 0-9 and . _ -"
             problems.append(Problem(path, message))
-    return problems
-
-
-def _check_pod_spec(path: str, spec: Mapping[str, Any]) -> list[Problem]:
-    """Only what merging needs: lists where there are lists, with names by which entries are told apart."""
-    problems = []
-    for name in _LISTS:
-        entries = spec.get(name, [])
-        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-            problems.append(Problem(f"{path}.{name}", "is not a list of mappings; give it as in a Kubernetes PodSpec"))
-        elif name in _NAMED and not all(isinstance(entry.get("name"), str) for entry in entries):
-            problems.append(Problem(f"{path}.{name}", "has an entry without a name, by which it is merged; name it"))
     return problems

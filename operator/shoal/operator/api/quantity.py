@@ -21,6 +21,7 @@ _FACTORS = {
     "Gi": 1 << 30,
     "Ti": 1 << 40,
 }
+_DECIMAL = {"K": "k", "M": "M", "G": "G", "T": "T"}
 
 
 def parse_quantity(quantity: str | int) -> int:
@@ -34,6 +35,16 @@ def parse_quantity(quantity: str | int) -> int:
     if suffix.startswith("e"):
         return int(Decimal(quantity))
     return int(Decimal(quantity.removesuffix(suffix)) * _FACTORS[suffix])
+
+
+def suggest_quantity(text: str) -> str:
+    """For what looks like bytes and is no quantity: `; did you mean 16G or 16Gi?`. Empty for anything else."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([kmgt])(i?)b?", text.strip(), re.IGNORECASE)
+    if match is None:
+        return ""
+    number, prefix, is_binary = match.group(1), match.group(2).upper(), bool(match.group(3))
+    binary = f"{number}{prefix}i"
+    return f"; did you mean {binary}?" if is_binary else f"; did you mean {number}{_DECIMAL[prefix]} or {binary}?"
 
 
 def parse_cpu(quantity: str | int) -> float:

@@ -10,26 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from shoal.operator.api.pod_rules import MERGE_DIRECTIVE, MERGE_KEYS
 from shoal.operator.api.spec import InferenceServiceSpec, PodOverrides
 
-_KEYS: Final[Mapping[str, str]] = {
-    "containers": "name",
-    "initContainers": "name",
-    "ephemeralContainers": "name",
-    "volumes": "name",
-    "imagePullSecrets": "name",
-    "resourceClaims": "name",
-    "schedulingGates": "name",
-    "env": "name",
-    "ports": "containerPort",
-    "volumeMounts": "mountPath",
-    "volumeDevices": "devicePath",
-    "hostAliases": "ip",
-    "topologySpreadConstraints": "topologyKey",
-}
-"""List -> what its entries are told apart by."""
 _ADDED: Final = ("tolerations",)
-_DIRECTIVE: Final = "$patch"
 
 
 def overrides_for(spec: InferenceServiceSpec, component: str) -> PodOverrides | None:
@@ -78,7 +62,7 @@ def _merge_lists(name: str, planned: Any, given: list[Any]) -> list[Any]:
     before = planned if isinstance(planned, list) else []
     if name in _ADDED:
         return [*before, *(entry for entry in given if entry not in before)]
-    key = _KEYS.get(name)
+    key = MERGE_KEYS.get(name)
     entries = [*before, *given]
     if key is None or not all(
         isinstance(entry, Mapping) and isinstance(entry.get(key), (str, int)) for entry in entries
@@ -93,10 +77,10 @@ def _merge_by_key(
     """In the planned order; what is not planned follows."""
     merged = {entry[key]: dict(entry) for entry in before}
     for entry in given:
-        fields = {field: value for field, value in entry.items() if field != _DIRECTIVE}
-        if entry.get(_DIRECTIVE) == "delete":
+        fields = {field: value for field, value in entry.items() if field != MERGE_DIRECTIVE}
+        if entry.get(MERGE_DIRECTIVE) == "delete":
             merged.pop(entry[key], None)
-        elif entry.get(_DIRECTIVE) == "replace" or name == "volumes":
+        elif entry.get(MERGE_DIRECTIVE) == "replace" or name == "volumes":
             # A volume has one source: another one takes its place.
             merged[entry[key]] = merge({}, fields)
         else:
