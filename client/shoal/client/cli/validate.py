@@ -1,33 +1,42 @@
-"""`shoal validate`: checks a manifest."""
+"""`shoal validate`: checks manifests."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from shoal.client.cli.app import EXIT_FAILURE
 from shoal.client.cli.failures import require_operator
-from shoal.client.cli.plan import load_for_kubernetes
+from shoal.client.cli.manifests import load_all, manifest_options
 from shoal.client.cli.session import Session, debug_option
 
 
 @click.command("validate")
-@click.option(
-    "-f", "--file", "path", required=True, type=click.Path(path_type=Path), help="The InferenceService manifest."
-)
+@manifest_options
 @click.option("--kubernetes", is_flag=True, help="Also what only Kubernetes cannot do.")
 @debug_option
-@click.pass_obj
-def command(session: Session, path: Path, kubernetes: bool) -> None:
-    """Check a manifest and list everything that is wrong with it."""
+@click.pass_context
+def command(ctx: click.Context, paths: tuple[Path, ...], more: tuple[Path, ...], kubernetes: bool) -> None:
+    """Check manifests and list everything that is wrong with them, and what to know of those that are allowed.
+
+    A file may hold several. Exits 1 if any is wrong.
+    """
     api, _ = require_operator()
-    service = load_for_kubernetes(api, path) if kubernetes else api.load_manifest(path)
-    spec = service.spec
-    roles = api.worker_roles(spec)
+    from shoal.operator.api.kubernetes_rules import find_kubernetes_contradictions
+
+    session: Session = ctx.obj
+    find_more = find_kubernetes_contradictions if kubernetes else lambda service: []
+    found, all_right = load_all(session, api, (*paths, *more), kubernetes=kubernetes, find_more=find_more)
+    for each in found:
+        session.out.print(f"{each.path}: {_summary(api, each.service)}", markup=False, soft_wrap=True)
+    if not all_right:
+        ctx.exit(EXIT_FAILURE)
+
+
+def _summary(api: Any, service: Any) -> str:
+    spec, roles = service.spec, api.worker_roles(service.spec)
     counts = [f"{role.replicas} {'' if role.name == 'both' else f'{role.name} '}" for role in roles]
     workers = f"{'and '.join(counts)}worker{'' if sum(role.replicas for role in roles) == 1 else 's'}"
-    session.out.print(
-        f"{path}: valid. {service.metadata.name} serves {spec.model.name} with {workers} on {spec.workers.device}.",
-        markup=False,
-        soft_wrap=True,
-    )
+    return f"valid. {service.metadata.name} serves {spec.model.name} with {workers} on {spec.workers.device}."

@@ -8,7 +8,7 @@ Called by `shoal validate -f` and `shoal up -f`. `spec.py` holds the fields, `re
 """
 
 from shoal.operator.api.defaults import WorkerSizes, worker_sizes
-from shoal.operator.api.loading import load_manifest, parse_manifest
+from shoal.operator.api.loading import LoadedManifest, load_manifest, load_manifests, parse_manifest
 from shoal.operator.api.model_rules import ModelFacts
 from shoal.operator.api.problems import ManifestError, Problem
 from shoal.operator.api.quantity import format_bytes, parse_quantity
@@ -18,6 +18,7 @@ from shoal.operator.api.spec import InferenceService, Model
 
 __all__ = [
     "InferenceService",
+    "LoadedManifest",
     "Machine",
     "ManifestError",
     "Model",
@@ -28,6 +29,7 @@ __all__ = [
     "find_contradictions",
     "format_bytes",
     "load_manifest",
+    "load_manifests",
     "parse_manifest",
     "parse_quantity",
     "worker_roles",

@@ -12,12 +12,13 @@ from shoal.operator.api.roles import worker_roles
 from shoal.operator.api.spec import InferenceServiceSpec
 
 
-def advise(service: InferenceService, model: ModelFacts | None = None) -> list[Problem]:
-    """`model` as for `find_contradictions`."""
+def advise(service: InferenceService, model: ModelFacts | None = None, *, on_kubernetes: bool = True) -> list[Problem]:
+    """`model` as for `find_contradictions`. on_kubernetes: also what only clusters have."""
     spec = service.spec
     if model is None and spec.model.config is not None:
         model = facts_of_config(spec.model.config)
-    return [*_refused_by_workers(spec), *_unchecked(spec, model), *_volumes(spec), *advise_on_pods(spec)]
+    advice = [*_refused_by_workers(spec), *_unchecked(spec, model)]
+    return [*advice, *_volumes(spec), *advise_on_pods(spec)] if on_kubernetes else advice
 
 
 def _refused_by_workers(spec: InferenceServiceSpec) -> Iterator[Problem]:

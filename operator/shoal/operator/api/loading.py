@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shoal.operator.api.checking import check
 from shoal.operator.api.problems import ManifestError, Problem
-from shoal.operator.api.reading import Document, read_document, read_text
+from shoal.operator.api.reading import Document, read_document, read_documents, read_text
 from shoal.operator.api.rules import Machine, find_contradictions
 from shoal.operator.api.spec import API_VERSION, KIND, InferenceService
 
@@ -26,15 +28,53 @@ def load_manifest(path: Path | str, machine: Machine | None = None) -> Inference
 def parse_manifest(text: str, source: str, machine: Machine | None = None) -> InferenceService:
     """`load_manifest` for text; `source` stands before the problems."""
     document = read_document(text, source)
+    service, problems = _build(document, lambda service: find_contradictions(service, machine))
+    if service is None or problems:
+        raise ManifestError(source, problems)
+    return service
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedManifest:
+    """One document of a file."""
+
+    service: InferenceService
+    _document: Document
+
+    def located(self, problems: Iterable[Problem]) -> list[Problem]:
+        """With their lines in the file, and in this order."""
+        return _located(self._document, problems)
+
+
+def load_manifests(
+    path: Path, find_more: Callable[[InferenceService], list[Problem]] = lambda service: []
+) -> list[LoadedManifest]:
+    """All that a file holds, at least one. Raises ManifestError with every problem of all of them.
+
+    find_more: what else is wrong with one that is right so far.
+    """
+    loaded, problems = [], []
+    for document in read_documents(read_text(path), str(path)):
+        service, wrong = _build(document, lambda service: find_contradictions(service) or find_more(service))
+        problems += wrong
+        if service is not None:
+            loaded.append(LoadedManifest(service, document))
+    if problems:
+        raise ManifestError(str(path), problems)
+    return loaded
+
+
+def _build(
+    document: Document, find_problems: Callable[[InferenceService], list[Problem]]
+) -> tuple[InferenceService | None, list[Problem]]:
+    """The service, if its fields can be read, and what is wrong with it."""
     other = _recognise(document.value)
     if other is not None:
-        raise ManifestError(source, _located(document, [other]))
+        return None, _located(document, [other])
     service, problems = check(InferenceService, document.value)
     if service is not None:
-        problems = find_contradictions(service, machine)
-    if service is None or problems:
-        raise ManifestError(source, _located(document, problems))
-    return service
+        problems = find_problems(service)
+    return service, _located(document, problems)
 
 
 def _recognise(value: Any) -> Problem | None:
@@ -51,6 +91,6 @@ def _recognise(value: Any) -> Problem | None:
     return None
 
 
-def _located(document: Document, problems: list[Problem]) -> list[Problem]:
+def _located(document: Document, problems: Iterable[Problem]) -> list[Problem]:
     located = [dataclasses.replace(problem, line=document.line_of(problem.path)) for problem in problems]
     return sorted(located, key=lambda problem: problem.line or 0)

@@ -1,4 +1,4 @@
-"""YAML text to plain data that remembers lines. Stricter than YAML: one document, no aliases, no duplicate keys."""
+"""YAML text to plain data that remembers lines. Stricter than YAML: no aliases, no duplicate keys."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from shoal.operator.api.problems import ManifestError, Problem
 
 MAX_MANIFEST_BYTES = 256 << 10
 _MAX_DEPTH = 32
+_NULL = "tag:yaml.org,2002:null"
 
 
 @dataclass(slots=True)
@@ -46,8 +47,22 @@ def read_text(path: Path) -> str:
 
 def read_document(text: str, source: str) -> Document:
     """Parses `text`. Raises ManifestError with every duplicate key, alias and over-deep field, or the syntax error."""
+    nodes = _nodes(text, source)
+    if len(nodes) > 1:
+        message = f"holds {len(nodes)} documents; give one InferenceService a file"
+        raise ManifestError(source, [Problem("", message)])
+    (document,) = _documents(nodes, source)
+    return document
+
+
+def read_documents(text: str, source: str) -> list[Document]:
+    """`read_document` for any number of them, but none; empty ones are left out. Lines are those of the file."""
+    return _documents([node for node in _nodes(text, source) if node.tag != _NULL], source)
+
+
+def _nodes(text: str, source: str) -> list[yaml.Node]:
     try:
-        nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+        return list(yaml.compose_all(text, Loader=yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else None
@@ -56,16 +71,19 @@ def read_document(text: str, source: str) -> Document:
         raise ManifestError(source, [Problem("", f"not YAML: {error}")]) from error
     except RecursionError as error:
         raise ManifestError(source, [Problem("", f"nested deeper than {_MAX_DEPTH} levels")]) from error
-    if len(nodes) != 1:
-        message = (
-            "the file is empty" if not nodes else f"holds {len(nodes)} documents; give one InferenceService a file"
-        )
-        raise ManifestError(source, [Problem("", message)])
-    reader = _Reader()
-    document = Document(reader.build(nodes[0], "", 0), reader.lines)
-    if reader.problems:
-        raise ManifestError(source, reader.problems)
-    return document
+
+
+def _documents(nodes: list[yaml.Node], source: str) -> list[Document]:
+    if not nodes:
+        raise ManifestError(source, [Problem("", "the file is empty")])
+    documents, problems = [], []
+    for node in nodes:
+        reader = _Reader()
+        documents.append(Document(reader.build(node, "", 0), reader.lines))
+        problems += reader.problems
+    if problems:
+        raise ManifestError(source, problems)
+    return documents
 
 
 class _Reader:
