@@ -10,6 +10,7 @@ from shoal.operator.api.crd import CRD_NAME, custom_resource_definition
 from shoal.operator.diagnosis.collecting import GPU, gpus_of
 from shoal.operator.diagnosis.facts import Facts
 from shoal.operator.diagnosis.findings import Finding, ok, problem, unknown, warning
+from shoal.operator.diagnosis.scheduling_checks import lacks_of, refusal_of
 from shoal.operator.planner.kubernetes import Manifest
 
 _APPLY_CRD: Final = "shoal crd | kubectl apply --server-side -f -"
@@ -138,11 +139,17 @@ def _check_gpus(facts: Facts) -> Iterator[Finding]:
         text = f"no node has {GPU}, which {wanting[0].name} needs"
         yield problem("GPUs", 72, text, "add GPU nodes, and NVIDIA's device plugin (or GPU operator) on them")
         return
-    waiting = [pod for pod in facts.gpu_pods if pod["status"]["phase"] == "Pending" and not pod["spec"].get("nodeName")]
-    held = sum(gpus_of(pod) for pod in facts.gpu_pods if pod not in waiting)
+    pending = [pod for pod in facts.gpu_pods if pod["status"]["phase"] == "Pending" and not pod["spec"].get("nodeName")]
+    held = sum(gpus_of(pod) for pod in facts.gpu_pods if pod not in pending)
+    # Of the others it is something else that keeps them from nodes.
+    waiting = [pod for pod in pending if (said := refusal_of(pod)) is None or GPU in lacks_of(said)]
     if waiting:
         asked = sum(map(gpus_of, waiting))
-        text = f"{len(waiting)} pods wait for {asked} GPUs; {held} of the cluster's {there} are in use"
+        pods, gpus = (
+            "1 pod waits" if len(waiting) == 1 else f"{len(waiting)} pods wait",
+            "GPU" if asked == 1 else "GPUs",
+        )
+        text = f"{pods} for {asked} {gpus}; {held} of the cluster's {there} are in use"
         yield warning("GPUs", 64, text, "add nodes, or lower spec.workers.replicas")
     else:
         yield ok("GPUs", f"{held} of {there} in use")

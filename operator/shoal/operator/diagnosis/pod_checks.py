@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from shoal.operator.diagnosis.facts import Facts, ServiceFacts
 from shoal.operator.diagnosis.findings import Finding, problem, warning
+from shoal.operator.diagnosis.scheduling_checks import check_scheduling, refusal_of
 from shoal.operator.diagnosis.service_checks import is_ready
 from shoal.operator.planner.kubernetes import Manifest
 
@@ -23,6 +24,7 @@ _WORKLOADS: Final = ("DaemonSet", "Deployment", "LeaderWorkerSet", "StatefulSet"
 def check_pods(found: ServiceFacts, facts: Facts) -> Iterator[Finding]:
     """One finding for each thing that is wrong, not for each pod that has it."""
     yield from _check_unmade(found)
+    yield from check_scheduling(found, facts)
     told: set[tuple[str, str]] = set()
     for pod in found.pods:
         for finding in _check_pod(pod, found, facts.now_s):
@@ -69,14 +71,9 @@ def _remedy_of_refusal(message: str) -> str:
 
 def _check_pod(pod: Manifest, found: ServiceFacts, now_s: float) -> Iterator[Finding]:
     metadata, status = pod["metadata"], pod.get("status", {})
-    if is_ready(pod) or metadata.get("deletionTimestamp"):
+    if is_ready(pod) or metadata.get("deletionTimestamp") or refusal_of(pod) is not None:
         return
     name = metadata["name"]
-    for condition in status.get("conditions", ()):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            text = f"{name} fits on no node: {condition.get('message', '')}"
-            yield problem("scheduling", 66, text, "add nodes, free some, or ask for less in spec.workers.resources")
-            return
     containers = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
     finding = next((f for f in (_check_container(name, c, found) for c in containers) if f is not None), None)
     if finding is not None:

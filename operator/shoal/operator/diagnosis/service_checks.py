@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from shoal.operator.diagnosis.facts import Facts, ServiceFacts
 from shoal.operator.diagnosis.findings import Finding, problem, unknown, warning
+from shoal.operator.diagnosis.scheduling_checks import waits_for_claim
 from shoal.operator.planner.kubernetes import Manifest
 from shoal.operator.reconcile.observing import ENGINES
 from shoal.operator.xds.endpoint_slices import ready_endpoints
@@ -69,9 +70,10 @@ def _check_claim(found: ServiceFacts, facts: Facts) -> Iterator[Finding]:
     if name is None or "claims" in facts.refused:
         return
     if found.claim is None:
-        yield problem(
-            "storage", 76, f"there is no PersistentVolumeClaim {name}", "make it, or correct spec.model.cacheClaim"
-        )
+        count = sum(waits_for_claim(pod, name) for pod in found.pods)
+        waiting = "" if not count else f", for which {count} pod{' waits' if count == 1 else 's wait'}"
+        text = f"there is no PersistentVolumeClaim {name}{waiting}"
+        yield problem("storage", 76, text, "make it, or correct spec.model.cacheClaim")
     elif found.claim.get("status", {}).get("phase") != "Bound":
         phase = found.claim.get("status", {}).get("phase", "not bound")
         text = f"PersistentVolumeClaim {name} is {phase}"

@@ -25,7 +25,7 @@ FIELDS = {"kv-store": "kvStore", "lora-registry": "loraRegistry", "prefill": "wo
 
 def planned(manifest: dict[str, Any]) -> list[Manifest]:
     service = parse_manifest(yaml.safe_dump(manifest), "m.yaml")
-    return plan(service, Platform(apis=OPTIONAL_APIS), Owner(namespace="models"))
+    return list(plan(service, Platform(apis=OPTIONAL_APIS), Owner(namespace="models")))
 
 
 def pods_of(objects: list[Manifest]) -> list[tuple[str, Manifest]]:
