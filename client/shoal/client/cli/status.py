@@ -14,6 +14,7 @@ from rich.table import Table
 from shoal.client.cli.cluster import ask_cluster, cluster_options, namespace_of
 from shoal.client.cli.failures import CommandFailed, require_operator
 from shoal.client.cli.session import Session, debug_option
+from shoal.client.cli.tables import add_columns, print_table
 
 _ROLES = (
     ("workers", "workers"),
@@ -92,8 +93,8 @@ def _list(session: Session, services: Sequence[_Object], *, with_namespace: bool
         session.out.print("there are no InferenceServices")
         return
     table = Table(box=None, pad_edge=False)
-    for column in (*(["namespace"] if with_namespace else []), "name", "model", "phase", "workers", "age", "message"):
-        table.add_column(column, no_wrap=column != "message")
+    where = ["namespace"] if with_namespace else []
+    add_columns(table, *where, "name", "model", "phase", "workers", "age", "message")
     for service in services:
         metadata, status = service["metadata"], service.get("status", {})
         phase = status.get("phase", "Unseen")
@@ -104,9 +105,9 @@ def _list(session: Session, services: Sequence[_Object], *, with_namespace: bool
             f"[{_STYLES.get(phase, 'dim')}]{phase}[/]",
             status.get("workersReady", ""),
             _age(metadata["creationTimestamp"]),
-            status.get("message", "") or ("" if status else "no operator has looked at it yet"),
+            _plain(status.get("message", "")) or ("" if status else "no operator has looked at it yet"),
         )
-    session.out.print(table)
+    print_table(session.out, table)
 
 
 def _show(session: Session, service: _Object, events: Sequence[_Object]) -> None:
@@ -120,7 +121,8 @@ def _show(session: Session, service: _Object, events: Sequence[_Object]) -> None
         session.out.print(status["message"], markup=False, soft_wrap=True)
     behind = metadata["generation"] - status.get("observedGeneration", 0)
     if status and behind:
-        session.out.print(f"the spec is {behind} changes ahead of what this is about", style="yellow")
+        changes = "1 change" if behind == 1 else f"{behind} changes"
+        session.out.print(f"the operator has still to look at {changes} of the spec", style="yellow")
     for kind, address in (status.get("endpoints") or {}).items():
         session.out.print(f"{kind:<12}{address}", markup=False, soft_wrap=True)
     for field, words in _ROLES:
@@ -134,8 +136,7 @@ def _show_conditions(session: Session, conditions: Sequence[_Object]) -> None:
     if not conditions:
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("condition", "status", "since", "reason", "message"):
-        table.add_column(column, no_wrap=column != "message")
+    add_columns(table, "condition", "status", "since", "reason", "message")
     for found in conditions:
         is_good = found["status"] == ("False" if found["type"] == "Degraded" else "True")
         style = "green" if is_good else "dim" if found["status"] == "Unknown" else "yellow"
@@ -143,7 +144,7 @@ def _show_conditions(session: Session, conditions: Sequence[_Object]) -> None:
         state = f"[{style}]{found['status']}[/]"
         table.add_row(found["type"], state, since, found["reason"], _plain(found["message"]))
     session.out.print()
-    session.out.print(table)
+    print_table(session.out, table)
 
 
 def _show_events(session: Session, events: Sequence[_Object]) -> None:
