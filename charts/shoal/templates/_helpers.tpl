@@ -29,6 +29,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- .Values.images.tag | default .Chart.AppVersion -}}
 {{- end -}}
 
+{{/* A registry and its folder may be given without the slash behind it; what ends in another sign stays. */}}
+{{- define "shoal.imagePrefix" -}}
+{{- regexReplaceAll "([A-Za-z0-9])$" .Values.images.prefix "${1}/" -}}
+{{- end -}}
+
 {{/* Whether an object of another project's kind is made: (list . "auto" "group/version/Kind"). Empty: no. */}}
 {{- define "shoal.wants" -}}
 {{- $root := index . 0 -}}

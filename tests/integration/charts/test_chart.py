@@ -58,6 +58,26 @@ def test_the_api_server_takes_every_object(cluster: ControlPlane, helm: Helm, fl
         cluster.request("POST", path, json.dumps(pod).encode())
 
 
+@pytest.mark.parametrize(
+    ("prefix", "image"),
+    [
+        ("registry.example/shoal", "registry.example/shoal/operator:7"),
+        ("registry.example/shoal/", "registry.example/shoal/operator:7"),
+        ("registry.example/shoal-", "registry.example/shoal-operator:7"),
+        ("registry.example:5000", "registry.example:5000/operator:7"),
+        ("", "operator:7"),
+    ],
+)
+def test_images_are_in_the_folder_that_is_given(helm: Helm, prefix: str, image: str) -> None:
+    objects = helm.template(
+        "shoal", "shoal-system", f"--set-string=images.prefix={prefix}", "--set-string=images.tag=7"
+    )
+    [container] = find(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == image
+    config = load(OperatorConfig, program="shoal-operator", argv=container["args"], environ={})
+    assert f"{config.image_prefix}operator:{config.image_tag}" == image
+
+
 @every_values
 def test_the_operator_takes_its_flags(helm: Helm, flags: list[str]) -> None:
     objects = helm.template("shoal", "shoal-system", *flags)
