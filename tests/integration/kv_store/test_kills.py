@@ -14,6 +14,7 @@ import pytest
 from shoal.api.kv_store.v1 import kv_store_pb2 as pb
 from shoal.api.kv_store.v1 import kv_store_pb2_grpc
 from shoal.kv_client import KvClient, KvClientOptions
+from shoal.kv_store.demoting import MAX_WRITES
 from support.disk_faults import disk_bytes
 from support.kv_store_process import launch_kv_store
 from support.kv_store_running import BLOCK_BYTES, ROOT
@@ -89,17 +90,19 @@ async def num_on_disk(service: LoggedProcess) -> int:
         return int(stats.num_disk_blocks)
 
 
-def read_all(folder: Path, num_chains: int) -> int:
-    """How many blocks there are; every one that comes is right."""
+def read_all(folder: Path, num_chains: int, capacity_bytes: int) -> int:
+    """How many blocks there are; every one that comes is right. Where all have room, all that are visible come."""
     client, num_found = make_client(folder), 0
     for number in range(num_chains):
         keys = chain(number)
         num_visible = client.lookup(keys).num_visible
         num = client.prefetch(keys, 5.0) if num_visible else 0
         buffers = [bytearray(BLOCK_BYTES) for _ in keys]
-        assert client.get(keys, buffers) == num == num_visible
-        assert [bytes(buffer) for buffer in buffers[:num]] == [content(key) for key in keys[:num]]
-        num_found += num
+        num_got = client.get(keys, buffers)
+        assert num_got <= num <= num_visible
+        assert num_got == num_visible or capacity_bytes < LARGE_BYTES, f"{num_got} of {num_visible} of chain {number}"
+        assert [bytes(buffer) for buffer in buffers[:num_got]] == [content(key) for key in keys[:num_got]]
+        num_found += num_got
     assert not client.problem
     client.close()
     return num_found
@@ -111,7 +114,7 @@ async def kill_again_and_again(folder: Path, num_kills: int, capacity_bytes: int
         async with await launch(folder, capacity_bytes) as service:
             before = await num_on_disk(service)
             if num_chains:
-                assert await asyncio.to_thread(read_all, folder, num_chains) <= before
+                assert await asyncio.to_thread(read_all, folder, num_chains, capacity_bytes) <= before
             writer = Writer(folder, num_chains, order.randrange(2, 24))
             assert await asyncio.to_thread(writer.reached.wait, 20)
             acknowledged = await num_on_disk(service)
@@ -122,8 +125,9 @@ async def kill_again_and_again(folder: Path, num_kills: int, capacity_bytes: int
         assert disk_bytes(folder / "disk") <= capacity_bytes
     async with await launch(folder, capacity_bytes) as service:
         found = await num_on_disk(service)
-        assert await asyncio.to_thread(read_all, folder, num_chains) > 0
-        assert capacity_bytes < LARGE_BYTES or found >= acknowledged, "what was acknowledged is there"
+        assert await asyncio.to_thread(read_all, folder, num_chains, capacity_bytes) > 0
+        # A block may be written while those before it still are, and is of no use without them.
+        assert capacity_bytes < LARGE_BYTES or found > acknowledged - MAX_WRITES, "what was acknowledged is there"
         service.signal(signal.SIGKILL)
         await service.wait_ended()
 
