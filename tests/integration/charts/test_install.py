@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.operator.api.crd import GROUP, PLURAL
+from shoal.operator.api.crd import GROUP, PLURAL, custom_resource_definition
 from shoal.operator.reconcile.reconciler import SERVICE_KIND
 from support.control_plane.cluster import ControlPlane
 from support.control_plane.helm import CHART, OPERATOR, Helm, operator_flags
@@ -79,8 +79,14 @@ async def test_a_manifest_becomes_a_mesh(
         await models.call("GET", CONFIGURATION)
     assert [found["metadata"]["name"] for found in await models.list(SERVICE_KIND)] == ["smollm2-135m"]
     assert (await models.call("GET", DEFINITION))["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
-    # Another release finds what was kept, or somebody else's definition.
+    # Another release finds what was kept, and then one that kubectl applied.
     helm("install", "again", str(CHART), f"--namespace={installed}", "--take-ownership")
+    assert [found["metadata"]["name"] for found in await models.list(SERVICE_KIND)] == ["smollm2-135m"]
+    helm("uninstall", "again", f"--namespace={installed}")
+    definition = tmp_path / "definition.json"
+    definition.write_text(json.dumps(custom_resource_definition()))
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(definition))
+    helm("install", "again", str(CHART), f"--namespace={installed}", "--take-ownership", "--force-conflicts")
     assert [found["metadata"]["name"] for found in await models.list(SERVICE_KIND)] == ["smollm2-135m"]
     helm("uninstall", "again", f"--namespace={installed}")
 

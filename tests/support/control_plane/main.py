@@ -35,7 +35,9 @@ def main() -> int:
         start_lws(plane, stack.enter_context(PortReservations()))
         print(f"export KUBECONFIG={plane.kubeconfig}", flush=True)
         tools = f"kubectl is {plane.programs['kubectl']}, helm {plane.programs['helm']}"
-        print(f"# {tools}; logs are in {plane.folder}. Ctrl-C ends it.", flush=True)
+        print(f"# {tools}; logs are in {plane.folder}. Ctrl-C ends it.")
+        print("# Pods only pretend to run, that of an installed chart too. With that line in another terminal,")
+        print("# `shoal-operator` looks after InferenceServices (their definition is there already).", flush=True)
         stop.wait()
     return 0
 

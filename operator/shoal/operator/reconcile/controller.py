@@ -33,7 +33,7 @@ from shoal.operator.reconcile.inventory import OURS, Inventory
 from shoal.operator.reconcile.leadership import Leadership
 from shoal.operator.reconcile.no_storage import NoDiffBase, NoProgress
 from shoal.operator.reconcile.object_store import Key, ObjectStore
-from shoal.operator.reconcile.reconciler import Reconciler
+from shoal.operator.reconcile.reconciler import SERVICE_KIND, Reconciler
 from shoal.operator.reconcile.rights import DERIVED
 from shoal.operator.reconcile.routes import RoutesState, backends
 from shoal.operator.reconcile.work_queue import WorkQueue
@@ -42,6 +42,8 @@ from shoal.operator.xds import Publisher, SnapshotStore
 _ALWAYS_WATCHED: Final = (*KINDS, *DERIVED)
 """What is seen of every cluster beside InferenceServices: what plans hold, and what Kubernetes makes of it."""
 _WATCH_END_TIMEOUT_S: Final = 10.0
+_DEFINED_INTERVAL_S: Final = 5.0
+_DEFINE: Final = "shoal crd | kubectl apply --server-side -f -, or install the chart"
 _log = structlog.get_logger("shoal.operator")
 
 
@@ -102,6 +104,9 @@ class Controller:
 
     async def run(self, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
         """Sets `ready` once everything is watched. Raises ApiError when the API server cannot be read at first."""
+        await self._until_defined(stop)
+        if stop.is_set():
+            return
         await self._discover()
         await self.relist()
         async with contextlib.AsyncExitStack() as stack:
@@ -127,7 +132,8 @@ class Controller:
             await self._watch(stop, ready)
 
     async def _watch(self, stop: asyncio.Event, ready: asyncio.Event | None) -> None:
-        """Until told to stop; begins anew when the cluster has other APIs than before."""
+        """Until told to stop; begins anew when the cluster has other APIs than before, and when it has that of
+        InferenceServices again."""
         while True:
             self._apis_changed.clear()
             tasks = await kopf.spawn_tasks(
@@ -140,7 +146,13 @@ class Controller:
                 ready_flag=ready,
             )
             ready = None
-            await self._until_one_ends(tasks)
+            try:
+                await self._until_one_ends(tasks)
+            except Exception:
+                if await self._api.serves(SERVICE_KIND):
+                    raise
+                await self._until_defined(stop)
+                self._apis_changed.set()
             # kopf takes signals for itself: its tasks end, and `stop` is not set.
             if stop.is_set() or not self._apis_changed.is_set():
                 return
@@ -157,6 +169,15 @@ class Controller:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=_WATCH_END_TIMEOUT_S)
+
+    async def _until_defined(self, stop: asyncio.Event) -> None:
+        """Waits until there can be InferenceServices, or for `stop`; says what is missing."""
+        while not await self._api.serves(SERVICE_KIND):
+            if stop.is_set():
+                return
+            _log.error("there are no InferenceServices on this cluster", fix=_DEFINE, again_in_s=_DEFINED_INTERVAL_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _DEFINED_INTERVAL_S)
 
     async def _discover(self) -> None:
         """Which kinds the cluster has that only some clusters have."""

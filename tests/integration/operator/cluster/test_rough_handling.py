@@ -7,6 +7,7 @@ import urllib.error
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from shoal.operator.api.crd import CRD_NAME, custom_resource_definition
 from shoal.operator.planner.kubernetes.plan import Kind
@@ -128,6 +129,8 @@ async def test_a_definition_that_is_deleted_with_its_objects_and_made_again(spac
         try:
             await eventually(lambda: not controller.reconciler.services, "its services are gone", 60)
             await eventually(lambda: _is_undefined(space), "so is the definition", 60)
+            with capture_logs() as logs:
+                await eventually(lambda: any("InferenceServices" in log["event"] for log in logs), "that is told", 60)
         finally:
             await space.call("POST", DEFINITIONS, custom_resource_definition())
         await eventually(lambda: _creates(space), "there can be one again", 60)
