@@ -340,7 +340,7 @@ BAD_FOR_THE_WEBHOOK: list[tuple[dict[str, Any], str, str]] = [
     (
         {"spec.kvCache": {"memory": "2Gi"}, "spec.workers.resources": {"memory": "1Gi"}},
         "spec.workers.resources.memory",
-        "1Gi is also the most that a pod may use, and KV blocks alone are 2.0Gi; give more, or",
+        "1Gi is also the most that a pod may use, and KV blocks alone are 2.0Gi, beside which weights need",
     ),
     (
         {"spec.gateway.service": {"annotations": {"a b": "c"}}},

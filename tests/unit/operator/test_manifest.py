@@ -220,7 +220,7 @@ def test_impossible_values(sections: dict[str, str], problem: str) -> None:
 def test_names_are_dns_labels(name: str) -> None:
     (found,) = problems_of(MINIMAL.replace("{name: smol}", f"{{name: '{name}'}}"))
     assert "metadata.name" in found
-    assert "a DNS label" in found
+    assert "at most 40 of a-z, 0-9 and '-' (on one machine 63)" in found
 
 
 def test_revision_belongs_to_hub_models() -> None:

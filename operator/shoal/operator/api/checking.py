@@ -10,7 +10,6 @@ import msgspec
 from msgspec import inspect
 
 from shoal.operator.api.problems import Problem
-from shoal.operator.api.quantity import QUANTITY_ALLOWED, suggest_quantity
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 _MAX_SHOWN = 80
@@ -64,14 +63,26 @@ def _check_leaf(kind: Any, value: Any, path: str, problems: list[Problem]) -> No
         if value is None:
             problems.append(Problem(path, f"has no value: leave the field out, or give {describe_allowed(kind)}"))
         else:
-            allowed = describe_allowed(kind)
-            meant = suggest_quantity(value) if isinstance(value, str) and QUANTITY_ALLOWED in allowed else ""
-            problems.append(Problem(path, f"{_show(value)} is not allowed; give {allowed}{meant}"))
+            meant = _meant(inspect.type_info(kind), value) if isinstance(value, str) else ""
+            problems.append(Problem(path, f"{_show(value)} is not allowed; give {describe_allowed(kind)}{meant}"))
 
 
 def describe_allowed(kind: Any) -> str:
     """What a field takes, for people: `one of auto, float32`, `an integer from 1 to 64`."""
     return _describe(inspect.type_info(kind))
+
+
+def _meant(info: inspect.Type, value: str) -> str:
+    """What a field's own `suggest` makes of a value that is not allowed."""
+    match info:
+        case inspect.Metadata(extra={"suggest": suggest}):
+            return str(suggest(value))
+        case inspect.Metadata():
+            return _meant(info.type, value)
+        case inspect.UnionType():
+            return next(filter(None, (_meant(option, value) for option in info.types)), "")
+        case _:
+            return ""
 
 
 def _describe(info: inspect.Type) -> str:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from msgspec import Meta
 
-from shoal.operator.api.quantity import CPU_ALLOWED, CPU_PATTERN, QUANTITY_ALLOWED, QUANTITY_PATTERN
+from shoal.operator.api.quantity import (
+    CPU_ALLOWED,
+    CPU_PATTERN,
+    QUANTITY_ALLOWED,
+    QUANTITY_PATTERN,
+    suggest_quantity,
+)
+
+
+def suggest_uri(text: str) -> str:
+    """For what looks like a repository of the Hugging Face Hub, or names another store."""
+    found = re.fullmatch(r"(?:https?://(?:huggingface\.co|hf\.co)/)?([A-Za-z0-9][\w.-]*/[\w.-]+)/?", text[:512])
+    if found is not None:
+        return f"; did you mean hf://{found.group(1)}?"
+    scheme = re.match(r"[a-z][a-z0-9+.-]{0,15}://", text)
+    return "" if scheme is None else f"; of {scheme.group()} nothing is fetched: mount it as files, and give their path"
+
 
 DnsLabel = Annotated[
     str,
@@ -15,6 +32,17 @@ DnsLabel = Annotated[
         max_length=63,
         extra={
             "allowed": "a DNS label: at most 63 of a-z, 0-9 and '-', starting and ending with a letter or digit",
+        },
+    ),
+]
+ServiceName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        max_length=63,
+        extra={
+            "allowed": "a name: at most 40 of a-z, 0-9 and '-' (on one machine 63), starting with a letter and ending "
+            "with a letter or digit",
         },
     ),
 ]
@@ -35,6 +63,7 @@ Uri = Annotated[
         max_length=4096,
         extra={
             "allowed": "a URI (file://, hf://, pypi://) or a path that starts with / or ./",
+            "suggest": suggest_uri,
         },
     ),
 ]
@@ -45,6 +74,7 @@ AdapterUri = Annotated[
         max_length=4096,
         extra={
             "allowed": "a URI (file://, hf://, pypi://, https://) or a path that starts with / or ./",
+            "suggest": suggest_uri,
         },
     ),
 ]
@@ -56,7 +86,14 @@ Sha256 = Annotated[
     ),
 ]
 ByteQuantity = (
-    Annotated[str, Meta(pattern=QUANTITY_PATTERN, max_length=32, extra={"allowed": QUANTITY_ALLOWED})]
+    Annotated[
+        str,
+        Meta(
+            pattern=QUANTITY_PATTERN,
+            max_length=32,
+            extra={"allowed": QUANTITY_ALLOWED, "suggest": suggest_quantity},
+        ),
+    ]
     | Annotated[int, Meta(ge=1)]
 )
 HttpUrl = Annotated[

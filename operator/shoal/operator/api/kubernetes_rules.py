@@ -48,8 +48,8 @@ def _check_memory(spec: InferenceServiceSpec) -> list[Problem]:
         limit = role.resources.memory
         if limit is not None and parse_quantity(limit) <= kv_cache_bytes:
             message = (
-                f"{limit} is also the most that a pod may use, and KV blocks alone are {format_bytes(kv_cache_bytes)}; "
-                "give more, or a smaller spec.kvCache.memory"
+                f"{limit} is also the most that a pod may use, and KV blocks alone are {format_bytes(kv_cache_bytes)}, "
+                "beside which weights need room too; give more, or a smaller spec.kvCache.memory"
             )
             problems.append(Problem(f"{role.path}.resources.memory", message))
     return problems

@@ -152,3 +152,25 @@ def test_one_machine_says_what_it_cannot_do(fields: dict[str, Any], path: str) -
 def test_everything_is_possible_somewhere() -> None:
     service = parse_manifest(ROLES_ON_KUBERNETES, "m.yaml")
     assert find_kubernetes_contradictions(service) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"spec.model.uri": "Qwen/Qwen3-8B"}, "; did you mean hf://Qwen/Qwen3-8B?"),
+        ({"spec.model.uri": "https://huggingface.co/Qwen/Qwen3-8B"}, "; did you mean hf://Qwen/Qwen3-8B?"),
+        (
+            {"spec.model.uri": "s3://bucket/model"},
+            "; of s3:// nothing is fetched: mount it as files",
+        ),
+        ({"spec.model.uri": "model"}, "starts with / or ./"),
+        ({"spec.workers.resources": {"memory": "16GB"}}, "; did you mean 16G or 16Gi?"),
+        ({"spec.workers.resources": {"memory": "16 gib"}}, "; did you mean 16Gi?"),
+        ({"spec.workers.resources": {"memory": "plenty"}}, "at least 1"),
+        ({"metadata.name": "a" * 64}, "a name: at most 40 of a-z, 0-9 and '-' (on one machine 63), starting with"),
+    ],
+)
+def test_what_was_meant_is_told(fields: dict[str, Any], words: str) -> None:
+    [problem] = problems_of(fields)
+    assert words in problem
+    assert ("did you mean" in problem) == ("did you mean" in words)

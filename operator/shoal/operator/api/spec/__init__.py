@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from shoal.operator.api.fields import DnsLabel
+from shoal.operator.api.fields import DnsLabel, ServiceName
 from shoal.operator.api.spec.gateway import (
     ApiKeysSecret,
     Auth,
@@ -59,7 +59,7 @@ KIND: Final = "InferenceService"
 class Metadata(Section, frozen=True, kw_only=True):
     """Names the service, as on any Kubernetes object."""
 
-    name: DnsLabel
+    name: ServiceName
     namespace: DnsLabel | None = None
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
