@@ -42,8 +42,8 @@ def test_whether_its_model_fits_was_checked_or_does_not_matter(path: Path) -> No
 
 
 def test_two_examples_do_not_take_each_others_names() -> None:
-    names = [load_manifest(path).metadata.name for path in PATHS]
-    assert len(set(names)) == len(names) > 5
+    names = [load_manifest(path).metadata.name for path in (*PATHS, *(ROOT / "examples").glob("*.yaml"))]
+    assert len(set(names)) == len(names) > 10
 
 
 def test_groups_are_on_as_many_nodes_as_their_comments_say() -> None:
