@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,25 @@ KEYS = [key(number) for number in range(1, 9)]
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Path]:
     """The socket of a store with two tenants and a disk, which has 8 blocks of tenant a."""
-    tenants = tmp_path / "tenants.toml"
+    disk = (f"--disk-folder={tmp_path / 'disk'}", "--disk-bytes=33554432", "--disk-segment-bytes=1048576")
+    async with filled_store(tmp_path, *disk) as socket:
+        yield socket
+
+
+@asynccontextmanager
+async def filled_store(folder: Path, *flags: str) -> AsyncIterator[Path]:
+    tenants = folder / "tenants.toml"
     tables = [f'["{name}"]\ntoken_sha256 = "{sha256(name.encode()).hexdigest()}"\n' for name in ("a", "b", "*")]
     tenants.write_text("".join(tables))
-    disk = (f"--disk-folder={tmp_path / 'disk'}", "--disk-bytes=33554432", "--disk-segment-bytes=1048576")
-    async with start_kv_store(tmp_path, f"--tenants-file={tenants}", *disk):
+    async with start_kv_store(folder, f"--tenants-file={tenants}", *flags):
         settings = {"tenant": "a", "fingerprint": b"f", "token": "a", "block_bytes": BLOCK_BYTES}
         client = KvClient(
-            KvClientOptions(socket_path=str(tmp_path / "kv.sock"), num_staging_blocks=8, timeout_s=10, **settings)  # type: ignore[arg-type]
+            KvClientOptions(socket_path=str(folder / "kv.sock"), num_staging_blocks=8, timeout_s=10, **settings)  # type: ignore[arg-type]
         )
         payloads = [payload(number) for number in range(1, 9)]
         result = await asyncio.to_thread(client.put, KEYS, payloads, parent_key=ROOT, namespace_key=ROOT)
         assert result.num_visible == 8
-        yield tmp_path / "kv.sock"
+        yield folder / "kv.sock"
         client.close()
 
 
@@ -111,3 +118,10 @@ async def test_a_store_is_drained_and_then_verified(store: Path) -> None:
     assert result.exit_code == 1
     assert "1 copies were wrong and are gone" in result.stdout
     assert "takes blocks again" in (await shoal_kv(store, "drain", "--resume")).stdout
+
+
+async def test_a_store_without_a_disk_is_not_drained(tmp_path: Path) -> None:
+    async with filled_store(tmp_path) as store:
+        result = await shoal_kv(store, "drain")
+    assert result.exit_code == 1
+    assert result.stdout == "not drained: 8 blocks are in memory only: there is no disk tier\n"

@@ -71,6 +71,9 @@ async def test_a_life_of_an_adapter(tmp_path: Path) -> None:
             result = await shoal_lora(*arguments)
             assert result.exit_code == 1
             assert problem in result.stderr, result.stderr
+            [line] = result.stderr.splitlines()
+            assert line.startswith("error: ")
+            assert "request id" not in line, "of what the caller did"
         assert (await shoal_lora("remove", "sql")).exit_code == 0
         assert "there is no sql" in (await shoal_lora("remove", "sql")).stdout
     result = await shoal_lora("list")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from shoal.client.cli.app import cli
 from shoal.client.cli.session import Session
 from shoal.client.cli.status import _list, _show
 
@@ -59,3 +62,15 @@ def test_on_a_terminal_words_are_wrapped_and_nothing_is_cut() -> None:
 def test_how_far_the_operator_is_behind(seen: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SERVICE["status"], "observedGeneration", seen)
     assert f"the operator has still to {words} the spec" in shown(is_terminal=False)[1]
+
+
+@pytest.mark.parametrize("command", ["status", "doctor"])
+def test_without_a_kubeconfig_one_line_says_so(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    result = CliRunner().invoke(cli, [command, "--kubeconfig", str(tmp_path / "none")])
+    assert result.exit_code == 1
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: no cluster: ")
+    assert caplog.messages == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +45,9 @@ def ask_cluster(kubeconfig: Path | None, ask: Callable[[Any], Awaitable[_T]]) ->
         raise CommandFailed(f"this needs what talks to clusters ({error}): pip install 'shoal[kubernetes]'") from error
 
     async def run() -> _T:
-        async with await ApiClient.connect(kubeconfig) as api:
+        with _errors_only():
+            connected = await ApiClient.connect(kubeconfig)
+        async with connected as api:
             return await ask(api)
 
     try:
@@ -61,8 +65,21 @@ def namespace_of(kubeconfig: Path | None, given: str | None, everywhere: bool) -
     from kubernetes_asyncio import config
 
     try:
-        _, current = config.list_kube_config_contexts(config_file=None if kubeconfig is None else str(kubeconfig))
+        with _errors_only():
+            _, current = config.list_kube_config_contexts(config_file=None if kubeconfig is None else str(kubeconfig))
     except (config.ConfigException, OSError):
         return "default"
     context = (current or {}).get("context") or {}
     return str(context.get("namespace") or "default")
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """What reads kubeconfigs warns, at each reading, of a file whose absence is told as an error here."""
+    log = logging.getLogger("kubernetes_asyncio.config.kube_config")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

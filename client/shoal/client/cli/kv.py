@@ -187,8 +187,9 @@ def drain(ctx: click.Context, /, drain_s: float, resume: bool, as_json: bool, **
     elif resume:
         session.out.print("the store takes blocks again")
     else:
-        problem = last.problem or "everything is on disk"
-        session.out.print(f"drained: {problem}", style="yellow" if last.problem else None, soft_wrap=True)
+        is_drained = last.done and not last.problem
+        text = "drained: everything is on disk" if is_drained else f"not drained: {last.problem or 'the store ended'}"
+        session.out.print(text, style=None if is_drained else "yellow", markup=False, soft_wrap=True)
     ctx.exit(1 if last.problem or not last.done else 0)
 
 

@@ -21,7 +21,7 @@ from shoal.client.cli.kv import size
 from shoal.client.cli.service_options import service_options
 from shoal.client.cli.session import Session
 from shoal.client.lora_admin import FILE_NAMES, LoraAdmin, NoAnswer
-from shoal.rpc.errors import NotFound, ResourceExhausted, Unavailable
+from shoal.rpc.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 
 DEFAULT_ENDPOINT: Final = "127.0.0.1:50055"
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -200,11 +200,11 @@ def _print_json(data: dict[str, Any]) -> None:
 
 @contextmanager
 def _connect(endpoint: str, timeout_s: float) -> Iterator[LoraAdmin]:
-    """Raises CommandFailed naming the registry that does not answer, or what it does not have."""
+    """Raises CommandFailed naming the registry that does not answer, or saying what it refuses or does not have."""
     with LoraAdmin(endpoint, timeout_s=timeout_s) as registry:
         try:
             yield registry
         except NoAnswer as error:
             raise CommandFailed(f"no LoRA registry answers at {endpoint}; give --endpoint") from error
-        except (NotFound, ResourceExhausted, Unavailable) as error:
+        except (InvalidArgument, NotFound, ResourceExhausted, Unavailable) as error:
             raise CommandFailed(error.message) from error
