@@ -87,6 +87,20 @@ def test_nothing_is_planned_of_a_wrong_one_or_of_two_with_one_name(good: Path, b
     assert shoal("plan", "-f", good, "-f", good).exit_code == 0, "the same file"
 
 
+def test_objects_of_others_may_stand_beside_them_but_not_alone(tmp_path: Path) -> None:
+    secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: keys}\n"
+    path = tmp_path / "a.yaml"
+    path.write_text(f"{secret}---\n{manifest('one')}")
+    result = shoal("validate", "-f", path)
+    assert (result.exit_code, result.stdout.count(": valid. one ")) == (0, 1)
+    assert "kind: Secret\n" not in shoal("plan", "-f", path).stdout
+    path.write_text(f"{secret}---\n{manifest('one', kind='InferenceServise')}")
+    assert "line 6: kind: 'InferenceServise' is not served here" in shoal("validate", "-f", path).stderr
+    path.write_text(secret)
+    result = shoal("validate", "-f", path)
+    assert (result.exit_code, "kind: 'Secret' is not served here" in result.stderr) == (1, True)
+
+
 def test_lines_of_what_only_kubernetes_refuses(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(f"{manifest('one')}---\n{manifest('two', spec__model__uri='/m.gguf')}")

@@ -51,10 +51,12 @@ def load_manifests(
 ) -> list[LoadedManifest]:
     """All that a file holds, at least one. Raises ManifestError with every problem of all of them.
 
-    find_more: what else is wrong with one that is right so far.
+    find_more: what else is wrong with one that is right so far. Objects of other projects' kinds beside them, such as a
+    Secret, are left to the API server.
     """
     loaded, problems = [], []
-    for document in read_documents(read_text(path), str(path)):
+    documents = read_documents(read_text(path), str(path))
+    for document in [found for found in documents if not _is_of_others(found.value)] or documents:
         service, wrong = _build(document, lambda service: find_contradictions(service) or find_more(service))
         problems += wrong
         if service is not None:
@@ -89,6 +91,11 @@ def _recognise(value: Any) -> Problem | None:
     if isinstance(version, str) and version != API_VERSION:
         return Problem("apiVersion", f"{version!r} is not known; give {API_VERSION}")
     return None
+
+
+def _is_of_others(value: Any) -> bool:
+    version = value.get("apiVersion") if isinstance(value, dict) else None
+    return isinstance(version, str) and version.partition("/")[0] != API_VERSION.partition("/")[0]
 
 
 def _located(document: Document, problems: Iterable[Problem]) -> list[Problem]:
