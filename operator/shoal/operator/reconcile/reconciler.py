@@ -226,7 +226,7 @@ class Reconciler:
                 await self._api.request("POST", collection_path(EVENT_KIND, event["metadata"]["namespace"]), event)
             except ApiError as error:  # the status, or the log, has it as well
                 if error.code != 409:  # it was told
-                    _log.warning("no event", event=event["metadata"]["name"], error=str(error))
+                    _log.warning("no event", name=event["metadata"]["name"], error=str(error))
 
     def _remember(self, written: Manifest) -> None:
         """So that the next reconcile does not compare with a status that the watch has yet to bring."""
