@@ -132,8 +132,8 @@ class Controller:
             await self._watch(stop, ready)
 
     async def _watch(self, stop: asyncio.Event, ready: asyncio.Event | None) -> None:
-        """Until told to stop; begins anew when the cluster has other APIs than before, and when it has that of
-        InferenceServices again."""
+        """Until told to stop; begins anew when the cluster has other APIs than before. Raises ApiError when nobody
+        can have InferenceServices any more; kopf's watches do not come back from that, another process does."""
         while True:
             self._apis_changed.clear()
             tasks = await kopf.spawn_tasks(
@@ -148,11 +148,10 @@ class Controller:
             ready = None
             try:
                 await self._until_one_ends(tasks)
-            except Exception:
+            except Exception as error:
                 if await self._api.serves(SERVICE_KIND):
                     raise
-                await self._until_defined(stop)
-                self._apis_changed.set()
+                raise ApiError(404, "NotFound", f"InferenceServices are not defined any more: {_DEFINE}") from error
             # kopf takes signals for itself: its tasks end, and `stop` is not set.
             if stop.is_set() or not self._apis_changed.is_set():
                 return
