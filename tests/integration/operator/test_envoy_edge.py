@@ -109,6 +109,21 @@ async def test_no_gateway_is_unavailable_in_both_languages(front: Front) -> None
     assert response.json()["error"]["type"] == "proxy_error"
 
 
+async def test_who_is_told_that_it_is_ready_is_served(front: Front) -> None:
+    """Over gRPC too, although the gateway's HTTP side is there all the time."""
+    async with httpx.AsyncClient(base_url=front.url) as client:
+
+        async def answers(status: int) -> bool:
+            return (await client.get("/readyz")).status_code == status
+
+        await front.gateway.set_serving(False)
+        await eventually(lambda: answers(503), "readiness ends with the gateway's own")
+        assert (await client.get("/v1/models")).status_code == 200
+        await front.gateway.set_serving(True)
+        await eventually(lambda: answers(200), "readiness is back")
+        assert await front.envoy.edge.unary_stream(GATEWAY_GENERATE)(b"", timeout=10).read() == b"g0"
+
+
 async def test_bidirectional_streams_pass(front: Front) -> None:
     """The limit on HTTP request bodies works by buffering whole requests, which must not touch gRPC."""
     call = front.envoy.edge.stream_stream(GATEWAY_ECHO)(timeout=10)

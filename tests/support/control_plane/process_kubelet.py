@@ -2,7 +2,7 @@
 
 For a network namespace whose loopback has the addresses of `POD_NETWORK`. There are no images and no mounts: paths of
 the pod are replaced by folders of this machine in everything that a container is given. What is not looked at: rights,
-resources, probes other than gRPC readiness.
+resources, probes other than those of readiness.
 """
 
 from __future__ import annotations
@@ -32,11 +32,23 @@ _INTERVAL_S: Final = 0.05
 _GRPC_PORT: Final = 50051
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """How a container says that it is ready."""
+
+    target: Readiness
+    timeout_s: float
+    max_failures: int
+
+
 @dataclass
 class _Pod:
     name: str
     address: str
     folder: Path
+    probes: Sequence[_Probe]
+    num_failures: int = 0
+    """Looks in a row at which a container was not ready."""
     processes: list[asyncio.subprocess.Process] = field(default_factory=list)
     is_ready: bool = False
     is_stopped: bool = False
@@ -85,14 +97,16 @@ class ProcessKubelet:
             pod = self._pods[uid]
             if metadata.get("deletionTimestamp") and pod.ending is None:
                 pod.ending = asyncio.ensure_future(self._end(pod))
-            elif pod.ending is None and not pod.is_stopped:
-                await self._report(item, pod)
+        there = [(item, self._pods[item["metadata"]["uid"]]) for item in found if item["metadata"]["uid"] in self._pods]
+        looks = [self._report(item, pod) for item, pod in there if pod.ending is None and not pod.is_stopped]
+        await asyncio.gather(*looks)
 
     async def _start(self, item: Mapping[str, Any]) -> _Pod:
         name = item["metadata"]["name"]
         is_tokenizer = item["metadata"]["labels"]["app.kubernetes.io/component"] == "tokenizer"
         self._note(name, "started")
-        pod = _Pod(name, self._tokenizer if is_tokenizer else next(self._addresses), self._folder / name)
+        address = self._tokenizer if is_tokenizer else next(self._addresses)
+        pod = _Pod(name, address, self._folder / name, _probes(item["spec"], address))
         (pod.folder / "run" / "xds").mkdir(parents=True)
         (pod.folder / "run-kv").mkdir()
         for volume in item["spec"]["volumes"]:
@@ -132,8 +146,10 @@ class ProcessKubelet:
         return text.replace("=0.0.0.0", f"={pod.address}").replace("=127.0.0.1:50054", f"={pod.address}:50054")
 
     async def _report(self, item: Mapping[str, Any], pod: _Pod) -> None:
-        target = Readiness(kind=ReadinessKind.GRPC_HEALTH, target=f"{pod.address}:{_GRPC_PORT}")
-        is_ready = (await probe(target, 2.0)).ready
+        found = await asyncio.gather(*(probe(each.target, each.timeout_s) for each in pod.probes))
+        pod.num_failures = 0 if all(one.ready for one in found) else pod.num_failures + 1
+        patience = min(each.max_failures for each in pod.probes) if pod.is_ready else 1
+        is_ready = pod.num_failures < patience
         if is_ready == pod.is_ready and item["status"].get("podIP"):
             return
         if is_ready != pod.is_ready:
@@ -186,6 +202,22 @@ class ProcessKubelet:
         """The end of what each container said."""
         names: Sequence[Path] = sorted(self._folder.glob("*/*.log"))
         return "\n".join(f"== {path}\n{path.read_text(errors='replace')[-1500:]}" for path in names)
+
+
+def _probes(spec: Mapping[str, Any], address: str) -> Sequence[_Probe]:
+    """Of all containers, sidecars too."""
+    found = []
+    for container in [*spec.get("initContainers", ()), *spec["containers"]]:
+        probe = container.get("readinessProbe")
+        if probe is None:
+            continue
+        if "grpc" in probe:
+            target = Readiness(kind=ReadinessKind.GRPC_HEALTH, target=f"{address}:{probe['grpc']['port']}")
+        else:
+            http = probe["httpGet"]
+            target = Readiness(kind=ReadinessKind.HTTP, target=f"{address}:{http['port']}", path=http["path"])
+        found.append(_Probe(target, probe["timeoutSeconds"], probe["failureThreshold"]))
+    return found
 
 
 def node() -> dict[str, Any]:

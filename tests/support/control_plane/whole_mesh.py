@@ -135,8 +135,8 @@ async def _change_under_load(
 
 async def _stop_a_worker(space: Namespace, kubelet: ProcessKubelet, name: str) -> dict[str, Any]:
     """What is said of caches while the processes of a worker stand still, its connections open, and when they go on."""
-    workers = await space.list(POD, "app.kubernetes.io/component=worker")
-    worker = next(each for each in workers if "deletionTimestamp" not in each["metadata"])
+    [group] = await space.list(_GROUP)
+    worker = await _only_worker(space, group["metadata"]["name"])
     kubelet.stop(worker["metadata"]["name"])
     try:
         stopped = await _until_caches(space, name, "False")
@@ -144,6 +144,18 @@ async def _stop_a_worker(space: Namespace, kubelet: ProcessKubelet, name: str) -
         kubelet.go_on(worker["metadata"]["name"])
     address = worker["status"]["podIP"]
     return {"address": address, "stopped": stopped, "going_on": await _until_caches(space, name, "True")}
+
+
+async def _only_worker(space: Namespace, group: str) -> dict[str, Any]:
+    """The pod of a group of one, once those of earlier groups have gone: nobody follows their caches."""
+    found: list[dict[str, Any]] = []
+
+    async def is_alone() -> bool:
+        found[:] = await space.list(POD, "app.kubernetes.io/component=worker")
+        return [pod["metadata"]["name"] for pod in found] == [f"{group}-0"]
+
+    await eventually(is_alone, f"the one worker is {group}-0", 60)
+    return found[0]
 
 
 async def _until_caches(space: Namespace, name: str, state: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ from shoal.operator.envoy.endpoints import Endpoint
 
 _HTTP = "type.googleapis.com/envoy.extensions.filters.http"
 _NETWORK = "type.googleapis.com/envoy.extensions.filters.network"
+READY_PATH = "/readyz"
 _PINS = (clusters.ENDPOINT_HEADER, "x-gateway-destination-endpoint")
 _ORCA_FIELDS = ("endpoint-load-metrics", "endpoint-load-metrics-bin")
 
@@ -39,6 +40,7 @@ def edge(
     """Where clients connect: gRPC and HTTP on one port, as far as the routes serve both."""
     too_large = {"@type": f"{_HTTP}.buffer.v3.Buffer", "max_request_bytes": max_http_request_bytes}
     filters = [
+        _filter("health_check", _readiness()),
         _filter("header_mutation", {"@type": f"{_HTTP}.header_mutation.v3.HeaderMutation", "mutations": _mutations()}),
         _filter("buffer", too_large),
     ]
@@ -106,6 +108,20 @@ def _listener(name: str, address: Endpoint, manager: dict[str, Any]) -> dict[str
 
 def _filter(name: str, typed_config: dict[str, Any]) -> dict[str, Any]:
     return {"name": f"envoy.filters.http.{name}", "typed_config": typed_config}
+
+
+def _readiness() -> dict[str, Any]:
+    """Envoy itself answers `READY_PATH`: 200 while a gateway passes its checks, else 503.
+
+    An answer of a gateway would come too early: it serves once it listens, but calls find it only after Envoy's next
+    check. Until then they failed with "no healthy upstream", on a pod that was ready.
+    """
+    return {
+        "@type": f"{_HTTP}.health_check.v3.HealthCheck",
+        "pass_through_mode": False,
+        "cluster_min_healthy_percentages": {clusters.GATEWAY_GRPC: {"value": 1.0}},
+        "headers": [{"name": ":path", "string_match": {"exact": READY_PATH}}],
+    }
 
 
 def _mutations() -> dict[str, Any]:

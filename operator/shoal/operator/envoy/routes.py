@@ -10,7 +10,6 @@ EDGE = "edge"
 EDGE_GRPC = "edge-grpc"
 EDGE_HTTP = "edge-http"
 MESH = "mesh"
-READY_PATH = "/readyz"
 SERVED_BY_HEADER = "x-shoal-served-by"
 _TYPE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 _NOT_BUFFERED = {
@@ -20,8 +19,7 @@ _NOT_BUFFERED = {
 
 
 def edge(name: str = EDGE, *, grpc: bool = True, http: bool = True) -> dict[str, Any]:
-    """From clients to the gateways: gRPC and HTTP told apart by the content type. Of what is not served only the
-    gateways' readiness is answered, which the pods' own probes ask for."""
+    """From clients to the gateways: gRPC and HTTP told apart by the content type."""
     over_grpc = {
         "match": {"prefix": "/", "grpc": {}},
         "route": _route(clusters.GATEWAY_GRPC, retry_on="connect-failure,refused-stream", num_retries=2),
@@ -29,11 +27,14 @@ def edge(name: str = EDGE, *, grpc: bool = True, http: bool = True) -> dict[str,
         "typed_per_filter_config": {"envoy.filters.http.buffer": _NOT_BUFFERED},
     }
     over_http = {
-        "match": {"prefix": "/"} if http else {"path": READY_PATH},
+        "match": {"prefix": "/"},
         "route": _route(clusters.GATEWAY_HTTP, retry_on="connect-failure", num_retries=2),
     }
-    routes: list[dict[str, Any]] = [over_grpc if grpc else _refusal({"prefix": "/", "grpc": {}}), over_http]
-    return _configuration(name, routes if http else [*routes, _refusal({"prefix": "/"})])
+    routes = [
+        over_grpc if grpc else _refusal({"prefix": "/", "grpc": {}}),
+        over_http if http else _refusal({"prefix": "/"}),
+    ]
+    return _configuration(name, routes)
 
 
 def _refusal(match: dict[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,6 @@ async def test_a_manifest_becomes_a_chat(tmp_path: Path) -> None:
     assert changed["groups"][-1] != ["smollm2-135m-worker"]
 
 
-@pytest.mark.exhaustive  # now and then, on a busy machine, the first chat finds no healthy upstream: not understood yet
 async def test_workers_are_scaled_and_replaced_without_losing_a_stream(tmp_path: Path) -> None:
     """Of made-up engines, which are quick to start; all the rest is real."""
     changes: list[dict[str, Any]] = [

@@ -13,6 +13,7 @@ from typing import Any, Final
 from shoal.operator.api import InferenceService
 from shoal.operator.envoy import Endpoint, clusters
 from shoal.operator.envoy.config import BOOTSTRAP_FILE, bootstrap, eds_file, render
+from shoal.operator.envoy.listeners import READY_PATH
 from shoal.operator.planner import commands
 from shoal.operator.planner.kubernetes.envoy import (
     EDGE_GRPC_PORT,
@@ -155,9 +156,9 @@ def _envoy(service: InferenceService, platform: Platform) -> dict[str, Any]:
         ports=_edge_ports(service),
         resources=_RESOURCES["envoy"],
         mounts={"run": RUN_DIR, "envoy": _CONFIG_DIR},
-        # Through the edge to a gateway: ready when a client would be answered.
+        # Ready when a client would be answered.
         readinessProbe={
-            "httpGet": {"path": "/readyz", "port": EDGE_PORT},
+            "httpGet": {"path": READY_PATH, "port": EDGE_PORT},
             "periodSeconds": 2,
             "timeoutSeconds": 5,
             "failureThreshold": 3,
