@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import psutil
 
@@ -100,13 +101,11 @@ async def _until_ready(space: Namespace, number: int, workers: int = 1) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-def _is_ready(item: dict[str, object], workers: int) -> bool:
-    status: dict[str, object] = item.get("status", {})  # type: ignore[assignment]
-    generation = item["metadata"]["generation"]  # type: ignore[index]
-    is_seen = status.get("observedGeneration") == generation
-    return (
-        is_seen and status.get("phase") == "Ready" and status.get("workers") == {"desired": workers, "ready": workers}
-    )
+def _is_ready(item: dict[str, Any], workers: int) -> bool:
+    status = item.get("status", {})
+    is_seen = status.get("observedGeneration") == item["metadata"]["generation"]
+    found = {name: status.get("workers", {}).get(name) for name in ("desired", "ready")}
+    return is_seen and status.get("phase") == "Ready" and found == {"desired": workers, "ready": workers}
 
 
 async def _change_all(space: Namespace, number: int) -> None:

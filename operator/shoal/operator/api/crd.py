@@ -12,6 +12,8 @@ from shoal.operator.api.status import InferenceServiceStatus
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL: Final = "inferenceservices"
 CRD_NAME: Final = f"{PLURAL}.{GROUP}"
+APPLY_COMMAND: Final = "shoal crd | kubectl apply --server-side -f -"
+"""What messages say to do where a cluster lacks the definition; server-side, since it is too long for an annotation."""
 _COLUMNS: Final = (
     ("Model", "string", ".spec.model.name", 0),
     ("Phase", "string", ".status.phase", 0),

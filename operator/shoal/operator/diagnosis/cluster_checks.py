@@ -6,14 +6,13 @@ import datetime
 from collections.abc import Iterator
 from typing import Any, Final
 
-from shoal.operator.api.crd import CRD_NAME, custom_resource_definition
+from shoal.operator.api.crd import APPLY_COMMAND, CRD_NAME, custom_resource_definition
 from shoal.operator.diagnosis.collecting import GPU, gpus_of
 from shoal.operator.diagnosis.facts import Facts
 from shoal.operator.diagnosis.findings import Finding, ok, problem, unknown, warning
 from shoal.operator.diagnosis.scheduling_checks import lacks_of, refusal_of
 from shoal.operator.planner.kubernetes import Manifest
 
-_APPLY_CRD: Final = "shoal crd | kubectl apply --server-side -f -"
 _LEASE_GRACE: Final = 3
 """Durations without a renewal: one or two may be a slow API server."""
 _MAX_NAMED: Final = 4
@@ -44,18 +43,18 @@ def _check_definition(facts: Facts) -> Iterator[Finding]:
     found = facts.definition
     if found is None:
         if "definition" not in facts.refused:
-            yield problem("CRD", 95, f"there is no {CRD_NAME}", f"{_APPLY_CRD}, or install the chart")
+            yield problem("CRD", 95, f"there is no {CRD_NAME}", f"{APPLY_COMMAND}, or install the chart")
         return
     conditions = {c["type"]: c for c in found.get("status", {}).get("conditions", ())}
     for kind, wanted in (("Established", "True"), ("NonStructuralSchema", "False")):
         if kind in conditions and conditions[kind]["status"] != wanted:
-            yield problem("CRD", 94, f"it is not served: {conditions[kind].get('message', kind)}", _APPLY_CRD)
+            yield problem("CRD", 94, f"it is not served: {conditions[kind].get('message', kind)}", APPLY_COMMAND)
             return
     served = _fields(found["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
     known = _fields(custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
     if missing := sorted(known - served):
         text = f"it is older than this command, and lacks {_some(missing)}"
-        yield warning("CRD", 60, text, f"{_APPLY_CRD}; until then those fields are refused or dropped")
+        yield warning("CRD", 60, text, f"{APPLY_COMMAND}; until then those fields are refused or dropped")
     elif more := sorted(served - known):
         text = f"it is newer than this command, and has {_some(more)} beside what is known here"
         yield warning("CRD", 5, text, "use the `shoal` of the operator's version")

@@ -14,6 +14,7 @@ import kopf
 import structlog
 
 from shoal.operator.api import InferenceService, Problem
+from shoal.operator.api.crd import APPLY_COMMAND
 from shoal.operator.planner.kubernetes import (
     KINDS,
     OPTIONAL_KINDS,
@@ -43,7 +44,7 @@ _ALWAYS_WATCHED: Final = (*KINDS, *DERIVED)
 """What is seen of every cluster beside InferenceServices: what plans hold, and what Kubernetes makes of it."""
 _WATCH_END_TIMEOUT_S: Final = 10.0
 _DEFINED_INTERVAL_S: Final = 5.0
-_DEFINE: Final = "shoal crd | kubectl apply --server-side -f -, or install the chart"
+_DEFINE: Final = f"{APPLY_COMMAND}, or install the chart"
 _log = structlog.get_logger("shoal.operator")
 
 
