@@ -106,7 +106,9 @@ class ProcessKubelet:
         is_tokenizer = item["metadata"]["labels"]["app.kubernetes.io/component"] == "tokenizer"
         self._note(name, "started")
         address = self._tokenizer if is_tokenizer else next(self._addresses)
-        pod = _Pod(name, address, self._folder / name, _probes(item["spec"], address))
+        # Pods of StatefulSets have the names of earlier ones.
+        folder = self._folder / f"{name}-{item['metadata']['uid'][:8]}"
+        pod = _Pod(name, address, folder, _probes(item["spec"], address))
         (pod.folder / "run" / "xds").mkdir(parents=True)
         (pod.folder / "run-kv").mkdir()
         for volume in item["spec"]["volumes"]:

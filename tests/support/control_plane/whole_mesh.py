@@ -61,7 +61,12 @@ async def _run(plane: ControlPlane, model: Path, manifest: Path, changes: Sequen
         try:
             async with await LoggedProcess.launch("shoal.operator.main", *flags, *ports) as operator:
                 await operator.wait_logged("watching")
-                return await _use(space, manifest, kubelet, changes)
+                using = asyncio.ensure_future(_use(space, manifest, kubelet, changes))
+                await asyncio.wait({using, running}, return_when=asyncio.FIRST_COMPLETED)
+                if running.done():
+                    using.cancel()
+                    running.result()
+                return await using
         except BaseException:
             print(kubelet.logs(), file=sys.stderr)
             raise

@@ -85,6 +85,34 @@ async def test_another_parallelism_is_another_group(space: Namespace) -> None:
         assert await groups(space) == {"smol-worker": 2}
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+async def test_other_resources_are_rolled_in_place_and_take_over_first(space: Namespace, replicas: int) -> None:
+    async with running_controller(space.plane, space.name):
+        await space.create(with_fields(MINIMAL_ON_KUBERNETES, {"spec.workers": {"replicas": replicas}}))
+        await space.until_phase("smol", "Ready")
+        before = await space.list(POD, ENGINES.replace(" ", "%20"))
+        await change(space, {"workers": {"resources": {"cpu": 3}}}, least=replicas)
+        assert await groups(space) == {"smol-worker": replicas}
+        after = await space.list(POD, ENGINES.replace(" ", "%20"))
+        assert [pod["spec"]["containers"][0]["resources"]["requests"]["cpu"] for pod in after] == ["3"] * replicas
+        assert not {pod["metadata"]["uid"] for pod in before} & {pod["metadata"]["uid"] for pod in after}
+
+
+async def test_a_size_that_fits_nowhere_leaves_the_one_worker(space: Namespace) -> None:
+    async with running_controller(space.plane, space.name):
+        await space.create(with_fields(MINIMAL_ON_KUBERNETES, {}))
+        await space.until_phase("smol", "Ready")
+        await space.patch(SERVICE_KIND, "smol", {"spec": {"workers": {"resources": {"cpu": 900}}}})
+
+        async def is_told() -> bool:
+            return "fits on no node" in (await space.service("smol"))["status"].get("message", "")
+
+        await eventually(is_told, "the status says what the new worker lacks", 30)
+        assert await ready_engines(space) == 1
+        await change(space, {"workers": {"resources": {"cpu": 3}}}, least=1)
+        assert await groups(space) == {"smol-worker": 1}
+
+
 async def test_a_replacement_that_does_not_start_leaves_the_old_workers(space: Namespace) -> None:
     async with running_controller(space.plane, space.name):
         await space.create(with_fields(MINIMAL_ON_KUBERNETES, {"spec.workers": GPUS}))

@@ -89,6 +89,7 @@ async def test_workers_are_scaled_and_replaced_without_losing_a_stream(tmp_path:
     changes: list[dict[str, Any]] = [
         {"workers": {"replicas": 3}},
         {"workers": {"replicas": 1}},
+        {"workers": {"resources": {"cpu": 2}}},
         {"model": {"dtype": "float32"}},
     ]
     example = (EXAMPLES / "simulated-h100.yaml").read_text()
@@ -98,7 +99,7 @@ async def test_workers_are_scaled_and_replaced_without_losing_a_stream(tmp_path:
     assert changed["failed"] == []
     assert changed["answered"] > 0
     *scaled, [replacement] = changed["groups"]
-    assert scaled == [["simulated-h100-worker"], ["simulated-h100-worker"]]
+    assert scaled == [["simulated-h100-worker"]] * 3
     assert replacement.startswith("simulated-h100-worker-"), "another group of workers, and the old one is gone"
     caches = changed["caches"]
     assert caches["address"] in caches["stopped"]["message"]

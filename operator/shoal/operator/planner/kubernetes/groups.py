@@ -1,8 +1,8 @@
 """Groups of workers: what they are called, and how a new one takes over from an old one.
 
-A group is a workload whose workers are alike. What can change in place, pod by pod, leaves it the same group. What
-cannot (the model, how it is divided, the role) makes another one: the new group starts beside the old one, has its part
-of the requests as its workers become ready, and the old one goes as they do.
+A group is a workload whose workers are alike. What can change in place, pod by pod (`rolling`), leaves it the same
+group. What cannot (the model, how it is divided, the role) makes another one: the new group starts beside the old one,
+has its part of the requests as its workers become ready, and the old one goes as they do.
 
     groups = plan_groups(service, observed)   # at each reconcile, with what the last one led to
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
@@ -45,6 +45,8 @@ class PlannedGroup:
     """Workers for the moment: fewer than the role's while an old group has their places."""
     governing: str
     """Service whose endpoints its answering pods are."""
+    known: ObservedGroup | None = None
+    """It as it is, while no old group has a part of its places."""
 
     @property
     def kind(self) -> str:
@@ -77,7 +79,8 @@ def plan_groups(service: InferenceService, observed: Observed) -> GroupPlan:
         old = [each for each in _going_on(observed) if each.role == role.component and not _is_same(each, role, digest)]
         replicas, kept = _take_over(role.replicas, spec.rollout, known, old)
         governing = object_name(service, endpoint_of(role))
-        groups.append(PlannedGroup(role=role, name=name, hash=digest, replicas=replicas, governing=governing))
+        group = PlannedGroup(role=role, name=name, hash=digest, replicas=replicas, governing=governing)
+        groups.append(group if old else replace(group, known=known))
         draining += [_resized(each, kept[each.name]) for each in old if kept[each.name]]
     draining += _of_other_roles(groups, observed, spec.rollout)
     return GroupPlan(groups=tuple(groups), draining=tuple(draining))

@@ -16,6 +16,8 @@ OWNER_LABEL: Final = "shoal.dev/inferenceservice"
 COMPONENT_LABEL: Final = "app.kubernetes.io/component"
 GROUP_LABEL: Final = "shoal.dev/group"
 """On workers: the hash of what their group cannot change in place."""
+TEMPLATE_ANNOTATION: Final = "shoal.dev/template"
+"""On StatefulSets of workers: the hash of their pods' template as it was planned."""
 ENDPOINT_LABEL: Final = "shoal.dev/endpoint"
 """On pods that answer for a worker: of which Service they are endpoints. Other pods of the same worker lack it."""
 

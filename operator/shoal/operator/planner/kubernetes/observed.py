@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shoal.operator.planner.kubernetes.names import COMPONENT_LABEL, GROUP_LABEL
+from shoal.operator.planner.kubernetes.names import COMPONENT_LABEL, GROUP_LABEL, TEMPLATE_ANNOTATION
 from shoal.operator.planner.kubernetes.platform import Manifest
 
 ROLES: Final = ("worker", "prefill", "decode")
@@ -29,6 +29,12 @@ class ObservedGroup:
     """Workers that it is asked to have."""
     ready: int
     """Workers that can serve."""
+    template: str = ""
+    """Digest of the template that was applied last; empty for one that is older than these."""
+    is_rolling: bool = False
+    """Some of a StatefulSet's pods are of an earlier template."""
+    is_seen: bool = True
+    """Its controller has seen what was applied last."""
     is_ending: bool = False
     """It is being deleted; its name is still taken."""
     manifest: Manifest
@@ -74,6 +80,9 @@ def _group(found: Manifest) -> ObservedGroup:
     kept: dict[str, Any] = {
         name: metadata[name] for name in ("name", "namespace", "labels", "ownerReferences") if name in metadata
     }
+    template = (metadata.get("annotations") or {}).get(TEMPLATE_ANNOTATION, "")
+    if template:  # no others: who puts one there keeps it
+        kept["annotations"] = {TEMPLATE_ANNOTATION: template}
     replicas = found["spec"].get("replicas", 1)
     return ObservedGroup(
         name=metadata["name"],
@@ -82,6 +91,9 @@ def _group(found: Manifest) -> ObservedGroup:
         hash=str((metadata.get("labels") or {}).get(GROUP_LABEL, "")),
         replicas=int(replicas),
         ready=min(int(status.get("readyReplicas") or 0), int(replicas)),
+        template=template,
+        is_rolling=status.get("currentRevision") != status.get("updateRevision"),
+        is_seen=int(status.get("observedGeneration") or 0) >= int(metadata.get("generation") or 0),
         is_ending=_is_ending(found),
         manifest={
             "apiVersion": found["apiVersion"],

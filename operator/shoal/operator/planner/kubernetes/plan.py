@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,7 @@ from shoal.operator.planner.kubernetes.monitoring import MONITORING_API, monitor
 from shoal.operator.planner.kubernetes.names import COMPONENT_LABEL, manifest, selector
 from shoal.operator.planner.kubernetes.observed import Observed
 from shoal.operator.planner.kubernetes.platform import Manifest, Owner, Platform
+from shoal.operator.planner.kubernetes.rolling import make_room
 from shoal.operator.planner.kubernetes.scaling import HPA_API, KEDA_API, autoscaling, within_bounds
 from shoal.operator.planner.kubernetes.workers import LWS_API, nodes_of, workers
 from shoal.operator.planner.model_uri import model_source
@@ -84,8 +86,8 @@ def plan(
     ]
     objects += network.network_policies(seen, owner, engines) + network.services(seen, owner)
     objects += [_disruption_budget(seen, owner, name) for name in components]
-    objects += [*groups.draining, *(workers(seen, in_pods, platform, owner, group) for group in groups.groups)]
-    objects += _kv_stores(seen, in_pods, platform, owner, groups, there)
+    workloads = _workloads(seen, in_pods, platform, owner, groups)
+    objects += [*workloads, *_kv_stores(seen, in_pods, platform, owner, workloads, there)]
     for component in (tokenizers.tokenizers, gateways.gateways, lora_registries.lora_registries):
         objects += component(seen, in_pods, platform, owner)
     objects += autoscaling(seen, platform, owner) + monitors(seen, platform, owner)
@@ -103,12 +105,23 @@ def _engines(groups: GroupPlan) -> dict[str, bool]:
     return {component: (component, "LeaderWorkerSet") in kinds for component, _ in kinds}
 
 
+def _workloads(
+    service: InferenceService, in_pods: InPods, platform: Platform, owner: Owner, groups: GroupPlan
+) -> list[Manifest]:
+    """Of engines, those on their way out too."""
+    made = (
+        make_room(workers(service, in_pods, platform, owner, group), group.known, service.spec.rollout)
+        for group in groups.groups
+    )
+    return [*groups.draining, *made]
+
+
 def _kv_stores(
     service: InferenceService,
     in_pods: InPods,
     platform: Platform,
     owner: Owner,
-    groups: GroupPlan,
+    workloads: Sequence[Manifest],
     observed: Observed,
 ) -> list[Manifest]:
     """What KV stores need beside the workers' pods."""
@@ -121,18 +134,15 @@ def _kv_stores(
     if where is not None and shares:
         addresses = kv_stores.addresses_of_nodes(observed.kv_store_addresses)
         if where == "Pod":
-            addresses = kv_stores.addresses_of_workers(_stateful_sets(groups), platform, owner)
+            addresses = kv_stores.addresses_of_workers(_stateful_sets(workloads), platform, owner)
         objects.append(kv_stores.peers_config(service, owner, addresses))
     return objects
 
 
-def _stateful_sets(groups: GroupPlan) -> list[tuple[str, str, int]]:
-    """Name, governing Service and replicas of each, those on their way out too."""
-    found = [(group.name, group.governing, group.replicas) for group in groups.groups if group.kind == "StatefulSet"]
-    leaving = [each for each in groups.draining if each["kind"] == "StatefulSet"]
-    return found + [
-        (each["metadata"]["name"], each["spec"]["serviceName"], each["spec"]["replicas"]) for each in leaving
-    ]
+def _stateful_sets(workloads: Sequence[Manifest]) -> list[tuple[str, str, int]]:
+    """Name, governing Service and replicas of each."""
+    found = [each for each in workloads if each["kind"] == "StatefulSet"]
+    return [(each["metadata"]["name"], each["spec"]["serviceName"], each["spec"]["replicas"]) for each in found]
 
 
 def _seen_in_pods(service: InferenceService, platform: Platform) -> InferenceService:

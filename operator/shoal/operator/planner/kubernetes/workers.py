@@ -12,6 +12,7 @@ from shoal.operator.api import InferenceService, parse_quantity, worker_sizes
 from shoal.operator.api.kubernetes_rules import MODELS_DIR
 from shoal.operator.api.quantity import parse_cpu
 from shoal.operator.api.roles import WorkerRole, worker_roles
+from shoal.operator.api.spec import Rollout
 from shoal.operator.planner import commands
 from shoal.operator.planner.kubernetes import kv_stores, lora_registries
 from shoal.operator.planner.kubernetes.groups import PlannedGroup, endpoint_of
@@ -86,7 +87,7 @@ def _several_pods(service: InferenceService, group: PlannedGroup, pod: Pod) -> d
         "startupPolicy": "LeaderCreated",
         "rolloutStrategy": {
             "type": "RollingUpdate",
-            "rollingUpdateConfiguration": {"maxUnavailable": 1, "maxSurge": 0, "partition": 0},
+            "rollingUpdateConfiguration": {**_room(service.spec.rollout), "partition": 0},
         },
         # Each worker has a Service of its own for its pods' names: `NAME-worker` is for those that answer.
         "networkConfig": {"subdomainPolicy": "UniquePerReplica"},
@@ -98,6 +99,13 @@ def _several_pods(service: InferenceService, group: PlannedGroup, pod: Pod) -> d
             "workerTemplate": follower,
         },
     }
+
+
+def _room(rollout: Rollout) -> dict[str, int]:
+    """For the workers that take over."""
+    if rollout.strategy == "Recreate":
+        return {"maxUnavailable": 1, "maxSurge": 0}
+    return {"maxUnavailable": 0, "maxSurge": rollout.max_surge}
 
 
 def _side_by_side(service: InferenceService, role: WorkerRole) -> dict[str, Any]:
