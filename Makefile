@@ -23,7 +23,7 @@ help: ## Print this list
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or newer, or run make PYTHON=python3.x"; exit 1; }
 	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "installing Shoal and its dependencies (about 3 GB with the default PyTorch wheel; see README for the CPU build)"
+	@echo "installing Shoal and its dependencies (3 GB to fetch and 7 GB in $(VENV) with the default PyTorch wheel; see README for the CPU build)"
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[local,dev]'
 	@touch $@
