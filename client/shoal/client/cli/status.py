@@ -25,7 +25,7 @@ _ROLES = (
     ("kvStores", "KV stores"),
     ("loraRegistries", "LoRA registries"),
 )
-_STYLES = {"Ready": "green", "Degraded": "yellow", "Failed": "bold red"}
+_STYLES = {"Ready": "green", "Updating": "cyan", "Degraded": "yellow", "Failed": "bold red"}
 _NUM_EVENTS = 8
 _Object = dict[str, Any]
 

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from shoal.operator.api.spec import Section
 
-Phase = Literal["Starting", "Ready", "Degraded", "Paused", "Failed"]
+Phase = Literal["Starting", "Ready", "Updating", "Degraded", "Paused", "Failed"]
 ConditionType = Literal[
     "Accepted",
     "Planned",

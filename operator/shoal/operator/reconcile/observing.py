@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -51,10 +51,12 @@ class RoleState:
 
 
 def observe_roles(
-    plan: Iterable[Manifest], live: Sequence[Manifest], leaving: Collection[str] = ()
+    plan: Iterable[Manifest], live: Sequence[Manifest], num_workers: Mapping[str, int] | None = None
 ) -> dict[str, RoleState]:
-    """Component -> state, for each planned workload. `live`: the service's objects, pods among them. `leaving`:
-    components that are planned only until others have taken over."""
+    """Component -> state, for each planned workload. `live`: the service's objects, pods among them. `num_workers`: as
+    the spec asks for them, by component; while workers are replaced the plan has more, and components that the spec
+    lacks.
+    """
     workloads = {(found["kind"], found["metadata"]["name"]): found for found in live}
     roles: dict[str, RoleState] = {}
     for wanted in plan:
@@ -63,9 +65,11 @@ def observe_roles(
         component = wanted["metadata"]["labels"][COMPONENT_LABEL]
         found = workloads.get((wanted["kind"], wanted["metadata"]["name"]))
         role = _observe(component, wanted, found, _pods_of(component, live))
-        if component in leaving:
+        if num_workers is not None and component in ENGINES and component not in num_workers:
             role = replace(role, is_current=False, reason=role.reason or "BeingReplaced")
         roles[component] = role if component not in roles else _join(roles[component], role)
+    for component in roles.keys() & (num_workers or {}).keys():
+        roles[component] = _limit(roles[component], (num_workers or {})[component])
     return roles
 
 
@@ -119,6 +123,14 @@ def _join(one: RoleState, other: RoleState) -> RoleState:
     desired, ready = one.desired + other.desired, one.ready + other.ready
     reason, current = told.reason or "BeingReplaced", one.current + other.current
     return RoleState(one.component, desired, ready, False, told.trouble, reason, current)
+
+
+def _limit(role: RoleState, wanted: int) -> RoleState:
+    """Without those that only take over: as long as so many are ready nothing is missing."""
+    if role.desired <= wanted:
+        return role
+    reason = role.reason or "BeingReplaced"
+    return replace(role, desired=wanted, ready=min(role.ready, wanted), is_current=False, reason=reason)
 
 
 def _pods_of(component: str, live: Sequence[Manifest]) -> list[Manifest]:

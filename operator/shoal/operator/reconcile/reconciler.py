@@ -22,12 +22,13 @@ from shoal.operator.measures import OBJECTS
 from shoal.operator.planner.kubernetes import Manifest, Observed, Owner, Platform, find_infeasible, observe, plan
 from shoal.operator.planner.kubernetes.envoy import envoy_options
 from shoal.operator.planner.kubernetes.plan import Kind
+from shoal.operator.planner.kubernetes.scaling import within_bounds
 from shoal.operator.reconcile.api_client import ApiClient, ApiError, collection_path
 from shoal.operator.reconcile.applying import Applier, LeadLost, NameTaken
 from shoal.operator.reconcile.caches import CachesState
 from shoal.operator.reconcile.events import events_of, refused_status_event
 from shoal.operator.reconcile.object_store import Key, ObjectStore, version_of
-from shoal.operator.reconcile.observing import ENGINES, external_host_of, observe_roles
+from shoal.operator.reconcile.observing import external_host_of, observe_roles
 from shoal.operator.reconcile.routes import RoutesState
 from shoal.operator.reconcile.status import Findings, status_of
 from shoal.operator.xds import encode
@@ -150,8 +151,8 @@ class Reconciler:
             except ApiError as error:
                 failure, not_applied = error, (error.reason or "ApiError", str(error))
         routes = self._tell_routes(key)
-        leaving = set(ENGINES) - {role.component for role in worker_roles(service.spec)}
-        roles = observe_roles(objects, self._store.of(key), leaving)
+        num_workers = {role.component: role.replicas for role in worker_roles(within_bounds(service.spec))}
+        roles = observe_roles(objects, self._store.of(key), num_workers)
         findings = Findings(
             generation=generation,
             service=service,

@@ -186,8 +186,10 @@ def _phase(findings: Findings, facts: Mapping[ConditionType, _Fact]) -> tuple[Ph
     behind += [facts[kind][2] for kind in ("RoutesProgrammed", "CacheEventsFlowing") if facts[kind][0] == "False"]
     if not behind:
         return "Ready", ""
-    is_degraded = facts["Degraded"][0] == "True" or _serves(findings.roles)
-    return ("Degraded" if is_degraded else "Starting"), "; ".join(behind)[:_MAX_MESSAGE]
+    phase: Phase = "Updating" if _serves(findings.roles) else "Starting"
+    if facts["Degraded"][0] == "True":
+        phase = "Degraded"
+    return phase, "; ".join(behind)[:_MAX_MESSAGE]
 
 
 def _condition(

@@ -123,7 +123,7 @@ async def test_a_replacement_that_does_not_start_leaves_the_old_workers(space: N
 
         async def is_told() -> bool:
             status = (await space.service("smol"))["status"]
-            return status["phase"] == "Degraded" and "fits on no node" in status["message"]
+            return status["phase"] == "Updating" and "fits on no node" in status["message"]
 
         await eventually(is_told, "the status says what the new workers lack", 30)
         assert (await groups(space))["smol-worker"] >= 1

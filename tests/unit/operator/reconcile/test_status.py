@@ -62,13 +62,13 @@ def test_all_is_well() -> None:
         (with_worker(), "Starting", "0 of 2 workers ready"),
         (with_worker(ready=1), "Degraded", "1 of 2 workers ready"),
         (with_worker(trouble="a: b", reason="X"), "Starting", "0 of 2 workers ready; a: b"),
-        (with_worker(ready=2, is_current=False), "Degraded", "2 of 2 workers ready, being replaced"),
+        (with_worker(ready=2, is_current=False), "Updating", "2 of 2 workers ready, being replaced"),
     ],
 )
 def test_what_is_missing(roles: dict[str, RoleState], phase: str, message: str) -> None:
     status = told(roles)
     assert (status.phase, status.message) == (phase, message)
-    assert states(status)["Ready"] == ("True" if phase == "Degraded" else "False")
+    assert states(status)["Ready"] == ("False" if phase == "Starting" else "True")
 
 
 def test_what_nobody_checked_and_what_workers_will_refuse_is_said() -> None:
@@ -295,7 +295,11 @@ def test_two_groups_of_a_component_are_one_being_replaced() -> None:
     ]
     role = observe_roles(found, found)["worker"]
     assert (role.desired, role.ready, role.is_ready, role.reason) == (2, 2, False, "BeingReplaced")
-    leaving = observe_roles(found[:1], found, leaving=["worker"])["worker"]
+    for ready, missing in ((1, 0), (0, 1)):
+        one = [{**found[0], "status": {**counts, "readyReplicas": ready}}, {**found[1], "status": {}}]
+        role = observe_roles(one, one, {"worker": 1})["worker"]
+        assert (role.desired - role.ready, role.is_ready, role.reason) == (missing, False, "BeingReplaced")
+    leaving = observe_roles(found[:1], found, {"prefill": 1})["worker"]
     assert (leaving.ready, leaving.is_ready, leaving.reason) == (1, False, "BeingReplaced")
     assert observe_roles(found[:1], found)["worker"].is_ready
 
