@@ -16,7 +16,8 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class ControlPlane:
     """For that administrator."""
     programs: Mapping[str, Path]
     processes: Processes
+    restarts: list[tuple[datetime, datetime]] = field(default_factory=list)
+    """Of the API server, from its end until it is ready: before that it may know no roles yet, and refuse everybody."""
 
     @property
     def audit_log(self) -> Path:
@@ -56,9 +59,11 @@ class ControlPlane:
 
     def restart_apiserver(self) -> None:
         """Ends the API server, with every watch and connection, and waits until it answers again."""
+        stopped = datetime.now(UTC)
         self.processes.stop("kube-apiserver")
         self.processes.start_again("kube-apiserver")
         self.processes.wait("kube-apiserver", lambda: _is_ready(self), "the API server answers again")
+        self.restarts.append((stopped, datetime.now(UTC)))
 
     def request(self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json") -> Any:
         """One call as the administrator: the decoded answer. Raises urllib.error.HTTPError."""

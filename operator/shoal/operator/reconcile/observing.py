@@ -68,8 +68,9 @@ def observe_roles(
         if num_workers is not None and component in ENGINES and component not in num_workers:
             role = replace(role, is_current=False, reason=role.reason or "BeingReplaced")
         roles[component] = role if component not in roles else _join(roles[component], role)
-    for component in roles.keys() & (num_workers or {}).keys():
-        roles[component] = _limit(roles[component], (num_workers or {})[component])
+    for component, number in (num_workers or {}).items():
+        if component in roles:
+            roles[component] = _limit(roles[component], number)
     return roles
 
 
