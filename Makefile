@@ -36,7 +36,7 @@ demo: $(STAMP) ## Serve a real model, chat with it over gRPC and HTTP, print a t
 test: $(STAMP) ## Run every test that needs neither a GPU nor a cluster
 	@$(BIN)/python -m pytest -m 'not gpu and not cluster and not images and not exhaustive' $(PYTEST_ARGS)
 
-test-exhaustive: $(STAMP) ## Run every case of what `make test` and `make test-cluster` sample, half an hour
+test-exhaustive: $(STAMP) ## Run every case of what `make test` and `make test-cluster` sample: some five minutes
 	@PYTHONPATH=tests $(BIN)/python -m support.control_plane.main --build-only
 	@$(BIN)/python -m pytest -m 'exhaustive and not gpu' $(PYTEST_ARGS)
 
