@@ -88,6 +88,7 @@ class ProcessKubelet:
 
     async def _sync(self) -> None:
         found = (await self._call("GET", self._pods_path))["items"]
+        to_look_at: list[tuple[Mapping[str, Any], _Pod]] = []
         for item in found:
             uid, metadata = item["metadata"]["uid"], item["metadata"]
             if item["spec"].get("nodeName") != NODE:
@@ -97,9 +98,9 @@ class ProcessKubelet:
             pod = self._pods[uid]
             if metadata.get("deletionTimestamp") and pod.ending is None:
                 pod.ending = asyncio.ensure_future(self._end(pod))
-        there = [(item, self._pods[item["metadata"]["uid"]]) for item in found if item["metadata"]["uid"] in self._pods]
-        looks = [self._report(item, pod) for item, pod in there if pod.ending is None and not pod.is_stopped]
-        await asyncio.gather(*looks)
+            elif pod.ending is None and not pod.is_stopped:
+                to_look_at.append((item, pod))
+        await asyncio.gather(*(self._report(item, pod) for item, pod in to_look_at))
 
     async def _start(self, item: Mapping[str, Any]) -> _Pod:
         name = item["metadata"]["name"]

@@ -71,14 +71,19 @@ def find_pod_contradictions(spec: InferenceServiceSpec) -> list[Problem]:
         before = len(problems)
         _check_fields(f"{path}.spec", overrides.spec, "V1PodSpec", problems)
         if len(problems) == before:
-            problems += [Problem(at, text) for at, text, can_be_made in _unplanned(spec, path) if not can_be_made]
+            unplanned = _unplanned(spec, path, overrides)
+            problems += [Problem(at, text) for at, text, can_be_made in unplanned if not can_be_made]
     return problems
 
 
 def advise_on_pods(spec: InferenceServiceSpec) -> list[Problem]:
     """Containers that may be meant as planned ones. For a spec without contradictions."""
-    templates = [path for path, _ in given_templates(spec)]
-    return [Problem(at, text) for path in templates for at, text, can_be_made in _unplanned(spec, path) if can_be_made]
+    return [
+        Problem(at, text)
+        for path, overrides in given_templates(spec)
+        for at, text, can_be_made in _unplanned(spec, path, overrides)
+        if can_be_made
+    ]
 
 
 def planned_containers(spec: InferenceServiceSpec) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -93,9 +98,8 @@ def planned_containers(spec: InferenceServiceSpec) -> dict[str, dict[str, tuple[
     }
 
 
-def _unplanned(spec: InferenceServiceSpec, path: str) -> Iterator[tuple[str, str, bool]]:
+def _unplanned(spec: InferenceServiceSpec, path: str, overrides: PodOverrides) -> Iterator[tuple[str, str, bool]]:
     """Path and message for each container beside the planned ones, and whether it can be made: if it has an image."""
-    overrides = dict(given_templates(spec))[path]
     planned = planned_containers(spec)[path.rpartition(".")[2]]
     known = "; ".join(f"{field}: {', '.join(names)}" for field, names in planned.items() if names)
     for field in _CONTAINERS:
@@ -116,7 +120,7 @@ def _check_fields(path: str, value: Mapping[str, Any], kind: str, problems: list
     for name, inner in value.items():
         at = f"{path}.{name}"
         if name not in fields:
-            problems.append(Problem(at, f"{_unknown(name, kind)}"))
+            problems.append(Problem(at, _unknown(name, kind)))
         else:
             _check_value(at, name, inner, fields[name], problems)
 

@@ -65,13 +65,13 @@ def observe_roles(
         component = wanted["metadata"]["labels"][COMPONENT_LABEL]
         found = workloads.get((wanted["kind"], wanted["metadata"]["name"]))
         role = _observe(component, wanted, found, _pods_of(component, live))
-        if num_workers is not None and component in ENGINES and component not in num_workers:
-            role = replace(role, is_current=False, reason=role.reason or "BeingReplaced")
         roles[component] = role if component not in roles else _join(roles[component], role)
-    for component, number in (num_workers or {}).items():
-        if component in roles:
-            roles[component] = _limit(roles[component], number)
-    return roles
+    if num_workers is None:
+        return roles
+    return {
+        component: _as_asked(role, num_workers.get(component)) if component in ENGINES else role
+        for component, role in roles.items()
+    }
 
 
 def external_host_of(service: Manifest | None) -> str:
@@ -126,10 +126,11 @@ def _join(one: RoleState, other: RoleState) -> RoleState:
     return RoleState(one.component, desired, ready, False, told.trouble, reason, current)
 
 
-def _limit(role: RoleState, wanted: int) -> RoleState:
-    """Without those that only take over: as long as so many are ready nothing is missing."""
-    if role.desired <= wanted:
+def _as_asked(role: RoleState, asked: int | None) -> RoleState:
+    """Without those that only take over: as long as so many are ready nothing is missing. None: the role is to go."""
+    if asked is not None and role.desired <= asked:
         return role
+    wanted = role.desired if asked is None else asked
     reason = role.reason or "BeingReplaced"
     return replace(role, desired=wanted, ready=min(role.ready, wanted), is_current=False, reason=reason)
 
